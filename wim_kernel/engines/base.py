@@ -1,0 +1,157 @@
+"""The engine protocol: extend a reading by a chunk, and decode a set of branches at once.
+
+Everything the kernel asks of a model is one of these two verbs. The algorithm in ``wim_kernel.kernel`` is written above
+them, once; an engine brings a model, a cache and a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from transformers import GenerationConfig
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of prompt text.
+
+    Attributes:
+        text: the characters.
+        trusted: True for the application's own prompt text, which may hold control tokens. Text from documents,
+            questions and margins is not trusted: nothing in it is ever read as a control token.
+    """
+
+    text: str
+    trusted: bool = False
+
+
+Prompt = tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a branch's prompt told before anything was generated.
+
+    Attributes:
+        likelihood: mean log-probability of the tokens of the scored run of the prompt, in nats; None if none was asked.
+        choices: probability of each choice as the reply's first token, normalised over the choices.
+    """
+
+    likelihood: float | None = None
+    choices: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A prompt and a generation that continue from a chunk boundary of a reading.
+
+    Attributes:
+        at: the boundary, as a number of tokens of the prefix.
+        prompt: the user's turn after the document; the engine ends the turn as the model's chat template does.
+        cue: how the reply begins for a base model, which has no turns.
+        scored: index of the run of ``prompt`` whose likelihood is wanted.
+        choices: texts that compete to be the reply's first token. When the branch goes on, the first of them is
+            taken as decided, and generation continues after it.
+        generation: how to generate; None to measure only.
+    """
+
+    at: int
+    prompt: Prompt
+    cue: str = ""
+    scored: int | None = None
+    choices: tuple[str, ...] = ()
+    generation: GenerationConfig | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A branch's end.
+
+    Attributes:
+        scores: see `Scores`.
+        suffix_ids: the tokens the model saw after the prefix and before the generated text, a decision included.
+        prompt_tokens: how many of them were run as the prompt.
+        token_ids: the generated tokens, without end-of-sequence.
+        text: the generated text.
+        generated: whether the gate let the branch go on.
+    """
+
+    scores: Scores
+    suffix_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    generated: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one step of decoding brought for one branch: new text, and at the end the whole."""
+
+    branch: int
+    text: str = ""
+    done: Decoded | None = field(default=None)
+
+
+Gate = Callable[[Sequence[Scores]], Sequence[bool]]
+"""Given the scores of all branches of a batch, says which go on to generate."""
+
+
+@runtime_checkable
+class Prefix(Protocol):
+    """The cache of a reading: tokens that were run through the model, once."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the prefix holds."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the prefix takes, room allocated ahead included."""
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for ``tokens`` tokens in all."""
+
+    def fork(self, tokens: int) -> Prefix:
+        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of this one."""
+
+
+class Engine(Protocol):
+    """A model with a cache: two verbs, and what it takes to speak to it in text."""
+
+    window: int | None
+    """Most tokens the model can attend to; None if it has no limit."""
+    margin_batch: int
+    """How many chunks' margins share a batch by default while a fresh document is streamed."""
+    max_branches: int
+    """Most branches decoded together by default."""
+    budget_bytes: int
+    """Bytes that all live readings may take by default."""
+
+    def head(self, system: str, lead: str) -> list[int]:
+        """Tokens that stand before every document: the chat template's opening, ``system`` and ``lead``."""
+
+    def encode(self, text: Text) -> list[int]:
+        """Tokens of a run of text, without any that the tokenizer would add around it."""
+
+    def suffix(self, branch: Branch) -> list[int]:
+        """Tokens of a branch's prompt, to the point where the reply begins."""
+
+    def open(self) -> Prefix:
+        """An empty prefix."""
+
+    def prefix_bytes(self, tokens: int) -> int:
+        """Bytes that a prefix of ``tokens`` tokens takes."""
+
+    def extend(self, prefix: Prefix, ids: Sequence[int], start: int) -> None:
+        """Run one block of ``ids`` through the model as the tokens of ``prefix`` from ``start`` on.
+
+        Does as many as fit a block (see ``block_tokens``) and does nothing if ``prefix`` has passed ``start`` already.
+        """
+
+    def decode(self, prefix: Prefix, branches: Sequence[Branch], gate: Gate | None = None) -> Iterator[list[Progress]]:
+        """Decode branches together; yields after every step, and stops when closed.
+
+        First runs all prompts and measures scores, then asks ``gate`` which branches go on, then generates.
+        """

@@ -1,0 +1,187 @@
+"""Decodes a set of branches at once, over either path: prompts in one pass, scores, a gate, then token by token."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
+from wim_kernel.engines.local.sampling import Sampler
+from wim_kernel.engines.local.tokens import TextStream
+
+LOGIT_BYTES = 128 * 2**20  # most memory that the logits of one pass over prompts take
+
+
+class Batch(Protocol):
+    """Rows that run together: `shared.BranchBatch` or `snapshot.SnapshotBatch`."""
+
+    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+        """Run left-padded prompts of rows ``start`` on; logits (rows, keep, vocabulary)."""
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Append a token to every row; logits (rows, vocabulary)."""
+
+    def select(self, rows: list[int]) -> None:
+        """Let all but ``rows`` leave."""
+
+
+class Row:
+    """One branch on its way through the decoder.
+
+    Attributes:
+        index: the branch's number in the caller's list.
+        ids: tokens of its prompt.
+        scored: which of them are scored.
+        forced: tokens of the choice that was taken, run before anything is sampled.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        branch: Branch,
+        runs: Sequence[Sequence[int]],
+        choices: Sequence[Sequence[int]],
+        sampler: Callable[[Sequence[int]], Sampler] | None,
+        stream: TextStream,
+    ) -> None:
+        self.index = index
+        self.branch = branch
+        self.ids = [token for run in runs for token in run]
+        self.scored = slice(0, 0)
+        if branch.scored is not None:
+            start = sum(map(len, runs[: branch.scored]))
+            self.scored = slice(start, start + len(runs[branch.scored]))
+            if start == 0:
+                raise ValueError("A scored run needs a token before it in the branch's prompt.")
+        self.choices = [run[0] for run in choices]
+        self.forced = deque(choices[0] if choices else ())
+        self.decided = tuple(self.forced)
+        self._sampler = sampler
+        self.sampler: Sampler | None = None
+        self.stream = stream
+        self.scores = Scores()
+
+    def measure(self, logits: Tensor, slots: Tensor, width: int) -> None:
+        """Take scores from the logits (slots, vocabulary) of this row's prompt, kept at ``slots``."""
+        likelihood, pad = None, width - len(self.ids)
+        if self.branch.scored is not None:
+            wanted = torch.arange(self.scored.start - 1, self.scored.stop - 1) + pad
+            rows = logits[torch.isin(slots, wanted).to(logits.device)].float().log_softmax(-1)
+            targets = torch.tensor(self.ids[self.scored], device=logits.device)
+            likelihood = float(rows.gather(-1, targets[:, None]).mean()) if len(targets) else 0.0
+        chosen = logits[-1, self.choices].float().softmax(-1).tolist() if self.choices else []
+        self.scores = Scores(likelihood, tuple(chosen))
+
+    def begin(self, prefix: Sequence[int]) -> None:
+        """The gate let the branch go on: get ready to sample behind everything it saw."""
+        if self._sampler is not None:
+            self.sampler = self._sampler([*prefix[: self.branch.at], *self.ids, *self.decided])
+
+    def take(self, token: int) -> Progress | None:
+        """Take the row's next token in, forced or sampled; what is new, if anything."""
+        if self.forced:
+            self.forced.popleft()
+            return None
+        assert self.sampler is not None
+        before = len(self.sampler.token_ids)
+        ended = self.sampler.push(token)
+        text = self.stream.step(token) if len(self.sampler.token_ids) > before else ""
+        return Progress(self.index, text, self.end() if ended else None) if text or ended else None
+
+    def end(self) -> Decoded:
+        """Everything about the branch."""
+        if self.sampler is None:
+            return Decoded(self.scores, tuple(self.ids))
+        return Decoded(
+            self.scores, (*self.ids, *self.decided), tuple(self.sampler.token_ids), self.stream.text, generated=True
+        )
+
+
+def decode(
+    batch: Batch,
+    rows: list[Row],
+    prefix: Sequence[int],
+    gate: Gate | None,
+    turn: AbstractContextManager[object],
+    pass_tokens: int,
+) -> Iterator[list[Progress]]:
+    """Run ``rows`` (in the batch's order) to their ends.
+
+    Args:
+        batch: the rows' caches.
+        rows: one for each row of the batch.
+        prefix: tokens of the reading.
+        gate: which branches go on after scoring, asked with scores in the callers' order; None for all.
+        turn: held for each forward pass, and never over a yield.
+        pass_tokens: most prompt tokens of one pass.
+
+    Yields:
+        After every pass or step, what it brought; often nothing.
+    """
+    logits: list[Tensor] = []
+    for group in _prompt_groups(rows, pass_tokens):
+        with turn:
+            logits += _run_prompts(batch, rows, group)
+        yield []
+    going = _passing(rows, gate)
+    for row in going:
+        row.begin(prefix)
+    going = [row for row in going if row.sampler is not None]
+    yield [Progress(row.index, done=row.end()) for row in rows if row not in going]
+    batch.select([index for index, row in enumerate(rows) if row in going])
+    state = torch.stack([logits[index] for index, row in enumerate(rows) if row in going]) if going else None
+    while going and state is not None:
+        tokens = _next_tokens(going, state)
+        progress = [row.take(token) for row, token in zip(going, tokens, strict=True)]
+        ended = {item.branch for item in progress if item is not None and item.done is not None}
+        staying = [index for index, row in enumerate(going) if row.index not in ended]
+        yield [item for item in progress if item is not None]
+        batch.select(staying)
+        going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
+        if going:
+            with turn:
+                state = batch.step(tokens)
+
+
+def _prompt_groups(rows: list[Row], pass_tokens: int) -> Iterator[slice]:
+    width = max(len(row.ids) for row in rows)
+    size = max(1, pass_tokens // width)
+    return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
+
+
+def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
+    """Run a group's prompts, let its rows measure themselves, and give each row's last logits (vocabulary,)."""
+    width = max(len(row.ids) for row in rows)
+    mine = rows[group]
+    wanted = {width - 1}
+    for row in mine:
+        pad = width - len(row.ids)
+        wanted |= set(range(row.scored.start - 1 + pad, row.scored.stop - 1 + pad)) if row.branch.scored is not None else set()
+    slots = torch.tensor(sorted(wanted))
+    logits = batch.prompt([row.ids for row in mine], width, slots, group.start)
+    for row, kept in zip(mine, logits, strict=True):
+        row.measure(kept, slots, width)
+    return [kept[-1].clone() for kept in logits]
+
+
+def _passing(rows: list[Row], gate: Gate | None) -> list[Row]:
+    if gate is None:
+        return list(rows)
+    ordered = sorted(rows, key=lambda row: row.index)
+    answers = gate([row.scores for row in ordered])
+    passing = {row.index for row, go in zip(ordered, answers, strict=True) if go}
+    return [row for row in rows if row.index in passing]
+
+
+def _next_tokens(rows: list[Row], logits: Tensor) -> list[int]:
+    """The next token of every row: forced, or the likeliest all at once, or row by row where a row asks for more."""
+    likeliest = logits.argmax(-1).tolist()
+    return [
+        row.forced[0] if row.forced else likeliest[index] if row.sampler.plain else row.sampler.choose(logits[index])  # type: ignore[union-attr]
+        for index, row in enumerate(rows)
+    ]

@@ -1,0 +1,214 @@
+"""The in-process engine: a Hugging Face causal language model and a cache of its own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from wim_kernel.engines.base import Branch, Gate, Progress, Text
+from wim_kernel.engines.local.decoder import Row, decode
+from wim_kernel.engines.local.loading import load_model
+from wim_kernel.engines.local.runner import ModelRunner
+from wim_kernel.engines.local.sampling import Policy, Sampler
+from wim_kernel.engines.local.shared import SharedPrefix
+from wim_kernel.engines.local.snapshot import SnapshotPrefix
+from wim_kernel.engines.local.tokens import Codec
+from wim_kernel.errors import UnsupportedModelError
+from wim_kernel.turns import Turn
+
+logger = logging.getLogger(__name__)
+
+LocalPrefix = SharedPrefix | SnapshotPrefix
+
+
+class LocalEngine:
+    """Runs a model in this process.
+
+    Args:
+        model: a causal LM; put in eval mode, otherwise left as it is.
+        tokenizer: its tokenizer.
+        window: most tokens to attend to; by default what the model's config says.
+        path: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
+            time), or None to take the first unless the model fails its check.
+
+    Raises:
+        UnsupportedModelError: if the path does not give the same results as the model's plain forward pass.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        window: int | None = None,
+        path: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.codec = Codec(tokenizer)
+        self.turn = Turn()
+        self.runner = ModelRunner(model)
+        self.window = window or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.on_cpu = self.runner.embedding_device.type == "cpu"
+        self.margin_batch = 2 if self.on_cpu else 4
+        self.max_branches = 16 if self.on_cpu else 64
+        self.block_tokens = 512 if self.on_cpu else 4096
+        self.budget_bytes = _budget(self.runner.embedding_device)
+        self.path, self._bytes_per_token = self._choose_path(path)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, window: int | None = None, path: str | None = None, **loading: Any
+    ) -> LocalEngine:
+        """Load a model by name; see `wim_kernel.engines.local.loading.load_model`."""
+        return cls(*load_model(name, **loading), window=window, path=path)
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def head(self, system: str, lead: str) -> list[int]:
+        """Tokens that stand before every document."""
+        return self.codec.head(system, lead)
+
+    def encode(self, text: Text) -> list[int]:
+        """Tokens of a run of text."""
+        return self.codec.encode(text)
+
+    def suffix(self, branch: Branch) -> list[int]:
+        """Tokens of a branch's prompt, to the point where the reply begins."""
+        return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
+
+    # -- the two verbs ------------------------------------------------------------------------------------------------
+
+    def open(self) -> LocalPrefix:
+        """An empty prefix."""
+        return SharedPrefix(self.runner) if self.path == "shared" else SnapshotPrefix(self.model)
+
+    def prefix_bytes(self, tokens: int) -> int:
+        """Bytes that a prefix of ``tokens`` tokens takes."""
+        return tokens * self._bytes_per_token
+
+    def extend(self, prefix: LocalPrefix, ids: Sequence[int], start: int) -> None:
+        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on, unless they are all there.
+
+        Callers that read the same chunk may take turns: each call does a block that nobody has done.
+        """
+        with self.turn:
+            done = prefix.tokens - start
+            if done < len(ids):
+                prefix.extend(ids[done : done + self.block_tokens])
+            if prefix.tokens == start + len(ids):
+                prefix.mark()
+
+    def decode(
+        self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None
+    ) -> Iterator[list[Progress]]:
+        """Decode branches together; see `wim_kernel.engines.base.Engine.decode`."""
+        if not branches:
+            return
+        policies: dict[int, Policy] = {}
+        rows = [self._row(index, branch, policies) for index, branch in enumerate(branches)]
+        rows.sort(key=lambda row: -row.branch.at)
+        steps = [policies[id(row.branch.generation)].max_new_tokens for row in rows if row.branch.generation]
+        width, decided = (max(map(len, parts)) for parts in zip(*((row.ids, row.decided) for row in rows), strict=True))
+        room = width + decided + max(steps, default=0)
+        with self.turn:
+            batch = prefix.branch([row.branch.at for row in rows], room)
+        yield from decode(batch, rows, prefix.ids, gate, self.turn, pass_tokens=4 * self.block_tokens)
+
+    def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
+        sampler: Callable[[Sequence[int]], Sampler] | None = None
+        if branch.generation is not None:
+            key = id(branch.generation)
+            if key not in policies:
+                policies[key] = self._policy(branch.generation)
+            sampler = policies[key].sampler
+        lead = "" if self.codec.seam.chat else " "
+        choices = [self.codec.encode(Text(lead + choice)) for choice in branch.choices]
+        runs = self.codec.suffix(branch.prompt, branch.cue)
+        return Row(index, branch, runs, choices, sampler, self.codec.stream())
+
+    def _policy(self, config: GenerationConfig) -> Policy:
+        return Policy(self.model, self.tokenizer, config)
+
+    # -- the check on loading -----------------------------------------------------------------------------------------
+
+    def _choose_path(self, wanted: str | None) -> tuple[str, int]:
+        """The first path that agrees with the model's plain forward pass, and the bytes a token takes there."""
+        if wanted not in (None, "shared", "snapshot"):
+            raise ValueError(f"path is 'shared', 'snapshot' or None, not {wanted!r}.")
+        reasons = []
+        for path in ("shared", "snapshot") if wanted is None else (wanted,):
+            try:
+                with torch.inference_mode():
+                    size = self._check_path(path)
+            except Exception as error:  # noqa: BLE001  # whatever a model's code raises here, the path does not fit it
+                reasons.append(f"{path}: {error}")
+                self.runner.uninstall()
+                continue
+            if reasons:
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot share a prefix between branches ({reasons[0]}); "
+                    "its own cache is used, one branch at a time, which is exact and slower.",
+                    stacklevel=4,
+                )
+            return path, size
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__} gives other results on branches than in a plain forward pass "
+            f"({'; '.join(reasons)})."
+        )
+
+    def _check_path(self, path: str) -> int:
+        """Compare branches at every boundary of a few tokens with plain forward passes; bytes of a token's cache."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = [(13 + 7919 * index) % min(vocabulary, 40_000) for index in range(34)]
+        document, suffixes, following = ids[:24], [ids[24:29], ids[29:32], ids[32:34]], 17
+        lengths = [24, 13, 0]
+        self.runner.uninstall()
+        plain = [
+            self.model(
+                torch.tensor([[*document[:length], *suffix, following]], device=self.runner.embedding_device)
+            ).logits[0, -2:]
+            for length, suffix in zip(lengths, suffixes, strict=True)
+        ]
+        prefix = SharedPrefix(self.runner) if path == "shared" else SnapshotPrefix(self.model)
+        prefix.reserve(len(document))
+        for start, end in ((0, 7), (7, 13), (13, 24)):
+            prefix.extend(document[start:end])
+            prefix.mark()
+        if isinstance(prefix, SharedPrefix):
+            self._check_windows(prefix)
+        batch = prefix.branch(lengths, room=6)
+        prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
+        steps = batch.step([following] * 3)
+        tolerance = 1e-3 if plain[0].dtype == torch.float32 else 0.1
+        for row, wanted in enumerate(plain):
+            found = torch.stack([prompts[row], steps[row]]).float()
+            error = float((found - wanted.float()).norm() / wanted.float().norm())
+            if not error < tolerance:  # also when not a number
+                raise UnsupportedModelError(f"logits differ by {error:.1e}")
+        return max(1, prefix.nbytes // len(document))
+
+    def _check_windows(self, prefix: SharedPrefix) -> None:
+        """A few tokens do not reach past a window, so see that every sliding layer said it has one."""
+        layers = DynamicCache(config=self.model.config).layers
+        for index, layer in enumerate(layers):
+            expected = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+            if prefix.windows.get(index) != expected:
+                raise UnsupportedModelError(
+                    f"layer {index} attends within {expected} positions and does not tell its attention function"
+                )
+
+
+def _budget(device: torch.device) -> int:
+    """Bytes for readings: half of the memory that is free on the CPU, four fifths on an accelerator."""
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return int(0.5 * psutil.virtual_memory().available)
+
+

@@ -1,0 +1,85 @@
+"""The next token of a branch, by transformers' own logits processors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import StopStringCriteria
+
+
+class Policy:
+    """A `GenerationConfig` made ready for a model, as ``model.generate`` would make it ready.
+
+    Args:
+        model: gives the defaults of whatever the config leaves open.
+        tokenizer: for stop strings.
+        config: what the caller asked for.
+
+    Raises:
+        ValueError: for search over several hypotheses, which branches do not do.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+    ) -> None:
+        ready, _ = model._prepare_generation_config(config)
+        if (ready.num_beams or 1) > 1 or (ready.num_return_sequences or 1) > 1:
+            raise ValueError("Branches decode one hypothesis each: num_beams and num_return_sequences must be 1.")
+        if ready.max_new_tokens is None:
+            raise ValueError("A generation config needs max_new_tokens.")
+        self.model = model
+        self.device = model.get_input_embeddings().weight.device
+        model._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
+        self.config = ready
+        self.max_new_tokens: int = ready.max_new_tokens
+        eos = ready.eos_token_id
+        self.eos = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+        self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
+
+    def sampler(self, prompt: Sequence[int]) -> Sampler:
+        """What chooses tokens behind ``prompt``."""
+        ids = torch.tensor([list(prompt)], device=self.device)
+        processors = self.model._get_logits_processor(
+            self.config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=str(self.device)
+        )
+        return Sampler(self, processors, list(prompt))
+
+
+class Sampler:
+    """Chooses one branch's tokens, one after another."""
+
+    def __init__(self, policy: Policy, processors: LogitsProcessorList, prompt: list[int]) -> None:
+        self.policy = policy
+        self.processors = processors
+        self.prompt = prompt
+        self.token_ids: list[int] = []
+        self.greedy = not policy.config.do_sample
+
+    @property
+    def plain(self) -> bool:
+        """Whether the choice is simply the likeliest token."""
+        return self.greedy and not self.processors
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, given logits (vocabulary,)."""
+        scores = logits[None].float()
+        if self.processors:
+            scores = self.processors(torch.tensor([self.prompt + self.token_ids], device=scores.device), scores)
+        if self.greedy:
+            return int(scores.argmax(-1))
+        return int(torch.multinomial(scores.softmax(-1), 1))
+
+    def push(self, token: int) -> bool:
+        """Take a token in; True if the branch ends with it."""
+        if token in self.policy.eos:
+            return True
+        self.token_ids.append(token)
+        if len(self.token_ids) >= self.policy.max_new_tokens:
+            return True
+        if self.policy.stop is None:
+            return False
+        ids = torch.tensor([self.prompt + self.token_ids], device=self.policy.device)
+        return bool(self.policy.stop(ids, None).all())

@@ -1,0 +1,270 @@
+"""The fast path: one prefix, stored once, and branches as batch rows beside it.
+
+The document's keys and values lie in buffers allocated ahead, one pair a layer, and are written only by `extend`. A
+branch batch has small buffers of its own. Nothing is rolled back because nothing was appended, so any chunk boundary
+can be branched from at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wim_kernel.engines.local.attention import (
+    Merge,
+    Terms,
+    attend,
+    extend_attention,
+    in_window,
+    nested_parts,
+)
+from wim_kernel.engines.local.runner import ModelRunner
+
+
+class LayerStore:
+    """Keys and values of one layer: (heads, capacity, head size) each, on the layer's own device."""
+
+    def __init__(self, key: Tensor, value: Tensor, capacity: int) -> None:
+        self.keys = key.new_empty(key.shape[0], capacity, key.shape[-1])
+        self.values = value.new_empty(value.shape[0], capacity, value.shape[-1])
+
+    def write(self, key: Tensor, value: Tensor, start: int) -> None:
+        """Put keys (heads, M, D) and values (heads, M, Dv) at positions from ``start`` on."""
+        self.keys[:, start : start + key.shape[1]] = key
+        self.values[:, start : start + value.shape[1]] = value
+
+    def resized(self, tokens: int, capacity: int) -> LayerStore:
+        """A store of another capacity with the first ``tokens`` positions of this one."""
+        store = LayerStore(self.keys, self.values, capacity)
+        store.write(self.keys[:, :tokens], self.values[:, :tokens], 0)
+        return store
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class SharedPrefix:
+    """Tokens of a reading with their keys and values in every layer."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.layers: dict[int, LayerStore] = {}
+        self.windows: dict[int, int | None] = {}
+        self.ids: list[int] = []
+        self.capacity = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the prefix holds."""
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers' buffers, room allocated ahead included."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    @torch.inference_mode()
+    def reserve(self, tokens: int) -> None:
+        """Make room for ``tokens`` tokens in all. Batches that read the old buffers keep them."""
+        if tokens > self.capacity:
+            for index, layer in self.layers.items():
+                self.layers[index] = layer.resized(self.tokens, tokens)
+            self.capacity = tokens
+
+    @torch.inference_mode()
+    def fork(self, tokens: int) -> SharedPrefix:
+        """A prefix of its own with the first ``tokens`` tokens of this one."""
+        other = SharedPrefix(self.runner)
+        other.ids, other.capacity = self.ids[:tokens], tokens
+        other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
+        return other
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model once, behind those already here."""
+        start, end = self.tokens, self.tokens + len(ids)
+        self.reserve(end)
+        positions = torch.arange(start, end)[None]
+        self.runner.forward(torch.tensor([ids]), positions, ExtendStep(self, start), keep=1)
+        self.ids.extend(ids)  # only now: a forward that failed has left nothing that counts
+
+    def mark(self) -> None:
+        """A chunk ends here; nothing to keep, since any position can be branched from."""
+
+    def branch(self, lengths: Sequence[int], room: int) -> BranchBatch:
+        """Rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
+        return BranchBatch(self, list(lengths), room)
+
+
+class ExtendStep:
+    """What attention needs while a prefix is extended."""
+
+    def __init__(self, prefix: SharedPrefix, start: int) -> None:
+        self.prefix = prefix
+        self.start = start
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+        """Store this layer's new keys and values, then attend over all there are."""
+        stores = self.prefix.layers
+        if layer not in stores:
+            stores[layer] = LayerStore(key[0], value[0], self.prefix.capacity)
+            self.prefix.windows[layer] = terms.window
+        store, end = stores[layer], self.start + key.shape[2]
+        store.write(key[0], value[0], self.start)
+        return extend_attention(query, store.keys[:, :end], store.values[:, :end], self.start, terms)
+
+
+class BranchBatch:
+    """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
+
+    Rows are left-padded: all rows write the same slot of their own buffers at each step. Row and slot numbers here are
+    the batch's own; `order` says which of the caller's branches a row is.
+    """
+
+    def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
+        self.prefix = prefix
+        self.lengths = lengths
+        self.room = room
+        self.used = 0
+        self.pads = [0] * len(lengths)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+        """Run the prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
+        rows = slice(start, start + len(ids))
+        self.pads[rows] = [width - len(row) for row in ids]
+        self.used = width
+        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
+        return self._forward(padded, rows, 0, keep)
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Append one token to every row; logits for the next: (rows, vocab)."""
+        logits = self._forward(torch.tensor(tokens)[:, None], slice(0, len(tokens)), self.used, keep=1)
+        self.used += 1
+        return logits[:, -1]
+
+    @torch.inference_mode()
+    def select(self, rows: list[int]) -> None:
+        """Let all but ``rows`` (ascending) leave the batch."""
+        if len(rows) == len(self.lengths):
+            return
+        self.lengths = [self.lengths[row] for row in rows]
+        self.pads = [self.pads[row] for row in rows]
+        for layer, (keys, values) in self.own.items():
+            index = torch.tensor(rows, dtype=torch.long, device=keys.device)
+            self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
+
+    def _forward(self, ids: Tensor, rows: slice, slot: int, keep: Tensor | int) -> Tensor:
+        step = BranchStep(self, rows, slot, ids.shape[1])
+        return self.runner.forward(ids, step.positions.clamp(min=0), step, keep)
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The model."""
+        return self.prefix.runner
+
+
+class BranchStep:
+    """What attention needs while rows of a batch run ``width`` slots from ``slot`` on."""
+
+    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
+        self.batch = batch
+        self.rows = rows
+        self.slot = slot
+        self.end = slot + width
+        self.lengths = batch.lengths[rows]
+        self.parts = nested_parts(self.lengths)
+        pads = torch.tensor(batch.pads[rows])[:, None]
+        self.positions = torch.tensor(self.lengths)[:, None] - pads + torch.arange(slot, self.end)[None]
+        self.longest = int(self.positions.max()) + 1
+        self.masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
+        self.pads = pads
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+        """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
+        own_key, own_value = self._write(layer, key, value)
+        rows, heads, count, size = query.shape
+        key_heads = key.shape[1]
+        groups = heads // key_heads
+        window = terms.window if terms.window is not None and terms.window < self.longest else None
+        # (rows, key heads, groups, M, D): the part over own tokens takes rows and key heads as entries alike
+        query = query.reshape(rows, key_heads, groups, count, size)
+        mask = self._own_mask(window, query.device)
+        out, lse = attend(
+            query.flatten(0, 1),
+            own_key.flatten(0, 1)[:, None],
+            own_value.flatten(0, 1)[:, None],
+            terms,
+            mask=None if mask is None else mask.repeat_interleave(key_heads, 0),
+        )
+        merge = Merge(out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count))
+        if window is None:
+            self._whole_prefix(layer, query, merge, terms)
+        else:
+            self._windowed_prefix(layer, query, merge, terms, window)
+        if terms.sinks is not None:
+            merge.sink(terms.sinks.view(1, key_heads, groups, 1))
+        return merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.batch.own
+        if layer not in own:
+            shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
+            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
+        keys, values = own[layer]
+        keys[self.rows, :, self.slot : self.end] = key
+        values[self.rows, :, self.slot : self.end] = value
+        return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
+
+    def _own_mask(self, window: int | None, device: torch.device) -> Tensor | None:
+        """(rows, 1, M, slots): causal, past the padding; a padding slot sees itself, so that nothing is not a number."""
+        key = (window, device)
+        if key not in self.masks:
+            slots = torch.arange(self.end)
+            mine = slots[self.slot :, None]
+            mask = in_window(mine, slots[None], window) & ((slots >= self.pads[:, :, None]) | (slots == mine))
+            self.masks[key] = None if bool(mask.all()) else mask[:, None].to(device)
+        return self.masks[key]
+
+    def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
+        """Each part once, for all rows that see it, their queries folded into one axis."""
+        if not self.parts:
+            return
+        store = self.batch.prefix.layers[layer]
+        rows, key_heads, groups, count, size = query.shape
+        folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
+        for part in self.parts:
+            span = part.rows * groups * count
+            out, lse = attend(
+                folded[:, :, :span],
+                store.keys[:, None, part.start : part.end],
+                store.values[:, None, part.start : part.end],
+                terms,
+            )
+            merge.add(
+                out.view(key_heads, part.rows, groups, count, -1).transpose(0, 1),
+                lse.view(key_heads, part.rows, groups, count).transpose(0, 1),
+                slice(0, part.rows),
+            )
+
+    def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms, window: int) -> None:
+        """Row by row over the few positions that its window still reaches."""
+        if not self.parts:
+            return
+        store = self.batch.prefix.layers[layer]
+        for row, length in enumerate(self.lengths):
+            first = max(length, int(self.positions[row, 0]))
+            low = max(0, first - window + 1)
+            if low >= length:
+                continue
+            mask = None
+            if query.shape[3] > 1:
+                reach = torch.arange(low, length)
+                mask = in_window(self.positions[row][:, None], reach[None], window)[None, None].to(query.device)
+            out, lse = attend(
+                query[row], store.keys[:, None, low:length], store.values[:, None, low:length], terms, mask=mask
+            )
+            merge.add(out[None], lse[None], slice(row, row + 1))

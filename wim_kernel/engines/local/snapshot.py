@@ -1,0 +1,144 @@
+"""The slower exact path, for models whose attention cannot be lent: the model's own cache, one branch at a time.
+
+A branch starts from the model's cache as it was at a chunk boundary. Layers that keep every position are sliced by
+length, which copies nothing; layers that forget (sliding windows, convolutions, recurrent states) are copied at each
+boundary, where they are small.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class SnapshotPrefix:
+    """Tokens of a reading in the model's own cache, with what cannot be sliced kept at every chunk boundary."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.ids: list[int] = []
+        self.cache = DynamicCache(config=model.config)
+        self.snapshots: dict[int, list[Any]] = {0: [None] * len(self.cache.layers)}
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the prefix holds."""
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache and of the snapshots."""
+        layers = [*self.cache.layers, *(layer for taken in self.snapshots.values() for layer in taken if layer)]
+        return sum(_nbytes(layer) for layer in layers)
+
+    def reserve(self, tokens: int) -> None:
+        """Nothing to do: the model's cache grows as it will."""
+
+    def fork(self, tokens: int) -> SnapshotPrefix:
+        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of this one."""
+        other = SnapshotPrefix(self.model)
+        other.ids = self.ids[:tokens]
+        other.cache = self.at(tokens)
+        other.snapshots = {end: layers for end, layers in self.snapshots.items() if end <= tokens}
+        return other
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model once, behind those already here."""
+        forward_cached(self.model, torch.tensor([ids]), self.tokens, self.cache, keep=1)
+        self.ids.extend(ids)
+
+    def mark(self) -> None:
+        """A chunk ends here: keep what a later branch could not recover."""
+        self.snapshots[self.tokens] = [
+            None if _sliceable(layer) else copy.deepcopy(layer) for layer in self.cache.layers
+        ]
+
+    def at(self, tokens: int) -> DynamicCache:
+        """The cache as it was at a chunk boundary, free to be appended to."""
+        cache = DynamicCache(config=self.model.config)
+        if tokens:
+            cache.layers = [
+                _sliced(layer, tokens) if kept is None else copy.deepcopy(kept)
+                for layer, kept in zip(self.cache.layers, self.snapshots[tokens], strict=True)
+            ]
+        return cache
+
+    def branch(self, lengths: Sequence[int], room: int) -> SnapshotBatch:
+        """Rows that continue from the first ``lengths[row]`` tokens."""
+        return SnapshotBatch(self, list(lengths))
+
+
+class SnapshotBatch:
+    """Branches that take turns, each with a cache of its own."""
+
+    def __init__(self, prefix: SnapshotPrefix, lengths: list[int]) -> None:
+        self.prefix = prefix
+        self.caches = [prefix.at(length) for length in lengths]
+        self.positions = list(lengths)
+
+    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+        """Run the prompts of rows ``start`` on; logits at slots ``keep`` of the left-padded rows: (rows, keep, vocab)."""
+        logits = []
+        for row, prompt in enumerate(ids, start):
+            slots = (keep - (width - len(prompt))).clamp(min=0)
+            everything = self._run(row, list(prompt), keep=len(prompt))
+            logits.append(everything[:, slots.to(everything.device)])
+        return torch.cat(logits)
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Append one token to every row; logits for the next: (rows, vocab)."""
+        return torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
+
+    def select(self, rows: list[int]) -> None:
+        """Let all but ``rows`` leave the batch."""
+        self.caches = [self.caches[row] for row in rows]
+        self.positions = [self.positions[row] for row in rows]
+
+    def _run(self, row: int, ids: list[int], keep: int) -> Tensor:
+        logits = forward_cached(
+            self.prefix.model, torch.tensor([ids]), self.positions[row], self.caches[row], keep
+        )
+        self.positions[row] += len(ids)
+        return logits
+
+
+@torch.inference_mode()
+def forward_cached(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache, keep: int) -> Tensor:
+    """The model's plain forward over its own cache; logits (1, keep, vocabulary)."""
+    device = model.get_input_embeddings().weight.device
+    accepted = inspect.signature(model.forward).parameters
+    arguments: dict[str, Any] = {"use_cache": True}
+    arguments["cache_params" if "cache_params" in accepted else "past_key_values"] = cache
+    if "position_ids" in accepted:
+        arguments["position_ids"] = torch.arange(start, start + ids.shape[1], device=device)[None]
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = keep
+    logits: Tensor = model(input_ids=ids.to(device), **arguments).logits
+    return logits[:, -keep:]
+
+
+def _sliceable(layer: Any) -> bool:
+    return type(layer) is DynamicLayer
+
+
+def _sliced(layer: Any, tokens: int) -> DynamicLayer:
+    """The first positions of a layer that keeps them all. Appending concatenates, so the original stays as it is."""
+    part = DynamicLayer()
+    if layer.is_initialized:
+        part.update(layer.keys[..., :tokens, :], layer.values[..., :tokens, :])
+    return part
+
+
+def _nbytes(layer: Any) -> int:
+    found = [item for item in vars(layer).values() if isinstance(item, Tensor)]
+    for item in vars(layer).values():
+        if isinstance(item, dict):
+            found += [inner for inner in item.values() if isinstance(inner, Tensor)]
+    return sum(tensor.nbytes for tensor in found)

@@ -1,0 +1,197 @@
+"""Where a text may be cut: between sentences, else words, else characters as a reader sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import regex
+from sentencex import segment  # type: ignore[import-untyped]
+
+CountTokens = Callable[[str], int]
+
+# What is over the budget is cut into parts of about one sixteenth of it, which are packed like sentences.
+_PARTS = 16
+
+_PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*|\u2029\s*")
+# Quotation marks, and none of the apostrophes inside words.
+_QUOTES = re.compile(r"""["“”„‟]|(?<!\w)['\u2018\u2019`]|['\u2019](?!\w)""")
+# What may stand between a full stop and the next sentence. A mark that opens in one language and closes in
+# another is taken to close where no word follows it.
+_CLOSING = re.compile(r"""(?:[\xa0\u202f]»)?(?:[”\u2019)\]]|["'“\u2018»«](?!\w))*\s*""")
+_WIDE_SPACES = re.compile(r"[^\S\x00-\x7f\u2029]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Combining marks, joiners and skin tones belong to the character before them.
+_EXTENDS = regex.compile(r"[\p{M}\u200d\p{Emoji_Modifier}]")
+_WORD = regex.compile(r"(?:\S|\s++(?=[\p{M}\u200d\p{Emoji_Modifier}]))++\s*+|\s++")
+_CHARACTER = regex.compile(r"\X")
+
+
+def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
+    """Where the sentences of a text stand.
+
+    A sentence takes the white space after it. A line break alone ends no sentence (a list's items aside), so
+    hard-wrapped books keep theirs whole; a blank line always ends one. Sentences within quotation marks are
+    sentences of their own.
+
+    Args:
+        text: any string.
+        language: ISO 639 code, for its abbreviations and full stops.
+
+    Returns:
+        ``(start, end)`` pairs of characters which cover the text without gaps; none for an empty text.
+
+    Example:
+        >>> sentence_spans('Dr. Roe left. "Why?" asked I.')
+        [(0, 14), (14, 29)]
+    """
+    if not text:
+        return []
+    cuts = [len(text) - len(text.lstrip())]  # white space before the first sentence belongs to it
+    for cut in _cuts(text, language):
+        if cuts[-1] < cut < len(text) and not _EXTENDS.match(text, cut):
+            cuts.append(cut)
+    return list(pairwise([0, *cuts[1:], len(text)]))
+
+
+def pack(
+    text: str, max_tokens: int, count_tokens: CountTokens, language: str = "en"
+) -> Iterator[tuple[int, int]]:
+    """Where to cut a text into runs of at most ``max_tokens`` tokens, each as many whole sentences as fit.
+
+    A sentence over the budget is cut at white space, a word over it between characters. Only a single
+    character, as a reader sees it, may exceed the budget.
+
+    Yields:
+        ``(start, end)`` pairs of characters which cover the text without gaps.
+    """
+
+    def estimate(unit: tuple[int, int]) -> int:
+        part = text[slice(*unit)]
+        # A single space is usually part of the next word's token, and costs nothing once they are joined.
+        return count_tokens(part.removesuffix(" ") or part)
+
+    def measure(first: int, last: int) -> int:
+        return count_tokens(text[units[first][0] : units[last - 1][1]])
+
+    units = sentence_spans(text, language)
+    estimates = [estimate(unit) for unit in units]
+    first = 0
+    while first < len(units):
+        last = fit(estimates, first, max_tokens, measure)
+        start, end = units[first]
+        if last == first:
+            size = (end - start) * max_tokens // (max(estimates[first], max_tokens) * _PARTS)
+            parts = _smaller_parts(text, start, end, max(size, 1))
+            if len(parts) > 1:
+                units[first : first + 1] = parts
+                estimates[first : first + 1] = map(estimate, parts)
+                continue
+            last = first + 1
+        yield start, units[last - 1][1]
+        first = last
+
+
+def fit(estimates: Sequence[int], first: int, max_tokens: int, measure: Callable[[int, int], int]) -> int:
+    """How far units from ``first`` on fit into a budget together.
+
+    Args:
+        estimates: the tokens of each unit alone.
+        first: the first unit.
+        max_tokens: the budget.
+        measure: how many tokens units ``first`` to ``last`` have together. Called once or twice, as a rule.
+
+    Returns:
+        One past the last unit that fits; ``first`` if not even that one does.
+    """
+    last = _reach(estimates, first, max_tokens)
+    tokens = measure(first, last) if last > first else 0
+    while tokens > max_tokens:
+        last = min(last - 1, first + (last - first) * max_tokens // tokens)
+        tokens = measure(first, last) if last > first else 0
+    if last == first:
+        return first
+    # Together they may have fewer tokens than apart, where each alone counts a start token: more may fit.
+    while (wider := _reach(estimates, last, max_tokens - tokens)) > last:
+        if (more := measure(first, wider)) > max_tokens:
+            break
+        last, tokens = wider, more
+    return last
+
+
+def _reach(estimates: Sequence[int], first: int, room: int) -> int:
+    last = first
+    while last < len(estimates) and estimates[last] <= room:
+        room -= estimates[last]
+        last += 1
+    return last
+
+
+def _smaller_parts(text: str, start: int, end: int, size: int) -> list[tuple[int, int]]:
+    """Cut ``text[start:end]`` into parts of at most ``size`` characters, or of one word where that is longer.
+
+    A single word is cut between characters, never inside what a reader sees as one (an accented letter, an
+    emoji of several code points). One such character comes back as the only part.
+    """
+    for pattern in (_WORD, _CHARACTER):
+        cuts = [start]
+        for match in pattern.finditer(text, start, end):
+            if match.end() - cuts[-1] > size and match.start() > cuts[-1]:
+                cuts.append(match.start())
+        if len(cuts) > 1:
+            break
+    return list(pairwise([*cuts, end]))
+
+
+def _plain(text: str) -> str:
+    """The text as the segmenter reads it best, character for character.
+
+    Quotation marks become spaces: the segmenter keeps a quotation whole however long it is, and where one is
+    never closed (speech that runs over several paragraphs) it takes the narration for the quotation. White
+    space outside ASCII makes it panic after an initial, and it refuses lone surrogates.
+    """
+    plain = text.replace("\r\n", " \n").replace("\r", "\n").replace("\x85", "\n").replace("\u2028", "\n")
+    return _SURROGATES.sub("\ufffd", _QUOTES.sub(" ", _WIDE_SPACES.sub(" ", plain)))
+
+
+def _cuts(text: str, language: str) -> Iterator[int]:
+    """Every place where a sentence or a paragraph begins, in order.
+
+    Paragraphs go to the segmenter one by one, because it loses blank lines in a long text.
+    """
+    plain, begin = _plain(text), 0
+    for gap in _PARAGRAPH_BREAK.finditer(plain):
+        yield from _cuts_within(text, plain, begin, gap.start(), language)
+        yield gap.end()
+        begin = gap.end()
+    yield from _cuts_within(text, plain, begin, len(plain), language)
+
+
+def _cuts_within(text: str, plain: str, begin: int, end: int, language: str) -> Iterator[int]:
+    """The places where a sentence begins inside the paragraph ``plain[begin:end]``."""
+    paragraph = plain[begin:end].rstrip()
+    end = begin + len(paragraph)
+    cursor = begin
+    for piece in _segment(paragraph, language):
+        at = plain.find(piece, cursor, end)
+        if at < 0 or not piece.strip():
+            continue  # its characters go to the sentence before
+        cursor = at + len(piece)
+        closing = _CLOSING.match(text, at + len(piece.rstrip()))
+        if closing is None or closing.end() >= end:
+            continue
+        # "Why?" asked I: what goes on in a small letter after the quotation is still the same sentence.
+        if closing[0].strip() and text[closing.end()].islower():
+            continue
+        yield closing.end()
+
+
+def _segment(paragraph: str, language: str) -> list[str]:
+    try:
+        return list(segment(language, paragraph))
+    except BaseException as error:
+        # A panic in the extension is not an Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        return [paragraph]
