@@ -1,8 +1,8 @@
 """The `wim` command: ask a question of files, and watch margins and answer being written.
 
-Exit codes: 0, answered (also after one Ctrl-C while reading, from what was read); 1, it could not be done (a document too
-long, a model not found); 2, wrong use (a bad option, a file that cannot be read); 130, interrupted; 141, the reader
-of standard output went away.
+Exit codes: 0, answered (also after one Ctrl-C while reading, from what was read); 1, it could not be done (a
+document too long, a model not found); 2, wrong use (a bad option, a file that cannot be read); 130,
+interrupted; 141, the reader of standard output went away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,13 +34,15 @@ from wim_kernel.margins import Margin
 if TYPE_CHECKING:
     from wim_kernel.kernel import WimKernel
 
+_CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 512 for the embedded model."
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
 class Interrupts:
     """Ctrl-C: while reading, once to stop reading and twice to leave; at any other time once to leave.
 
-    Used as a context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
+    A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -65,7 +67,7 @@ class Interrupts:
         self.stopping = True
         # Straight to the descriptor: the interrupted code may be within a buffered write of its own.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nwim: stopping after this chunk; Ctrl-C again to leave at once\n")
+            os.write(2, b"\nwim: no more is read; Ctrl-C again leaves at once\n")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,14 +78,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("question")
-@click.argument("files", metavar="FILE...", nargs=-1)
+@click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option(
     "--model", default="embedded", show_default=True, help="A hub id, a path, or the embedded model."
 )
 @click.option("--gguf-file", metavar="NAME", help="The GGUF file within the model's repository or folder.")
-@click.option(
-    "--chunk-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens a chunk."
-)
+@click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
 @click.option(
@@ -107,7 +107,7 @@ def ask(
     files: tuple[str, ...],
     model: str,
     gguf_file: str | None,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     stop_after: int | None,
     margins_only: bool,
     as_json: bool,
@@ -116,9 +116,10 @@ def ask(
 ) -> None:
     """Answer QUESTION from the text, Markdown, HTML or PDF FILEs, read in order as one document.
 
-    FILE `-`, and no FILE where something is piped in, is standard input. With `--task summarise` QUESTION says what to
-    look for and may be empty. Ctrl-C while reading answers from what was read; again, it leaves.
+    FILE `-`, and no FILE where something is piped in, is standard input. With `--task summarise` QUESTION
+    says what to look for and may be empty. Ctrl-C while reading answers from what was read; again, it leaves.
     """
+    _set_encoding(as_json)
     display = make_display(as_json, quiet, margins_only)
     with _guarded(display), Interrupts() as interrupts, _quietened(show_downloads=not (as_json or quiet)):
         if not question.strip() and options["task"] != "summarise":
@@ -129,10 +130,19 @@ def ask(
         display.status(f"Loading the model {model}")
         kernel = _load(model, gguf_file)
         display.status(f"Reading {', '.join(files) or 'standard input'}")
-        reading = kernel.read(document, chunk_tokens=chunk_tokens)
+        reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
         stream = reading.stream_margins if margins_only else reading.stream
         events = stream(question, stop_when=_stop_rule(interrupts, stop_after), **_asked(options))
         _follow(events, display, interrupts)
+
+
+def _set_encoding(as_json: bool) -> None:
+    """JSON is UTF-8; for people, characters that their encoding lacks are replaced."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if as_json:
+            sys.stdout.reconfigure(encoding="utf-8")
+        else:
+            sys.stdout.reconfigure(errors="replace")
 
 
 def _load(model: str, gguf_file: str | None) -> WimKernel:
@@ -141,33 +151,34 @@ def _load(model: str, gguf_file: str | None) -> WimKernel:
     from wim_kernel.kernel import WimKernel  # torch comes with it: seconds, not to be spent on --help
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return WimKernel.from_pretrained(model, **({"gguf_file": gguf_file} if gguf_file else {}))
+    return WimKernel.from_pretrained(model, gguf_file=gguf_file)
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a stream for the options that were given; the kernel has its own defaults for the rest."""
+    """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
     chosen = {name: value for name, value in options.items() if value is not None}
     for option, name in (("max_answer_tokens", "answer_config"), ("max_margin_tokens", "margin_config")):
         if option in chosen:
             from transformers import GenerationConfig
 
-            chosen[name] = GenerationConfig(max_new_tokens=chosen.pop(option))  # type: ignore[no-untyped-call]
+            limits = {"do_sample": False, "max_new_tokens": chosen.pop(option)}
+            chosen[name] = GenerationConfig(**limits)  # type: ignore[no-untyped-call]
     return chosen
 
 
-def _stop_rule(interrupts: Interrupts, stop_after: int | None) -> Callable[[Sequence[Margin]], bool]:
+def _stop_rule(interrupts: Interrupts, stop_after: int | None) -> Callable[[list[Margin]], bool]:
     """A `stop_when`: on Ctrl-C, or when enough margins are kept."""
 
-    def stop(margins: Sequence[Margin]) -> bool:
+    def stop(margins: list[Margin]) -> bool:
         enough = stop_after is not None and sum(margin.kept for margin in margins) >= stop_after
         return enough or interrupts.stopping
 
     return stop
 
 
-def _follow(events: Iterator[Event], display: Display, interrupts: Interrupts) -> None:
+def _follow(events: Generator[Event, None, None], display: Display, interrupts: Interrupts) -> None:
     """Show a stream's events; leaving midway closes the stream, which stops the model."""
-    with contextlib.closing(events):  # type: ignore[type-var]
+    with contextlib.closing(events):
         interrupts.reading = True
         for event in events:
             if isinstance(event, AnswerToken):

@@ -19,7 +19,7 @@ from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginWri
 from wim_kernel.files import STDIN, pages
 from wim_kernel.margins import Margin, WimResult
 
-# What a terminal could obey: control characters but tab and line end, and marks that reorder or break what is shown.
+# What a terminal could obey: control characters but tab and line end, and marks that reorder or break lines.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -195,12 +195,14 @@ class TerminalDisplay:
         if self._task is None:
             self._task = self._progress.add_task("", total=event.total_tokens)
             self._progress.start()
-        self._progress.update(self._task, completed=event.tokens, description=self._pace.line(event))
+        self._progress.update(
+            self._task, completed=event.tokens, description=self._pace.line(event), refresh=True
+        )
 
     def _margin(self, margin: Margin) -> None:
         self._console.print(Text(margin_head(margin), style="bold" if margin.kept else "dim"))
         if margin.kept and margin.text:
-            self._console.print(Padding(Text(harmless(margin.text)), (0, 0, 0, 4)))
+            self._console.print(Padding(Text(harmless(margin.text)), (0, 0, 0, 4), expand=False))
 
 
 class Pace:
@@ -230,7 +232,7 @@ def margin_head(margin: Margin) -> str:
 
 
 def place(margin: Margin) -> str:
-    """Where a margin's chunk stands, or the copied sentences of a verbatim margin: source, page, characters."""
+    """Where a margin's chunk, or a verbatim margin's sentences, stand: source, page, characters."""
     spans = margin.spans or margin.chunk.spans
     sources = dict.fromkeys(span.source_id for span in spans)
     return "; ".join(_place_in(source, spans, margin) for source in sources)
@@ -245,7 +247,7 @@ def _place_in(source: str, spans: tuple[Span, ...], margin: Margin) -> str:
     if stretch is not None:
         words.append(f"page {stretch[0]}" if stretch[0] == stretch[1] else f"pages {stretch[0]}-{stretch[1]}")
     if mine:
-        words.append(f"characters {mine[0].start:,}-{mine[-1].end:,}")
+        words.append(f"chars {mine[0].start:,}-{mine[-1].end:,}")
     return ", ".join(words)
 
 
@@ -255,8 +257,8 @@ def cost(result: WimResult) -> str:
     cached = "unknown" if usage.cached_tokens is None else f"{usage.cached_tokens:,}"
     stopped = "stopped early: " if result.stopped_early else ""
     return (
-        f"{stopped}{usage.prefill_tokens:,} document tokens read, {cached} cached, {usage.prompt_tokens:,} of prompts, "
-        f"{usage.output_tokens:,} written, {result.timings.total:.1f} s"
+        f"{stopped}{usage.prefill_tokens:,} tokens read, {cached} cached, "
+        f"{usage.prompt_tokens:,} of prompts, {usage.output_tokens:,} written, {result.timings.total:.1f} s"
     )
 
 

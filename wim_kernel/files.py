@@ -66,10 +66,10 @@ class FileError(WimError):
 def read_file(path: str | os.PathLike[str]) -> str:
     """Read one file's text.
 
-    A PDF is known by its first bytes, HTML by its suffix or, without a telling suffix, by its first bytes; all else
-    is text as it stands. Text is UTF-8 or what a byte order mark says; other text is read as Windows-1252, with a
-    warning, since guessing an encoding goes wrong silently. HTML's own declaration of its encoding is followed. Line
-    ends become ``\\n``, as when Python opens a text file.
+    A PDF is known by its first bytes, HTML by its suffix or, where there is none, by its first bytes;
+    all else is text as it stands. Text is UTF-8 or what a byte order mark says; other text is read as
+    Windows-1252, with a warning, since guessing an encoding goes wrong silently. HTML's own declaration
+    of its encoding is followed. Line ends become ``\\n``, as when Python opens a text file.
 
     Args:
         path: a file; ``-`` is standard input.
@@ -209,7 +209,7 @@ def _html_text(data: bytes, shown: str) -> str:
 
 
 def _usable_encoding(declared: str | None) -> str | None:
-    """A page's declared encoding as browsers take it: Latin-1 means Windows-1252, and UTF-16 cannot be so declared."""
+    """A declared encoding as browsers take it: Latin-1 is Windows-1252, and UTF-16 cannot be declared so."""
     try:
         name = codecs.lookup(declared or "").name
     except LookupError:

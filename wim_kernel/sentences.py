@@ -19,12 +19,12 @@ _PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*|\u2029\s*")
 _QUOTES = re.compile(r"""["“”„‟]|(?<!\w)['\u2018\u2019`]|['\u2019](?!\w)""")
 # What may stand between a full stop and the next sentence. A mark that opens in one language and closes in
 # another is taken to close where no word follows it.
-_CLOSING = re.compile(r"""(?:[\xa0\u202f]»)?(?:[”\u2019)\]]|["'“\u2018»«](?!\w))*\s*""")
+_CLOSING = re.compile(r"""(?:[”\u2019)\]]|["'“\u2018](?!\w))*\s*""")
 _WIDE_SPACES = re.compile(r"[^\S\x00-\x7f\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Combining marks, joiners and skin tones belong to the character before them.
-_EXTENDS = regex.compile(r"[\p{M}\u200d\p{Emoji_Modifier}]")
-_WORD = regex.compile(r"(?:\S|\s++(?=[\p{M}\u200d\p{Emoji_Modifier}]))++\s*+|\s++")
+# Combining marks, joiners, skin tones: these belong to the character before them.
+_EXTENDS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]")
+_WORD = regex.compile(rf"(?:\S|\s++(?={_EXTENDS.pattern}))++\s*+|\s++")
 _CHARACTER = regex.compile(r"\X")
 
 

@@ -106,16 +106,6 @@ class Prefix(Protocol):
     def tokens(self) -> int:
         """How many tokens the prefix holds."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the prefix takes, room allocated ahead included."""
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` tokens in all."""
-
-    def fork(self, tokens: int) -> Prefix:
-        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of this one."""
-
 
 class Engine(Protocol):
     """A model with a cache: two verbs, and what it takes to speak to it in text."""
@@ -144,10 +134,16 @@ class Engine(Protocol):
     def prefix_bytes(self, tokens: int) -> int:
         """Bytes that a prefix of ``tokens`` tokens takes."""
 
-    def extend(self, prefix: Prefix, ids: Sequence[int], start: int) -> None:
-        """Run one block of ``ids`` through the model as the tokens of ``prefix`` from ``start`` on.
+    def reserve(self, prefix: Prefix, tokens: int) -> None:
+        """Make room in a prefix for ``tokens`` tokens in all."""
 
-        Does as many as fit a block (see ``block_tokens``) and does nothing if ``prefix`` has passed ``start`` already.
+    def fork(self, prefix: Prefix, tokens: int) -> Prefix:
+        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
+
+    def extend(self, prefix: Prefix, ids: Sequence[int], start: int) -> int:
+        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on; says how many tokens it ran.
+
+        Callers that read the same chunk take turns: each call runs a block that nobody has run, if there is one.
         """
 
     def decode(self, prefix: Prefix, branches: Sequence[Branch], gate: Gate | None = None) -> Iterator[list[Progress]]:

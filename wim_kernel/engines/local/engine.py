@@ -93,17 +93,26 @@ class LocalEngine:
         """Bytes that a prefix of ``tokens`` tokens takes."""
         return tokens * self._bytes_per_token
 
-    def extend(self, prefix: LocalPrefix, ids: Sequence[int], start: int) -> None:
-        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on, unless they are all there.
-
-        Callers that read the same chunk may take turns: each call does a block that nobody has done.
-        """
+    def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
+        """Make room in a prefix for ``tokens`` tokens in all."""
         with self.turn:
-            done = prefix.tokens - start
-            if done < len(ids):
-                prefix.extend(ids[done : done + self.block_tokens])
+            prefix.reserve(tokens)
+
+    def fork(self, prefix: LocalPrefix, tokens: int) -> LocalPrefix:
+        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
+        with self.turn:
+            return prefix.fork(tokens)
+
+    def extend(self, prefix: LocalPrefix, ids: Sequence[int], start: int) -> int:
+        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on; says how many tokens it ran."""
+        with self.turn:
+            done = max(0, prefix.tokens - start)
+            block = ids[done : done + self.block_tokens]
+            if block:
+                prefix.extend(block)
             if prefix.tokens == start + len(ids):
                 prefix.mark()
+            return len(block)
 
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None

@@ -288,7 +288,7 @@ def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) ->
         model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=dtype, quantization_config=plain, **options, **model_kwargs
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file makes the readers fail in whatever way they happen to
         raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {_first_line(error)}") from error
     return model.eval(), tokenizer
 
@@ -348,6 +348,8 @@ def _damage(copy: Path) -> str | None:
     """What is wrong with a kept copy; None when every file is as it was written."""
     try:
         files = json.loads((copy / _MANIFEST).read_text())["files"]
+        if not files:
+            return f"{_MANIFEST} lists no files"
         for name, written in files.items():
             if (copy / name).stat().st_size != written["bytes"]:
                 return f"{name} has another size"

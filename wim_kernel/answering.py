@@ -1,0 +1,70 @@
+"""The answer: the kept margins, then the question, after the last chunk read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+from wim_kernel.engines.base import Branch, Engine, Prompt, Text
+from wim_kernel.margins import Margin
+from wim_kernel.prompts import fill
+from wim_kernel.settings import Settings
+
+
+def answer_branch(
+    engine: Engine, at: int, question: str, margins: Sequence[Margin], settings: Settings
+) -> tuple[Branch, list[Margin]]:
+    """The branch that answers, and the margins as they stand: those that found no room are no longer kept.
+
+    Args:
+        engine: encodes, and knows the window.
+        at: the boundary to answer from, in tokens.
+        question: what is asked.
+        margins: all margins; the kept ones go into the prompt.
+        settings: prompts and generation.
+    """
+    margins = list(margins)
+    while True:
+        branch = _branch(at, question, [margin for margin in margins if _goes_in(margin)], settings)
+        over = branch_end(engine, branch) - (engine.window or float("inf"))
+        kept = [index for index, margin in enumerate(margins) if _goes_in(margin)]
+        if over <= 0 or not kept:
+            return branch, margins
+        least = min(kept, key=lambda index: margins[index].relevance)
+        warnings.warn(
+            f"The kept margins do not all fit the model's window; the one of chunk {least} (relevance "
+            f"{margins[least].relevance:.2f}) is left out of the answer's prompt. Keep fewer with threshold= or top_k=.",
+            stacklevel=2,
+        )
+        margins[least] = replace(margins[least], kept=False)
+
+
+def branch_end(engine: Engine, branch: Branch) -> int:
+    """How many tokens of the window a branch takes at most, all that stands before it included."""
+    new = branch.generation.max_new_tokens if branch.generation is not None else 0
+    return branch.at + len(engine.suffix(branch)) + (new or 0)
+
+
+def _goes_in(margin: Margin) -> bool:
+    return margin.kept and bool(margin.text.strip() or margin.note.strip())
+
+
+def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) -> Branch:
+    prompts = settings.prompts
+    notes = fill(prompts.notes, margins=_listed(kept)) if kept else ()
+    return Branch(
+        at,
+        notes + fill(prompts.answer, question=question),
+        cue=prompts.answer_cue,
+        generation=settings.answer_config,
+    )
+
+
+def _listed(margins: Sequence[Margin]) -> Prompt:
+    """The notes as a list, each with the reader's remark if there is one; all of it data."""
+    runs: list[Text] = []
+    for position, margin in enumerate(margins):
+        remark = f" (reader's remark: {margin.note.strip()})" if margin.note.strip() else ""
+        runs += [Text("\n-" if position else "-", trusted=True), Text(f" {margin.text.strip()}{remark}")]
+    return tuple(runs)

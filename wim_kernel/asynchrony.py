@@ -1,0 +1,64 @@
+"""Async twins: work goes to threads step by step, the event loop stays free, and cancelling stops the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncGenerator, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_END = object()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads of our own, so that an application's default executor is never full of our waiting."""
+    return ThreadPoolExecutor(max_workers=32, thread_name_prefix="wim")
+
+
+async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGenerator[Item, None]:
+    """Iterate a generator whose steps run in threads, one after another.
+
+    When the consumer stops or its task is cancelled, the step under way comes to its end in its thread, where the
+    generator is then closed; nobody waits for it.
+    """
+    context = contextvars.copy_context()
+    step: Future[object] | None = None
+    try:
+        while True:
+            step = _threads().submit(context.run, next, generator, _END)
+            item = await asyncio.wrap_future(step)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        if step is None or step.done() or step.cancel():
+            generator.close()
+        else:
+            step.add_done_callback(lambda _: generator.close())
+
+
+def finish(work: Generator[object, None, Result]) -> Result:
+    """Run a generator to its end and give what it returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+async def afinish(work: Generator[object, None, Result]) -> Result:
+    """The same in threads; cancelling stops the work after the step under way."""
+    results: list[Result] = []
+
+    def collect() -> Generator[object, None, None]:
+        results.append((yield from work))
+
+    async for _ in iterate_in_thread(collect()):
+        pass
+    return results[0]

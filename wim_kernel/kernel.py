@@ -1,0 +1,346 @@
+"""Writing in the Margins: read a document once, note what helps at every chunk boundary, answer (arXiv 2408.14906).
+
+`Reading._inquire` is the algorithm. Everything else here is a way to call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from contextlib import aclosing, closing
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
+
+from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
+from wim_kernel.call import Asked, Call, Steps, asked
+from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
+from wim_kernel.engines.base import Engine, Text
+from wim_kernel.engines.local.engine import LocalEngine
+from wim_kernel.errors import ContextOverflowError, EmptyDocumentError
+from wim_kernel.events import Answered, Event
+from wim_kernel.margins import Margin, Usage, WimResult
+from wim_kernel.prompts import Frame
+from wim_kernel.readings import Readings
+from wim_kernel.relevance import Evidence
+from wim_kernel.settings import Options
+
+Document = str | Iterable[str | Chunk]
+
+
+class WimKernel:
+    """A model, and the readings it holds.
+
+    Args:
+        model: a transformers causal LM. It stays free for other use between calls and, from other threads, during them.
+        tokenizer: its tokenizer.
+        chunk_tokens: how long chunks are when a long text is split; by default a sixteenth of the window, at least 256
+            and at most 4,096 (the paper's).
+        budget_bytes: keys and values that live readings may take; by default a share of the memory that is free.
+        frame: what stands around every document.
+        engine: runs the model; by default in this process.
+        engine_options: options of `LocalEngine`: ``window``, ``path``.
+
+    Raises:
+        UnsupportedModelError: if the model's results on branches differ from its plain forward pass.
+
+    Example:
+        >>> kernel = WimKernel.from_pretrained("embedded")  # doctest: +SKIP
+        >>> kernel.ask("Who owned the ship?", open("log.txt").read()).answer  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        chunk_tokens: int | None = None,
+        budget_bytes: int | None = None,
+        frame: Frame | None = None,
+        engine: Engine | None = None,
+        **engine_options: Any,
+    ) -> None:
+        if engine is None:
+            if model is None or tokenizer is None:
+                raise TypeError("WimKernel needs a model and its tokenizer, or an engine.")
+            engine = LocalEngine(model, tokenizer, **engine_options)
+        self.engine = engine
+        self.frame = frame or Frame()
+        self.chunk_tokens = chunk_tokens or min(4096, max(256, (engine.window or 65_536) // 16))
+        self.readings = Readings(engine, engine.budget_bytes if budget_bytes is None else budget_bytes)
+        self._head = tuple(engine.head(self.frame.system, self.frame.document))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "embedded",
+        *,
+        chunk_tokens: int | None = None,
+        budget_bytes: int | None = None,
+        frame: Frame | None = None,
+        **loading: Any,
+    ) -> WimKernel:
+        """A kernel on a model by name: ``"embedded"``, a hub id, a path, or either with ``gguf_file=``.
+
+        Args:
+            name: which model.
+            chunk_tokens: see `WimKernel`.
+            budget_bytes: see `WimKernel`.
+            frame: see `WimKernel`.
+            loading: what `wim_kernel.engines.local.loading.load_model` takes (``gguf_file``, ``dtype``, ``device``,
+                ...) and options of `LocalEngine` (``window``, ``path``).
+
+        Raises:
+            ModelNotFoundError: if there is no such model.
+        """
+        engine = LocalEngine.from_pretrained(name, **loading)
+        return cls(engine=engine, chunk_tokens=chunk_tokens, budget_bytes=budget_bytes, frame=frame)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The loaded model."""
+        return self.engine.model  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The loaded tokenizer."""
+        return self.engine.tokenizer  # type: ignore[attr-defined, no-any-return]
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a run of document text takes."""
+        return len(self.engine.encode(Text(text)))
+
+    def _encode(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """Tokens of each chunk, with the separator in front where it does not go on in the text before it."""
+        pieces, previous = [], None
+        for chunk in chunks:
+            apart = previous is not None and chunk.text and not contiguous(previous, chunk)
+            separator = self.engine.encode(Text(self.frame.separator, trusted=True)) if apart else []
+            pieces.append((*separator, *self.engine.encode(Text(chunk.text))))
+            previous = chunk if chunk.text else previous
+        return pieces
+
+    def read(self, document: Document, *, chunk_tokens: int | None = None, join_small: bool = False) -> Reading:
+        """A reading of a document. Computes nothing yet.
+
+        Args:
+            document: one long string, which is split at sentence ends; or chunks, as strings or `Chunk`, in order.
+                Text that consecutive pieces of one source share is read once.
+            chunk_tokens: longest chunk, in tokens. Given chunks are split only if this is given.
+            join_small: join adjacent chunks while they fit ``chunk_tokens``.
+
+        Raises:
+            EmptyDocumentError: if there is no text.
+            ContextOverflowError: if the document alone is longer than the model's window.
+        """
+        longest = chunk_tokens or self.chunk_tokens
+        chunks = drop_overlaps(as_chunks(document))
+        if isinstance(document, str) or chunk_tokens is not None:
+            chunks = [part for chunk in chunks for part in split_chunk(chunk, longest, self.count_tokens) or [chunk]]
+        if join_small:
+            chunks = join_adjacent(chunks, longest, self.count_tokens, separator=self.frame.separator)
+        if not any(chunk.text.strip() for chunk in chunks):
+            raise EmptyDocumentError
+        return Reading(self, chunks)
+
+    def ask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
+        """Read a document and answer: short for ``kernel.read(document).ask(question)``."""
+        return self.read(document).ask(question, **options)
+
+    async def aask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
+        """Like `ask`, without blocking the event loop."""
+        return await self.read(document).aask(question, **options)
+
+
+class Reading:
+    """A document that is being read. Its prefill outlives a question; any number of callers may ask at once.
+
+    Attributes:
+        kernel: whose reading it is.
+        chunks: the document's chunks, in order.
+        tokens: how many tokens the document has, what stands between chunks included.
+    """
+
+    def __init__(self, kernel: WimKernel, chunks: Sequence[Chunk]) -> None:
+        self.kernel = kernel
+        self.chunks = tuple(chunks)
+        self._pieces = [kernel._head, *kernel._encode(self.chunks)]
+        self.tokens = sum(map(len, self._pieces[1:]))
+        self._read = 0  # chunks that calls on this reading have come to
+        window, head = kernel.engine.window, len(kernel._head)
+        if window is not None and head + self.tokens >= window:
+            advice = "Read a shorter document, or use a model with a longer window."
+            raise ContextOverflowError("The document", self.tokens, window - head - 1, advice)
+
+    # -- the algorithm ------------------------------------------------------------------------------------------------
+
+    def _inquire(self, ask: Asked) -> Steps[list[WimResult]]:
+        """Read each chunk once, branch margins at its end, keep or drop them, answer. Yields after every step of work."""
+        with self._call(ask) as call:
+            yield from self._read_and_note(call)
+            return (yield from self._answer(call))
+
+    def _read_and_note(self, call: Call) -> Steps[list[Margin]]:
+        """Step one: chunks and their margins, until the document ends or the caller has enough."""
+        yield from call.read_head()
+        for index in range(len(self.chunks)):
+            yield from call.read_chunk(index)
+            if call.margins_are_due():
+                yield from call.write_margins()
+                if call.has_enough():
+                    break
+        self._read = call.read
+        return call.inquiries[0].in_order
+
+    def _answer(self, call: Call) -> Steps[list[WimResult]]:
+        """Step two: one branch a question behind the last chunk read, all decoded together."""
+        yield from call.write_answers()
+        results = call.results()
+        for result in results:
+            yield Answered(result)
+        return results
+
+    # -- parts of it --------------------------------------------------------------------------------------------------
+
+    def _note(self, ask: Asked) -> Steps[list[Margin]]:
+        with self._call(ask) as call:
+            return (yield from self._read_and_note(call))
+
+    def _answer_from(self, ask: Asked, margins: Sequence[Margin]) -> Steps[list[WimResult]]:
+        with self._call(ask) as call:
+            call.take(margins)
+            yield from call.read_through(self._read or len(self.chunks))
+            return (yield from self._answer(call))
+
+    def _score(self, ask: Asked) -> Steps[list[tuple[Evidence, float]]]:
+        with self._call(ask) as call:
+            yield from call.read_through(len(self.chunks))
+            return (yield from call.score())
+
+    def _prefill(self) -> Steps[Usage]:
+        with self._call(asked([""], {})) as call:
+            yield from call.read_through(len(self.chunks))
+            self._read = call.read
+            return call.usage(0)
+
+    def _call(self, ask: Asked) -> closing[Call]:
+        return closing(Call(self.kernel.readings, self.chunks, self._pieces, ask))
+
+    # -- ways to call it ----------------------------------------------------------------------------------------------
+
+    def ask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
+        """The answer to a question.
+
+        Args:
+            question: what is asked; may be empty with ``task="summarise"``.
+            options: see `Options`.
+
+        Raises:
+            ContextOverflowError: if the document and the question do not fit the model's window.
+        """
+        return finish(self._inquire(asked([question], options)))[0]
+
+    async def aask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
+        """Like `ask`, without blocking the event loop; so are all that begin with an ``a``."""
+        return (await afinish(self._inquire(asked([question], options))))[0]
+
+    def ask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
+        """Answers to several questions: one prefill, all questions' branches decoded together. See `ask`."""
+        return finish(self._inquire(asked(questions, options))) if questions else []
+
+    async def aask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
+        """See `ask_many`."""
+        return await afinish(self._inquire(asked(questions, options))) if questions else []
+
+    def stream(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
+        """Events as they happen; the last is `Answered` with the result. Closing it stops the work. See `ask`."""
+        return _events(self._inquire(asked([question], options, stream=True)))
+
+    def astream(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
+        """See `stream`."""
+        return _aevents(self._inquire(asked([question], options, stream=True)))
+
+    def margins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
+        """Step one alone: every margin, in chunk order, for a person to drop, edit or add to. See `ask`."""
+        return finish(self._note(asked([question], options)))
+
+    async def amargins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
+        """See `margins`."""
+        return await afinish(self._note(asked([question], options)))
+
+    def stream_margins(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
+        """Step one alone, as events. See `margins`."""
+        return _events(self._note(asked([question], options, stream=True)))
+
+    def astream_margins(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
+        """See `stream_margins`."""
+        return _aevents(self._note(asked([question], options, stream=True)))
+
+    def answer(self, question: str, margins: Sequence[Margin], **options: Unpack[Options]) -> WimResult:
+        """Step two alone: the answer from margins as they are handed in; those with ``kept`` count.
+
+        Stands on the chunks that the last call on this reading came to, or on the whole document if there was none.
+        """
+        return finish(self._answer_from(asked([question], options), margins))[0]
+
+    async def aanswer(self, question: str, margins: Sequence[Margin], **options: Unpack[Options]) -> WimResult:
+        """See `answer`."""
+        return (await afinish(self._answer_from(asked([question], options), margins)))[0]
+
+    def stream_answer(
+        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+    ) -> Generator[Event, None, None]:
+        """Step two alone, as events. See `answer`."""
+        return _events(self._answer_from(asked([question], options, stream=True), margins))
+
+    def astream_answer(
+        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+    ) -> AsyncGenerator[Event, None]:
+        """See `stream_answer`."""
+        return _aevents(self._answer_from(asked([question], options, stream=True), margins))
+
+    def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
+        """What relevance is computed from, for every chunk in order; nothing is written."""
+        return [evidence for evidence, _ in finish(self._score(asked([question], options)))]
+
+    def relevance(self, question: str, **options: Unpack[Options]) -> list[float]:
+        """Every chunk's relevance to a question, in order; nothing is written, so no second call can be made."""
+        return [relevance for _, relevance in finish(self._score(asked([question], options)))]
+
+    def prefill(self) -> Usage:
+        """Read the whole document now; otherwise asking reads as it goes."""
+        return finish(self._prefill())
+
+    async def aprefill(self) -> Usage:
+        """See `prefill`."""
+        return await afinish(self._prefill())
+
+    def prompt_ids(self, of: Margin | WimResult) -> list[int]:
+        """The tokens the model saw on a branch, from position 0 to where the note's or answer's own text begins.
+
+        Raises:
+            ValueError: for a margin that no branch of this process wrote.
+        """
+        if of.branch is None:
+            raise ValueError("This was not written on a branch of this reading, so there are no tokens to show.")
+        prefix = [token for piece in self._pieces for token in piece][: of.branch.prefix_tokens]
+        return [*prefix, *of.branch.suffix_ids]
+
+    def close(self) -> None:
+        """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""
+        self.kernel.readings.forget(self._pieces)
+
+
+def _events(steps: Steps[Any]) -> Generator[Event, None, None]:
+    """Only what there is to tell. Closing this closes the steps."""
+    with closing(steps):
+        for event in steps:
+            if event is not None:
+                yield event
+
+
+async def _aevents(steps: Steps[Any]) -> AsyncGenerator[Event, None]:
+    async with aclosing(iterate_in_thread(steps)) as events:
+        async for event in events:
+            if event is not None:
+                yield event

@@ -1,0 +1,121 @@
+"""What a caller may set for one question, and what follows from leaving it open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
+
+from transformers import GenerationConfig
+
+from wim_kernel.margins import Margin
+from wim_kernel.prompts import PROMPTS, Prompts, Task
+from wim_kernel.relevance import Evidence, RelevanceLike, resolve
+
+MarginStyle = Literal["free", "verbatim"]
+THRESHOLD = 0.5
+MARGIN_TOKENS = 64
+ANSWER_TOKENS = 256
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of every call that asks something.
+
+    Attributes:
+        threshold: margins are written and kept for chunks at or over this relevance; 0 writes and keeps all. By
+            default 0.5, or 0 where ``top_k`` or ``keep`` choose.
+        top_k: keep margins of this many most relevant chunks at most; they are written once all chunks are scored.
+        keep: called with each written margin; False drops it.
+        stop_when: called with the margins so far, in chunk order; True leaves the rest of the document unread.
+        relevance: ``"likelihood"``, ``"decision"``, ``"second-call"``, or a callable on `Evidence`.
+        margin_style: ``"free"``, the model's own words, or ``"verbatim"``, whole sentences of the chunk.
+        task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
+        prompts: all the prompts; by default the task's.
+        margin_config: how margins are generated; greedy, 64 tokens by default. For verbatim margins,
+            ``max_new_tokens`` bounds the sentences chosen.
+        answer_config: how the answer is generated; greedy, 256 tokens by default.
+        margin_batch: how many chunks' margins are written together while a document is being read. By default what
+            suits the device in a stream, and all at once where nobody waits for margins.
+    """
+
+    threshold: float | None
+    top_k: int | None
+    keep: Callable[[Margin], bool] | None
+    stop_when: Callable[[list[Margin]], bool] | None
+    relevance: RelevanceLike
+    margin_style: MarginStyle
+    task: Task
+    prompts: Prompts | None
+    margin_config: GenerationConfig | None
+    answer_config: GenerationConfig | None
+    margin_batch: int | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`Options` with everything that was left open filled in, but for ``margin_batch``."""
+
+    threshold: float
+    top_k: int | None
+    keep: Callable[[Margin], bool] | None
+    stop_when: Callable[[list[Margin]], bool] | None
+    relevance: Callable[[Evidence], float]
+    margin_style: MarginStyle
+    prompts: Prompts
+    margin_config: GenerationConfig
+    answer_config: GenerationConfig
+    margin_batch: int | None
+
+    @property
+    def asks(self) -> str:
+        """What the relevance score has branches find out; see `Relevance.asks`."""
+        return str(getattr(self.relevance, "asks", "nothing"))
+
+
+def settle(options: Options) -> Settings:
+    """Check options and fill in what they leave open.
+
+    Raises:
+        TypeError: for an option that does not exist.
+        ValueError: for a value that makes no sense.
+    """
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {', '.join(Options.__annotations__)}.")
+    for name in ("top_k", "margin_batch"):
+        if (count := options.get(name)) is not None and int(str(count)) < 1:
+            raise ValueError(f"{name} is at least 1, not {count}.")
+    style, task = options.get("margin_style", "free"), options.get("task", "answer")
+    if style not in get_args(MarginStyle):
+        raise ValueError(f"margin_style is one of {get_args(MarginStyle)}, not {style!r}.")
+    if task not in PROMPTS:
+        raise ValueError(f"task is one of {tuple(PROMPTS)}, not {task!r}.")
+    chosen = options.get("top_k") is not None or options.get("keep") is not None
+    threshold = options.get("threshold")
+    if threshold is None:
+        threshold = 0.0 if chosen else THRESHOLD
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is between 0 and 1, not {threshold}.")
+    return Settings(
+        threshold=threshold,
+        top_k=options.get("top_k"),
+        keep=options.get("keep"),
+        stop_when=options.get("stop_when"),
+        relevance=resolve(options.get("relevance", "likelihood")),
+        margin_style=style,
+        prompts=options.get("prompts") or PROMPTS[task],
+        margin_config=_bounded(options.get("margin_config"), MARGIN_TOKENS),
+        answer_config=_bounded(options.get("answer_config"), ANSWER_TOKENS),
+        margin_batch=options.get("margin_batch"),
+    )
+
+
+def _bounded(config: GenerationConfig | None, tokens: int) -> GenerationConfig:
+    """Greedy if nothing was asked; a limit on new tokens in any case."""
+    if config is None:
+        return GenerationConfig(do_sample=False, max_new_tokens=tokens)
+    if config.max_new_tokens is not None:
+        return config
+    bounded = GenerationConfig.from_dict(config.to_dict())
+    bounded.max_new_tokens = tokens
+    return bounded
