@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from wim_kernel.engines.base import Branch, Engine, Prompt, Text
+from wim_kernel.engines.base import AnyEngine, Branch, Prompt, Text
 from wim_kernel.margins import Margin
 from wim_kernel.prompts import fill
 from wim_kernel.settings import Settings
 
 
 def answer_branch(
-    engine: Engine, at: int, question: str, margins: Sequence[Margin], settings: Settings
+    engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings
 ) -> tuple[Branch, list[Margin]]:
     """The branch that answers, and the margins as they stand: those that found no room are no longer kept.
 
@@ -33,14 +33,15 @@ def answer_branch(
             return branch, margins
         least = min(kept, key=lambda index: margins[index].relevance)
         warnings.warn(
-            f"The kept margins do not all fit the model's window; the one of chunk {least} (relevance "
-            f"{margins[least].relevance:.2f}) is left out of the answer's prompt. Keep fewer with threshold= or top_k=.",
+            f"The kept margins do not all fit the model's window: the one of chunk {margins[least].index} (relevance "
+            f"{margins[least].relevance:.2f}) is left out of the answer's prompt. Keep fewer with threshold= or "
+            "top_k=.",
             stacklevel=2,
         )
         margins[least] = replace(margins[least], kept=False)
 
 
-def branch_end(engine: Engine, branch: Branch) -> int:
+def branch_end(engine: AnyEngine, branch: Branch) -> int:
     """How many tokens of the window a branch takes at most, all that stands before it included."""
     new = branch.generation.max_new_tokens if branch.generation is not None else 0
     return branch.at + len(engine.suffix(branch)) + (new or 0)

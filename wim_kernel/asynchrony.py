@@ -30,7 +30,7 @@ async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGe
     step: Future[object] | None = None
     try:
         while True:
-            step = _threads().submit(context.run, next, generator, _END)
+            step = _threads().submit(lambda: context.run(next, generator, _END))
             item = await asyncio.wrap_future(step)
             if item is _END:
                 return

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from wim_kernel.answering import answer_branch, branch_end
 from wim_kernel.chunks import Chunk
-from wim_kernel.engines.base import Branch, Engine
+from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.errors import ContextOverflowError
-from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginWritten
+from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginWritten
 from wim_kernel.margins import BranchRecord, Margin, Usage, WimResult
 from wim_kernel.readings import Pieces, Readings
 from wim_kernel.relevance import Evidence
@@ -60,7 +60,7 @@ class Call:
     """
 
     def __init__(self, readings: Readings, chunks: Sequence[Chunk], pieces: Pieces, ask: Asked) -> None:
-        self.engine: Engine = readings.engine
+        self.engine: AnyEngine = readings.engine
         self.chunks = chunks
         self.pieces = pieces
         self.settings = ask.settings
@@ -169,7 +169,9 @@ class Call:
     def score(self) -> Steps[list[tuple[Evidence, float]]]:
         """What is known of every chunk that waits, and its relevance; nothing is written."""
         yield from self.watch.run("margins", self.writer.score(self.waiting))
-        return [(place.evidence, place.relevance or 0.0) for place in self.waiting if place.evidence is not None]
+        return [
+            (place.evidence, place.relevance or 0.0) for place in self.waiting if place.evidence is not None
+        ]
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
 from wim_kernel.call import Asked, Call, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
-from wim_kernel.engines.base import Engine, Text
+from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.errors import ContextOverflowError, EmptyDocumentError
 from wim_kernel.events import Answered, Event
@@ -57,18 +57,16 @@ class WimKernel:
         chunk_tokens: int | None = None,
         budget_bytes: int | None = None,
         frame: Frame | None = None,
-        engine: Engine | None = None,
+        engine: AnyEngine | None = None,
         **engine_options: Any,
     ) -> None:
-        if engine is None:
-            if model is None or tokenizer is None:
-                raise TypeError("WimKernel needs a model and its tokenizer, or an engine.")
-            engine = LocalEngine(model, tokenizer, **engine_options)
-        self.engine = engine
+        self.engine: AnyEngine = engine or _local_engine(model, tokenizer, engine_options)
         self.frame = frame or Frame()
-        self.chunk_tokens = chunk_tokens or min(4096, max(256, (engine.window or 65_536) // 16))
-        self.readings = Readings(engine, engine.budget_bytes if budget_bytes is None else budget_bytes)
-        self._head = tuple(engine.head(self.frame.system, self.frame.document))
+        self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
+        self.readings = Readings(
+            self.engine, self.engine.budget_bytes if budget_bytes is None else budget_bytes
+        )
+        self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
 
     @classmethod
     def from_pretrained(
@@ -99,12 +97,12 @@ class WimKernel:
     @property
     def model(self) -> PreTrainedModel:
         """The loaded model."""
-        return self.engine.model  # type: ignore[attr-defined, no-any-return]
+        return _local(self.engine).model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The loaded tokenizer."""
-        return self.engine.tokenizer  # type: ignore[attr-defined, no-any-return]
+        return _local(self.engine).tokenizer
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a run of document text takes."""
@@ -120,7 +118,9 @@ class WimKernel:
             previous = chunk if chunk.text else previous
         return pieces
 
-    def read(self, document: Document, *, chunk_tokens: int | None = None, join_small: bool = False) -> Reading:
+    def read(
+        self, document: Document, *, chunk_tokens: int | None = None, join_small: bool = False
+    ) -> Reading:
         """A reading of a document. Computes nothing yet.
 
         Args:
@@ -136,7 +136,9 @@ class WimKernel:
         longest = chunk_tokens or self.chunk_tokens
         chunks = drop_overlaps(as_chunks(document))
         if isinstance(document, str) or chunk_tokens is not None:
-            chunks = [part for chunk in chunks for part in split_chunk(chunk, longest, self.count_tokens) or [chunk]]
+            chunks = [
+                part for chunk in chunks for part in split_chunk(chunk, longest, self.count_tokens) or [chunk]
+            ]
         if join_small:
             chunks = join_adjacent(chunks, longest, self.count_tokens, separator=self.frame.separator)
         if not any(chunk.text.strip() for chunk in chunks):
@@ -175,7 +177,7 @@ class Reading:
     # -- the algorithm ------------------------------------------------------------------------------------------------
 
     def _inquire(self, ask: Asked) -> Steps[list[WimResult]]:
-        """Read each chunk once, branch margins at its end, keep or drop them, answer. Yields after every step of work."""
+        """Read each chunk once, branch margins at its end, keep or drop them, answer. Yields after every step."""
         with self._call(ask) as call:
             yield from self._read_and_note(call)
             return (yield from self._answer(call))
@@ -283,7 +285,9 @@ class Reading:
         """
         return finish(self._answer_from(asked([question], options), margins))[0]
 
-    async def aanswer(self, question: str, margins: Sequence[Margin], **options: Unpack[Options]) -> WimResult:
+    async def aanswer(
+        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+    ) -> WimResult:
         """See `answer`."""
         return (await afinish(self._answer_from(asked([question], options), margins)))[0]
 
@@ -322,13 +326,29 @@ class Reading:
             ValueError: for a margin that no branch of this process wrote.
         """
         if of.branch is None:
-            raise ValueError("This was not written on a branch of this reading, so there are no tokens to show.")
+            raise ValueError(
+                "This was not written on a branch of this reading, so there are no tokens to show."
+            )
         prefix = [token for piece in self._pieces for token in piece][: of.branch.prefix_tokens]
         return [*prefix, *of.branch.suffix_ids]
 
     def close(self) -> None:
         """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""
         self.kernel.readings.forget(self._pieces)
+
+
+def _local_engine(
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None, options: dict[str, Any]
+) -> LocalEngine:
+    if model is None or tokenizer is None:
+        raise TypeError("WimKernel needs a model and its tokenizer, or an engine.")
+    return LocalEngine(model, tokenizer, **options)
+
+
+def _local(engine: AnyEngine) -> LocalEngine:
+    if not isinstance(engine, LocalEngine):
+        raise AttributeError("This kernel's model does not run in this process.")
+    return engine
 
 
 def _events(steps: Steps[Any]) -> Generator[Event, None, None]:

@@ -72,7 +72,8 @@ class Prompts:
 
     question: str = "\n\nQuestion about the document above: {question}"
     margin: str = (
-        "\n\nIn one or two short sentences, copy from the last passage above the facts that help to answer the question."
+        "\n\nIn one or two short sentences, copy from the last passage above the facts that help to answer the "
+        "question."
     )
     decision: str = (
         "\n\nDoes the last passage above help to answer the question? "

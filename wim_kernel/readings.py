@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from wim_kernel.engines.base import Engine, Prefix
+from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError
 
 Pieces = Sequence[tuple[int, ...]]
@@ -57,7 +57,7 @@ class Readings:
             while all that is held is in use, it may take more.
     """
 
-    def __init__(self, engine: Engine, budget_bytes: int) -> None:
+    def __init__(self, engine: AnyEngine, budget_bytes: int) -> None:
         self.engine = engine
         self.budget_bytes = budget_bytes
         self._entries: list[Entry] = []
@@ -79,7 +79,10 @@ class Readings:
         with self._lock:
             return [
                 LiveReading(
-                    entry.prefix.tokens, len(entry.pieces) - 1, self.engine.prefix_bytes(entry.planned), entry.users > 0
+                    entry.prefix.tokens,
+                    len(entry.pieces) - 1,
+                    self.engine.prefix_bytes(entry.planned),
+                    entry.users > 0,
                 )
                 for entry in sorted(self._entries, key=lambda entry: entry.used)
             ]
@@ -196,7 +199,9 @@ class Lease:
     def _agreed(self) -> int:
         """How many leading pieces of the entry are these."""
         theirs = self._held.pieces
-        while self._same < min(len(theirs), len(self.pieces)) and theirs[self._same] == self.pieces[self._same]:
+        while (
+            self._same < min(len(theirs), len(self.pieces)) and theirs[self._same] == self.pieces[self._same]
+        ):
             self._same += 1
         return self._same
 

@@ -81,7 +81,8 @@ def settle(options: Options) -> Settings:
     """
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
-        raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {', '.join(Options.__annotations__)}.")
+        known = ", ".join(Options.__annotations__)
+        raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
     for name in ("top_k", "margin_batch"):
         if (count := options.get(name)) is not None and int(str(count)) < 1:
             raise ValueError(f"{name} is at least 1, not {count}.")
@@ -113,7 +114,7 @@ def settle(options: Options) -> Settings:
 def _bounded(config: GenerationConfig | None, tokens: int) -> GenerationConfig:
     """Greedy if nothing was asked; a limit on new tokens in any case."""
     if config is None:
-        return GenerationConfig(do_sample=False, max_new_tokens=tokens)
+        return GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": tokens})
     if config.max_new_tokens is not None:
         return config
     bounded = GenerationConfig.from_dict(config.to_dict())

@@ -42,5 +42,9 @@ class Stopwatch:
         total = self.since_start()
         other = max(0.0, total - sum(self.spent.values()))
         return Timings(
-            **self.spent, other=other, total=total, first_margin=self.first_margin, first_token=self.first_token
+            **self.spent,
+            other=other,
+            total=total,
+            first_margin=self.first_margin,
+            first_token=self.first_token,
         )

@@ -25,7 +25,9 @@ class Turn:
             self._waiting.append(gate)
         try:
             gate.acquire()
-        except BaseException:  # an interrupt while waiting: leave the queue, or pass on a turn that came meanwhile
+        except (
+            BaseException
+        ):  # an interrupt while waiting: leave the queue, or pass on a turn that came meanwhile
             with self._guard:
                 if gate in self._waiting:
                     self._waiting.remove(gate)

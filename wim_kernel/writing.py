@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from wim_kernel.chunks import Chunk, Span
-from wim_kernel.engines.base import Branch, Decoded, Engine, Prompt, Scores, Text
+from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
 from wim_kernel.readings import Lease
@@ -96,7 +96,7 @@ class MarginWriter:
         settings: how.
     """
 
-    def __init__(self, engine: Engine, lease: Lease, chunks: Sequence[Chunk], settings: Settings) -> None:
+    def __init__(self, engine: AnyEngine, lease: Lease, chunks: Sequence[Chunk], settings: Settings) -> None:
         self.engine = engine
         self.lease = lease
         self.chunks = chunks
@@ -176,7 +176,7 @@ class MarginWriter:
                 yield place
 
     def _openings(self, places: Sequence[Place]) -> list[Place]:
-        """The boundary before the first chunk, for every question that comes to its first chunk and has not been there."""
+        """The boundary before the first chunk, for questions that come to their first chunk."""
         first = [place.inquiry for place in places if place.index == 0 and place.inquiry.question]
         return [Place(inquiry, -1) for inquiry in first if -1 not in inquiry.likelihoods]
 
@@ -233,7 +233,8 @@ class MarginWriter:
 
     def _quote(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
         """Make the best sentences that fit the margin's length the note, in the chunk's order."""
-        chunk, room, chosen = self.chunks[place.index], self.settings.margin_config.max_new_tokens or 0, []
+        chunk, room = self.chunks[place.index], self.settings.margin_config.max_new_tokens or 0
+        chosen: list[tuple[int, int]] = []
         for span in ranked[:SENTENCES]:
             size = len(self.engine.encode(Text(chunk.text[slice(*span)])))
             if not chosen or size <= room:
@@ -270,7 +271,7 @@ class MarginWriter:
     def _decode(
         self, asked: Sequence[tuple[Place, Branch]], gate: PlaceGate | None = None
     ) -> Iterator[tuple[Place, Decoded] | None]:
-        """Decode a branch for each place, as many together as the engine likes; Nones are steps with nothing to tell."""
+        """Decode a branch for each place, as many together as the engine likes; None is a step with nothing to tell."""
         size = self.engine.max_branches
         for start in range(0, len(asked), size):
             places, branches = zip(*asked[start : start + size], strict=True)
@@ -310,7 +311,7 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of a chunk's sentences without the white space around them; those without a letter or digit are left out."""
+    """Spans of a chunk's sentences, without white space around them; none without a letter or digit."""
     spans = []
     for start, end in sentence_spans(text):
         sentence = text[start:end]

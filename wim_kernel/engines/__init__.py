@@ -1,0 +1,1 @@
+"""Engines: what offers the two verbs, extend and decode."""

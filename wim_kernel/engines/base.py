@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from transformers import GenerationConfig
 
@@ -98,7 +98,6 @@ Gate = Callable[[Sequence[Scores]], Sequence[bool]]
 """Given the scores of all branches of a batch, says which go on to generate."""
 
 
-@runtime_checkable
 class Prefix(Protocol):
     """The cache of a reading: tokens that were run through the model, once."""
 
@@ -107,7 +106,10 @@ class Prefix(Protocol):
         """How many tokens the prefix holds."""
 
 
-class Engine(Protocol):
+PrefixT = TypeVar("PrefixT", bound=Prefix)
+
+
+class Engine(Protocol[PrefixT]):
     """A model with a cache: two verbs, and what it takes to speak to it in text."""
 
     window: int | None
@@ -128,26 +130,31 @@ class Engine(Protocol):
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
 
-    def open(self) -> Prefix:
+    def open(self) -> PrefixT:
         """An empty prefix."""
 
     def prefix_bytes(self, tokens: int) -> int:
         """Bytes that a prefix of ``tokens`` tokens takes."""
 
-    def reserve(self, prefix: Prefix, tokens: int) -> None:
+    def reserve(self, prefix: PrefixT, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
 
-    def fork(self, prefix: Prefix, tokens: int) -> Prefix:
+    def fork(self, prefix: PrefixT, tokens: int) -> PrefixT:
         """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
 
-    def extend(self, prefix: Prefix, ids: Sequence[int], start: int) -> int:
+    def extend(self, prefix: PrefixT, ids: Sequence[int], start: int) -> int:
         """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on; says how many tokens it ran.
 
         Callers that read the same chunk take turns: each call runs a block that nobody has run, if there is one.
         """
 
-    def decode(self, prefix: Prefix, branches: Sequence[Branch], gate: Gate | None = None) -> Iterator[list[Progress]]:
+    def decode(
+        self, prefix: PrefixT, branches: Sequence[Branch], gate: Gate | None = None
+    ) -> Iterator[list[Progress]]:
         """Decode branches together; yields after every step, and stops when closed.
 
         First runs all prompts and measures scores, then asks ``gate`` which branches go on, then generates.
         """
+
+
+AnyEngine = Engine[Any]

@@ -5,7 +5,8 @@ the log-sum-exp of its scores, and parts merge as averages weighted by ``exp(lse
 reading's keys where they lie and to its own in another buffer, a chunk attends to earlier chunks without a mask, and
 nothing is ever copied, repeated or concatenated. (FlashAttention, arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
 
-Shapes: ``A`` batch entries or key heads, ``G`` query heads that share a key head, ``M`` queries, ``N`` keys, ``D`` head size.
+Shapes: ``A`` batch entries or key heads, ``G`` query heads that share a key head, ``M`` queries, ``N`` keys, ``D``
+head size.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ class Terms:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, terms: Terms, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: Terms,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One part of attention: the output over these keys alone, and the log-sum-exp of its scores.
 
@@ -74,7 +81,7 @@ def _has_flash(query: Tensor, value: Tensor, mask: Tensor | None, terms: Terms) 
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """torch's flash kernels, called where they also return the log-sum-exp."""
+    """Torch's flash kernels, called where they also return the log-sum-exp."""
     entries, groups, queries, size = query.shape
     if causal or mask is not None:
         key, value = key.expand(-1, groups, -1, -1), value.expand(-1, groups, -1, -1)
@@ -126,7 +133,7 @@ def _explicit(
 class Merge:
     """The running exact merge of parts, in float32; a part may cover only some entries of the first axis.
 
-    Holds ``out`` (..., M, Dv) and ``lse`` (..., M). Start from a part that covers everything and that may be written to.
+    Holds ``out`` (..., M, Dv) and ``lse`` (..., M). Starts from a part that covers everything; it is written to.
     """
 
     def __init__(self, out: Tensor, lse: Tensor) -> None:

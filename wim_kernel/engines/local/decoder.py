@@ -66,11 +66,16 @@ class Row:
         self.stream = stream
         self.scores = Scores()
 
+    def scoring_slots(self, width: int) -> list[int]:
+        """Slots, of a row padded to ``width``, whose logits predict the scored tokens."""
+        pad = width - len(self.ids)
+        return [slot - 1 + pad for slot in range(self.scored.start, self.scored.stop)]
+
     def measure(self, logits: Tensor, slots: Tensor, width: int) -> None:
         """Take scores from the logits (slots, vocabulary) of this row's prompt, kept at ``slots``."""
-        likelihood, pad = None, width - len(self.ids)
+        likelihood = None
         if self.branch.scored is not None:
-            wanted = torch.arange(self.scored.start - 1, self.scored.stop - 1) + pad
+            wanted = torch.tensor(self.scoring_slots(width), dtype=slots.dtype)
             rows = logits[torch.isin(slots, wanted).to(logits.device)].float().log_softmax(-1)
             targets = torch.tensor(self.ids[self.scored], device=logits.device)
             likelihood = float(rows.gather(-1, targets[:, None]).mean()) if len(targets) else 0.0
@@ -81,6 +86,13 @@ class Row:
         """The gate let the branch go on: get ready to sample behind everything it saw."""
         if self._sampler is not None:
             self.sampler = self._sampler([*prefix[: self.branch.at], *self.ids, *self.decided])
+
+    def next_token(self, likeliest: int, logits: Tensor) -> int:
+        """The row's next token, given logits (vocabulary,) and which of them is the highest."""
+        if self.forced:
+            return self.forced[0]
+        assert self.sampler is not None
+        return likeliest if self.sampler.plain else self.sampler.choose(logits)
 
     def take(self, token: int) -> Progress | None:
         """Take the row's next token in, forced or sampled; what is new, if anything."""
@@ -98,7 +110,11 @@ class Row:
         if self.sampler is None:
             return Decoded(self.scores, tuple(self.ids))
         return Decoded(
-            self.scores, (*self.ids, *self.decided), tuple(self.sampler.token_ids), self.stream.text, generated=True
+            self.scores,
+            (*self.ids, *self.decided),
+            tuple(self.sampler.token_ids),
+            self.stream.text,
+            generated=True,
         )
 
 
@@ -160,8 +176,7 @@ def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
     mine = rows[group]
     wanted = {width - 1}
     for row in mine:
-        pad = width - len(row.ids)
-        wanted |= set(range(row.scored.start - 1 + pad, row.scored.stop - 1 + pad)) if row.branch.scored is not None else set()
+        wanted.update(row.scoring_slots(width))
     slots = torch.tensor(sorted(wanted))
     logits = batch.prompt([row.ids for row in mine], width, slots, group.start)
     for row, kept in zip(mine, logits, strict=True):
@@ -181,7 +196,4 @@ def _passing(rows: list[Row], gate: Gate | None) -> list[Row]:
 def _next_tokens(rows: list[Row], logits: Tensor) -> list[int]:
     """The next token of every row: forced, or the likeliest all at once, or row by row where a row asks for more."""
     likeliest = logits.argmax(-1).tolist()
-    return [
-        row.forced[0] if row.forced else likeliest[index] if row.sampler.plain else row.sampler.choose(logits[index])  # type: ignore[union-attr]
-        for index, row in enumerate(rows)
-    ]
+    return [row.next_token(token, scores) for row, token, scores in zip(rows, likeliest, logits, strict=True)]

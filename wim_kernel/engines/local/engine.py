@@ -49,17 +49,18 @@ class LocalEngine:
         window: int | None = None,
         path: str | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = model
+        model.train(False)
         self.tokenizer = tokenizer
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
         self.window = window or getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.on_cpu = self.runner.embedding_device.type == "cpu"
+        self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
         self.block_tokens = 512 if self.on_cpu else 4096
-        self.budget_bytes = _budget(self.runner.embedding_device)
+        self.budget_bytes = _budget(self.runner.device)
         self.path, self._bytes_per_token = self._choose_path(path)
 
     @classmethod
@@ -124,7 +125,9 @@ class LocalEngine:
         rows = [self._row(index, branch, policies) for index, branch in enumerate(branches)]
         rows.sort(key=lambda row: -row.branch.at)
         steps = [policies[id(row.branch.generation)].max_new_tokens for row in rows if row.branch.generation]
-        width, decided = (max(map(len, parts)) for parts in zip(*((row.ids, row.decided) for row in rows), strict=True))
+        width, decided = (
+            max(map(len, parts)) for parts in zip(*((row.ids, row.decided) for row in rows), strict=True)
+        )
         room = width + decided + max(steps, default=0)
         with self.turn:
             batch = prefix.branch([row.branch.at for row in rows], room)
@@ -156,7 +159,7 @@ class LocalEngine:
             try:
                 with torch.inference_mode():
                     size = self._check_path(path)
-            except Exception as error:  # noqa: BLE001  # whatever a model's code raises here, the path does not fit it
+            except Exception as error:  # whatever a model's code raises here, the path does not fit it
                 reasons.append(f"{path}: {error}")
                 self.runner.uninstall()
                 continue
@@ -174,14 +177,14 @@ class LocalEngine:
 
     def _check_path(self, path: str) -> int:
         """Compare branches at every boundary of a few tokens with plain forward passes; bytes of a token's cache."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary: int = next(self.model.get_input_embeddings().parameters()).shape[0]
         ids = [(13 + 7919 * index) % min(vocabulary, 40_000) for index in range(34)]
         document, suffixes, following = ids[:24], [ids[24:29], ids[29:32], ids[32:34]], 17
         lengths = [24, 13, 0]
         self.runner.uninstall()
         plain = [
             self.model(
-                torch.tensor([[*document[:length], *suffix, following]], device=self.runner.embedding_device)
+                torch.tensor([[*document[:length], *suffix, following]], device=self.runner.device)
             ).logits[0, -2:]
             for length, suffix in zip(lengths, suffixes, strict=True)
         ]
@@ -219,5 +222,3 @@ def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(0.8 * torch.cuda.mem_get_info(device)[0])
     return int(0.5 * psutil.virtual_memory().available)
-
-

@@ -79,7 +79,9 @@ def _attention(
         )
         return result
     if kwargs.get("position_bias") is not None or not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(f"{type(module).__name__} attends in a way that has no shared-prefix form.")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} attends in a way that has no shared-prefix form."
+        )
     terms = Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
     layer: int = module.layer_idx  # type: ignore[assignment]
     return step.attend(layer, query, key, value, terms), None
@@ -87,7 +89,7 @@ def _attention(
 
 def _implementation(name: str, module: nn.Module) -> Any:
     """The attention function called ``name``; eager ones live in the model's own file."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
@@ -108,7 +110,7 @@ class ModelRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.embedding_device = model.get_input_embeddings().weight.device
+        self.device: torch.device = next(model.get_input_embeddings().parameters()).device
 
     def install(self) -> None:
         """Put the kernel's attention in front of the model's own; does nothing if it is there."""
@@ -120,7 +122,9 @@ class ModelRunner:
         AttentionMaskInterface.register(name, functools.partial(_mask, current))
         self.model.set_attn_implementation(name)
         if self.model.config._attn_implementation != name:
-            raise UnsupportedModelError(f"{type(self.model).__name__} does not use transformers' attention interface.")
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not use transformers' attention interface."
+            )
 
     def uninstall(self) -> None:
         """Give the model back as it was."""
@@ -142,10 +146,13 @@ class ModelRunner:
             Logits (rows, kept, vocabulary).
         """
         self.install()
-        device = self.embedding_device
+        device = self.device
         kept = keep.to(device) if isinstance(keep, Tensor) else keep
         with active(step):
             logits: Tensor = self.model(
-                input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False, logits_to_keep=kept
+                input_ids=ids.to(device),
+                position_ids=positions.to(device),
+                use_cache=False,
+                logits_to_keep=kept,
             ).logits
         return logits

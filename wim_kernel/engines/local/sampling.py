@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation import StopStringCriteria
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 
 class Policy:
@@ -25,14 +26,17 @@ class Policy:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
     ) -> None:
-        ready, _ = model._prepare_generation_config(config)
+        generating: Any = model  # the generation mixin is not part of the model's declared type
+        ready, _ = generating._prepare_generation_config(config)
         if (ready.num_beams or 1) > 1 or (ready.num_return_sequences or 1) > 1:
-            raise ValueError("Branches decode one hypothesis each: num_beams and num_return_sequences must be 1.")
+            raise ValueError(
+                "Branches decode one hypothesis each: num_beams and num_return_sequences must be 1."
+            )
         if ready.max_new_tokens is None:
             raise ValueError("A generation config needs max_new_tokens.")
-        self.model = model
-        self.device = model.get_input_embeddings().weight.device
-        model._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
+        self.model = generating
+        self.device: torch.device = next(model.get_input_embeddings().parameters()).device
+        generating._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
         self.config = ready
         self.max_new_tokens: int = ready.max_new_tokens
         eos = ready.eos_token_id
@@ -67,7 +71,8 @@ class Sampler:
         """The next token, given logits (vocabulary,)."""
         scores = logits[None].float()
         if self.processors:
-            scores = self.processors(torch.tensor([self.prompt + self.token_ids], device=scores.device), scores)
+            ids: Any = torch.tensor([self.prompt + self.token_ids], device=scores.device)
+            scores = self.processors(ids, scores)
         if self.greedy:
             return int(scores.argmax(-1))
         return int(torch.multinomial(scores.softmax(-1), 1))

@@ -133,7 +133,7 @@ class BranchBatch:
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
 
     def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
-        """Run the prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
+        """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
         rows = slice(start, start + len(ids))
         self.pads[rows] = [width - len(row) for row in ids]
         self.used = width
@@ -220,7 +220,7 @@ class BranchStep:
         return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
 
     def _own_mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """(rows, 1, M, slots): causal, past the padding; a padding slot sees itself, so that nothing is not a number."""
+        """(rows, 1, M, slots): causal, past the padding; a padding slot sees itself, lest its output be no number."""
         key = (window, device)
         if key not in self.masks:
             slots = torch.arange(self.end)
@@ -263,8 +263,14 @@ class BranchStep:
             mask = None
             if query.shape[3] > 1:
                 reach = torch.arange(low, length)
-                mask = in_window(self.positions[row][:, None], reach[None], window)[None, None].to(query.device)
+                mask = in_window(self.positions[row][:, None], reach[None], window)[None, None].to(
+                    query.device
+                )
             out, lse = attend(
-                query[row], store.keys[:, None, low:length], store.values[:, None, low:length], terms, mask=mask
+                query[row],
+                store.keys[:, None, low:length],
+                store.values[:, None, low:length],
+                terms,
+                mask=mask,
             )
             merge.add(out[None], lse[None], slice(row, row + 1))

@@ -35,7 +35,10 @@ class SnapshotPrefix:
     @property
     def nbytes(self) -> int:
         """Bytes of the cache and of the snapshots."""
-        layers = [*self.cache.layers, *(layer for taken in self.snapshots.values() for layer in taken if layer)]
+        layers = [
+            *self.cache.layers,
+            *(layer for taken in self.snapshots.values() for layer in taken if layer),
+        ]
         return sum(_nbytes(layer) for layer in layers)
 
     def reserve(self, tokens: int) -> None:
@@ -84,7 +87,7 @@ class SnapshotBatch:
         self.positions = list(lengths)
 
     def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
-        """Run the prompts of rows ``start`` on; logits at slots ``keep`` of the left-padded rows: (rows, keep, vocab)."""
+        """Run the prompts of rows ``start`` on; logits at slots ``keep`` of left-padded rows: (rows, keep, vocab)."""
         logits = []
         for row, prompt in enumerate(ids, start):
             slots = (keep - (width - len(prompt))).clamp(min=0)
@@ -112,7 +115,7 @@ class SnapshotBatch:
 @torch.inference_mode()
 def forward_cached(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache, keep: int) -> Tensor:
     """The model's plain forward over its own cache; logits (1, keep, vocabulary)."""
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     accepted = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {"use_cache": True}
     arguments["cache_params" if "cache_params" in accepted else "past_key_values"] = cache
@@ -130,7 +133,7 @@ def _sliceable(layer: Any) -> bool:
 
 def _sliced(layer: Any, tokens: int) -> DynamicLayer:
     """The first positions of a layer that keeps them all. Appending concatenates, so the original stays as it is."""
-    part = DynamicLayer()
+    part: DynamicLayer = type(layer)()
     if layer.is_initialized:
         part.update(layer.keys[..., :tokens, :], layer.values[..., :tokens, :])
     return part

@@ -45,8 +45,9 @@ class Codec:
             return []
         if text.trusted:
             return list(self.backend.encode(text.text, add_special_tokens=False).ids)
-        ids = self._plain.encode(text.text, add_special_tokens=False).ids
-        return list(ids) if self.control_ids.isdisjoint(ids) else self._spelled(text.text)
+        data = text.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no lone surrogates
+        ids = self._plain.encode(data, add_special_tokens=False).ids
+        return list(ids) if self.control_ids.isdisjoint(ids) else self._spelled(data)
 
     def count(self, text: str) -> int:
         """How many tokens a run of document text takes."""
@@ -86,10 +87,12 @@ class Codec:
         alone = [{"role": "user", "content": f"{_SYSTEM}\n\n{_MARK}"}]
         for messages in (with_system, alone):  # some templates take no system turn, others drop it
             try:
-                rendered = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                rendered = str(
+                    self.tokenizer.apply_chat_template(
+                        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                    )
                 )
-            except Exception:  # noqa: BLE001  # templates raise what they like: jinja errors, ValueError, ...
+            except Exception:  # templates raise what they like: jinja errors, ValueError, ...
                 continue
             if rendered.count(_MARK) == 1 and rendered.count(_SYSTEM) == 1:
                 before, after = rendered.split(_MARK)
