@@ -1,0 +1,1 @@
+"""Writing in the Margins for LangChain and LlamaIndex, each an extra of this package."""

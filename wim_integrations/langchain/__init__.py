@@ -1,0 +1,1 @@
+"""Writing in the Margins as LangChain runnables, chains, a compressor and a tool."""

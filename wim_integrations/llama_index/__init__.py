@@ -1,0 +1,1 @@
+"""Writing in the Margins as LlamaIndex synthesizer, node postprocessor, tool and events."""
