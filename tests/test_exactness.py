@@ -1,0 +1,207 @@
+"""Branches decoded together write what the model alone would write, and no document token is run twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import SHORT, config, generated, scored_alone, spying
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from wim_kernel import WimKernel
+from wim_kernel.engines.base import Branch, Text
+
+SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
+SNAPSHOT = ["lfm2", "qwen3_next"]
+WORDS = "zebra harbour ledger night rope gull keel 17 sail, brass. lamp; fog? oar crate moon".split()
+
+
+@pytest.fixture(scope="module")
+def kernels(tiny_model, smollm2):
+    """Kernels on tiny models, made once each."""
+    made: dict[str, WimKernel] = {}
+
+    def get(kind: str) -> WimKernel:
+        if kind not in made:
+            made[kind] = WimKernel(tiny_model(kind), smollm2[1])
+        return made[kind]
+
+    return get
+
+
+def check(kernel: WimKernel, chunks: list[str], question: str, **options: Any) -> None:
+    """Every margin and the answer equal generate on the tokens their branches saw; relevance equals plain passes."""
+    options = {**SHORT, "threshold": 0, **options}
+    reading = kernel.read(chunks)
+    result = reading.ask(question, **options)
+    assert [margin.index for margin in result.margins] == list(range(len(chunks)))
+    for margin in result.margins:
+        assert list(margin.token_ids) == generated(reading, margin, options["margin_config"])
+    assert list(result.token_ids) == generated(reading, result, options["answer_config"])
+
+
+@pytest.mark.parametrize("kind", [*SHARED, *SNAPSHOT])
+def test_margins_and_answer_equal_generate(kernels, kind):
+    chunks = [" ".join(WORDS[i:] + WORDS[:i]) for i in (0, 4, 9, 2, 7)]
+    check(kernels(kind), chunks, "Which zebra kept the ledger?")
+
+
+@pytest.mark.parametrize("kind", SNAPSHOT)
+def test_the_slower_path_is_taken_and_said(tiny_model, smollm2, kind):
+    with pytest.warns(UserWarning, match="one branch at a time"):
+        kernel = WimKernel(tiny_model(kind), smollm2[1])
+    assert kernel.engine.path == "snapshot"
+
+
+@given(
+    kind=st.sampled_from(SHARED),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=7),
+    question=st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join),
+    batch=st.integers(1, 9),
+    new=st.integers(1, 7),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_chunking_any_batch(kernels, kind, sizes, question, batch, new):
+    kernel = kernels(kind)
+    chunks = [" ".join(WORDS[(size + i) % len(WORDS)] for i in range(size)) for size in sizes]
+    most, kernel.engine.max_branches = kernel.engine.max_branches, batch
+    try:
+        check(kernel, chunks, question, margin_config=config(new, new), answer_config=config(new), margin_batch=batch)
+    finally:
+        kernel.engine.max_branches = most
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_relevance_equals_plain_passes(kernels, kind, most):
+    kernel, question = kernels(kind), "Which zebra kept the ledger?"
+    kernel.engine.max_branches, before = most, kernel.engine.max_branches
+    reading = kernel.read([" ".join(WORDS * 2), "The ledger was kept by a zebra.", " ".join(WORDS[3:])])
+    evidence = reading.evidence(question)
+    kernel.engine.max_branches = before
+    lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
+    asked = kernel.engine.encode(Text(" " + question))
+    prefix: list[int] = list(reading._pieces[0])
+    alone = [scored_alone(kernel.model, prefix + lead, asked)]
+    for piece in reading._pieces[1:]:
+        prefix += piece
+        alone.append(scored_alone(kernel.model, prefix + lead, asked))
+    for index, item in enumerate(evidence):
+        assert item.likelihood_before == pytest.approx(alone[index], abs=1e-4)
+        assert item.likelihood == pytest.approx(alone[index + 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind):
+    kernel = kernels(kind)
+    reading = kernel.read(["The ledger was kept by a zebra.", " ".join(WORDS)])
+    margins = reading.margins("Who kept it?", relevance="decision", threshold=0, **SHORT)
+    yes, no = (kernel.engine.encode(Text(word)) for word in ("YES:", "NO"))
+    for margin in margins:
+        ids = reading.prompt_ids(margin)
+        assert ids[-len(yes) :] == yes
+        with torch.inference_mode():
+            logits = kernel.model(torch.tensor([ids[: -len(yes)]])).logits[0, -1]
+        assert margin.relevance == pytest.approx(float(logits[[yes[0], no[0]]].softmax(-1)[0]), abs=1e-4)
+        assert list(margin.token_ids) == generated(reading, margin, SHORT["margin_config"])
+
+
+def test_sentences_are_chosen_as_one_alone_would_be(kernels):
+    kernel, question = kernels("llama"), "Which zebra kept the ledger?"
+    text = "A gull sat on the rope. The zebra kept a ledger of brass! Fog came in at night. Oars lay in a crate."
+    reading = kernel.read([" ".join(WORDS), text])
+    (_, margin) = reading.margins(question, margin_style="verbatim", threshold=0, margin_config=config(1))
+    lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
+    asked, head = kernel.engine.encode(Text(" " + question)), list(reading._pieces[0])
+    sentences = ["A gull sat on the rope.", "The zebra kept a ledger of brass!", "Fog came in at night.", "Oars lay in a crate."]
+    alone = {s: scored_alone(kernel.model, head + kernel.engine.encode(Text(s)) + lead, asked) for s in sentences}
+    assert margin.text == max(alone, key=alone.__getitem__)  # one token of room: the best sentence alone
+    (span,) = margin.spans
+    assert text[span.start : span.end] == margin.text
+    assert span.source_id == "1"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2"])
+def test_each_document_token_is_run_once(kernels, kind):
+    kernel = kernels(kind)
+    chunks = [" zebra" * 30, " zebra" * 7, "", " zebra" * 41]
+    (zebra,) = kernel.engine.encode(Text(" zebra"))
+    kernel.readings.clear()
+    with spying(kernel.model) as spy:
+        reading = kernel.read(chunks)
+        usage = reading.prefill()
+        assert usage.prefill_tokens == reading.tokens
+        assert spy.tokens == reading.tokens + usage.prompt_tokens  # the head, which is not the document's
+        reading.ask("Who?", threshold=0, **SHORT)
+        reading.ask("Where?", **SHORT)
+        reading.ask_many(["Which?", "When was it?"], threshold=0, **SHORT)
+        again = kernel.read(chunks).ask("Who?", threshold=1, **SHORT)
+        assert again.usage.prefill_tokens == 0
+        assert again.usage.cached_tokens == reading.tokens
+    assert spy.count(zebra) == 78
+
+
+def test_a_branch_never_changes_the_reading(kernels):
+    kernel = kernels("llama")
+    kernel.readings.clear()
+    reading = kernel.read([" ".join(WORDS), " ".join(WORDS[5:])])
+    reading.prefill()
+    (entry,) = kernel.readings._entries
+    before = {index: (layer.keys.clone(), layer.values.clone()) for index, layer in entry.prefix.layers.items()}
+    ids = list(entry.prefix.ids)
+    reading.ask("Who kept the ledger?", threshold=0, **SHORT)
+    reading.margins("Where?", relevance="second-call", threshold=0, **SHORT)
+    assert entry.prefix.ids == ids
+    for index, layer in entry.prefix.layers.items():
+        used = len(ids)
+        assert torch.equal(layer.keys[:, :used], before[index][0][:, :used])
+        assert torch.equal(layer.values[:, :used], before[index][1][:, :used])
+
+
+def test_the_model_stays_free_for_other_use(tiny_model, smollm2):
+    model: PreTrainedModel = tiny_model("qwen2")
+    ids = torch.arange(40, 80)[None]
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10)
+    kernel = WimKernel(model, smollm2[1])
+    stream = kernel.read([" ".join(WORDS * 3)] * 3).stream("Who?", threshold=0, **SHORT)
+    next(stream)  # in the middle of a call
+    during = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10)
+    rest = list(stream)
+    assert torch.equal(plain, during)
+    assert rest
+    model.set_attn_implementation("eager")  # a user's change between calls
+    check(kernel, [" ".join(WORDS), "A zebra."], "Who kept it?")
+
+
+def test_refused_with_a_reason(tiny_model, smollm2):
+    from wim_kernel import UnsupportedModelError
+
+    with pytest.raises(UnsupportedModelError, match="Mamba"):
+        WimKernel(tiny_model("mamba"), smollm2[1])
+
+
+def test_sampling_is_transformers_own(kernels):
+    """A penalty and a ban are honoured exactly as generate honours them; sampling follows the seed."""
+    from transformers import GenerationConfig
+
+    kernel = kernels("llama")
+    strict = GenerationConfig(do_sample=False, max_new_tokens=12, repetition_penalty=1.7, no_repeat_ngram_size=2)
+    check(kernel, [" ".join(WORDS), "A zebra."], "Who kept it?", margin_config=strict, answer_config=strict)
+    drawn = GenerationConfig(do_sample=True, max_new_tokens=8, temperature=1.5, top_k=50)
+    reading = kernel.read([" ".join(WORDS)])
+    answers = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        answers.append(reading.answer("Who?", [], answer_config=drawn).token_ids)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_beams_are_refused(kernels):
+    from transformers import GenerationConfig
+
+    reading = kernels("llama").read(["A zebra."])
+    with pytest.raises(ValueError, match="num_beams"):
+        reading.ask("Who?", answer_config=GenerationConfig(num_beams=3, max_new_tokens=4))
