@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 try:
     import click
@@ -32,6 +32,8 @@ from wim_kernel.files import STDIN, FileError, read_document
 from wim_kernel.margins import Margin
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from wim_kernel.kernel import WimKernel
 
 _CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 512 for the embedded model."

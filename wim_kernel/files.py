@@ -69,7 +69,7 @@ def read_file(path: str | os.PathLike[str]) -> str:
     A PDF is known by its first bytes, HTML by its suffix or, where there is none, by its first bytes;
     all else is text as it stands. Text is UTF-8 or what a byte order mark says; other text is read as
     Windows-1252, with a warning, since guessing an encoding goes wrong silently. HTML's own declaration
-    of its encoding is followed. Line ends become ``\\n``, as when Python opens a text file.
+    of its encoding is followed. Line ends become line feeds, as when Python opens a text file.
 
     Args:
         path: a file; ``-`` is standard input.
