@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wim_kernel.engines.local.attention import Merge, Part, Terms, attend, extend_attention, nested_parts
+from wim_kernel.engines.local.attention import (
+    Mask,
+    Merge,
+    Part,
+    Terms,
+    attend,
+    extend_attention,
+    nested_parts,
+)
 
 
 def whole(query, key, value, terms, mask):
@@ -29,7 +37,9 @@ def whole(query, key, value, terms, mask):
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize(("start", "count"), [(0, 7), (9, 1), (9, 12), (40, 3)])
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 4, 16), (6, 2, 24), (8, 1, 64)])
-def test_extending_equals_attention_over_everything(window, softcap, sinks, start, count, heads, key_heads, size):
+def test_extending_equals_attention_over_everything(
+    window, softcap, sinks, start, count, heads, key_heads, size
+):
     generator = torch.Generator().manual_seed(start + count + heads)
     end = start + count
     query = torch.randn(heads, count, size, generator=generator)
@@ -58,7 +68,7 @@ def test_a_query_that_sees_no_key_weighs_nothing(cap):
     query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 1, 5, 8), torch.randn(2, 1, 5, 8)
     mask = torch.ones(1, 1, 4, 5, dtype=torch.bool)
     mask[..., 2, :] = False
-    out, lse = attend(query, key, value, Terms(0.3, softcap=cap), mask=mask)
+    out, lse = attend(query, key, value, Terms(0.3, softcap=cap), mask=Mask(mask))
     assert torch.isinf(lse[:, :, 2]).all()
     assert torch.isfinite(lse[:, :, [0, 1, 3]]).all()
     other, weight = attend(query, key, value, Terms(0.3, softcap=cap))

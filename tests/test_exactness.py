@@ -69,7 +69,14 @@ def test_any_chunking_any_batch(kernels, kind, sizes, question, batch, new):
     chunks = [" ".join(WORDS[(size + i) % len(WORDS)] for i in range(size)) for size in sizes]
     most, kernel.engine.max_branches = kernel.engine.max_branches, batch
     try:
-        check(kernel, chunks, question, margin_config=config(new, new), answer_config=config(new), margin_batch=batch)
+        check(
+            kernel,
+            chunks,
+            question,
+            margin_config=config(new, new),
+            answer_config=config(new),
+            margin_batch=batch,
+        )
     finally:
         kernel.engine.max_branches = most
 
@@ -111,13 +118,22 @@ def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind)
 
 def test_sentences_are_chosen_as_one_alone_would_be(kernels):
     kernel, question = kernels("llama"), "Which zebra kept the ledger?"
-    text = "A gull sat on the rope. The zebra kept a ledger of brass! Fog came in at night. Oars lay in a crate."
+    text = (
+        "A gull sat on the rope. The zebra kept a ledger of brass! Fog came in at night. Oars lay in a crate."
+    )
     reading = kernel.read([" ".join(WORDS), text])
     (_, margin) = reading.margins(question, margin_style="verbatim", threshold=0, margin_config=config(1))
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
     asked, head = kernel.engine.encode(Text(" " + question)), list(reading._pieces[0])
-    sentences = ["A gull sat on the rope.", "The zebra kept a ledger of brass!", "Fog came in at night.", "Oars lay in a crate."]
-    alone = {s: scored_alone(kernel.model, head + kernel.engine.encode(Text(s)) + lead, asked) for s in sentences}
+    sentences = [
+        "A gull sat on the rope.",
+        "The zebra kept a ledger of brass!",
+        "Fog came in at night.",
+        "Oars lay in a crate.",
+    ]
+    alone = {
+        s: scored_alone(kernel.model, head + kernel.engine.encode(Text(s)) + lead, asked) for s in sentences
+    }
     assert margin.text == max(alone, key=alone.__getitem__)  # one token of room: the best sentence alone
     (span,) = margin.spans
     assert text[span.start : span.end] == margin.text
@@ -150,7 +166,9 @@ def test_a_branch_never_changes_the_reading(kernels):
     reading = kernel.read([" ".join(WORDS), " ".join(WORDS[5:])])
     reading.prefill()
     (entry,) = kernel.readings._entries
-    before = {index: (layer.keys.clone(), layer.values.clone()) for index, layer in entry.prefix.layers.items()}
+    before = {
+        index: (layer.keys.clone(), layer.values.clone()) for index, layer in entry.prefix.layers.items()
+    }
     ids = list(entry.prefix.ids)
     reading.ask("Who kept the ledger?", threshold=0, **SHORT)
     reading.margins("Where?", relevance="second-call", threshold=0, **SHORT)
@@ -188,7 +206,9 @@ def test_sampling_is_transformers_own(kernels):
     from transformers import GenerationConfig
 
     kernel = kernels("llama")
-    strict = GenerationConfig(do_sample=False, max_new_tokens=12, repetition_penalty=1.7, no_repeat_ngram_size=2)
+    strict = GenerationConfig(
+        do_sample=False, max_new_tokens=12, repetition_penalty=1.7, no_repeat_ngram_size=2
+    )
     check(kernel, [" ".join(WORDS), "A zebra."], "Who kept it?", margin_config=strict, answer_config=strict)
     drawn = GenerationConfig(do_sample=True, max_new_tokens=8, temperature=1.5, top_k=50)
     reading = kernel.read([" ".join(WORDS)])

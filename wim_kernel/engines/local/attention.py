@@ -11,8 +11,10 @@ head size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +39,30 @@ class Terms:
     sinks: Tensor | None = None
 
 
+class Mask:
+    """Which query sees which key; made once for a step and used in every layer.
+
+    Args:
+        allowed: True where a query sees a key, broadcastable to (A, 1, M, N).
+    """
+
+    def __init__(self, allowed: Tensor) -> None:
+        self.allowed = allowed
+
+    @cached_property
+    def blind(self) -> Tensor | None:
+        """Queries that see no key at all, (A, 1, M); None if there are none."""
+        blind = ~self.allowed.any(-1)
+        return blind if bool(blind.any()) else None
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """The mask as a term of the scores, in float32: 0 or minus infinity."""
+        return torch.zeros(self.allowed.shape, device=self.allowed.device).masked_fill_(
+            ~self.allowed, -torch.inf
+        )
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -44,7 +70,7 @@ def attend(
     terms: Terms,
     *,
     causal: bool = False,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One part of attention: the output over these keys alone, and the log-sum-exp of its scores.
 
@@ -54,21 +80,26 @@ def attend(
         value: (A, 1, N, Dv).
         terms: scale and softcap; the window is the caller's to turn into a mask.
         causal: query m sees keys 0..m; needs M == N.
-        mask: True where a query sees a key, broadcastable to (A, 1, M, N). A query that sees none gets a
-            log-sum-exp of minus infinity.
+        mask: which query sees which key. A query that sees none gets a log-sum-exp of minus infinity.
 
     Returns:
         The output (A, G, M, Dv), and the log-sum-exp (A, G, M) in float32.
     """
-    if _has_flash(query, value, mask, terms):
+    if not _has_flash(query, value, mask, terms):
+        if causal:
+            size = query.shape[2]
+            mask = Mask(torch.ones(1, 1, size, size, dtype=torch.bool, device=query.device).tril())
+        return _explicit(query, key, value, terms, mask)
+    if causal or mask is not None:
         return _flash(query, key, value, terms.scale, causal, mask)
-    if causal:
-        size = query.shape[2]
-        mask = torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
-    return _explicit(query, key, value, terms, mask)
+    # without a mask, grouped heads are just more queries of the same key head
+    entries, groups, queries, size = query.shape
+    folded = query.reshape(entries, 1, groups * queries, size)
+    out, lse = _flash_split(folded, key, value, terms.scale, _splits(folded, key))
+    return out.reshape(entries, groups, queries, -1), lse.reshape(entries, groups, queries)
 
 
-def _has_flash(query: Tensor, value: Tensor, mask: Tensor | None, terms: Terms) -> bool:
+def _has_flash(query: Tensor, value: Tensor, mask: Mask | None, terms: Terms) -> bool:
     if terms.softcap is not None or query.shape[-1] != value.shape[-1]:
         return False
     if query.device.type == "cpu":
@@ -79,37 +110,51 @@ def _has_flash(query: Tensor, value: Tensor, mask: Tensor | None, terms: Terms) 
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool = False, mask: Mask | None = None
 ) -> tuple[Tensor, Tensor]:
     """Torch's flash kernels, called where they also return the log-sum-exp."""
-    entries, groups, queries, size = query.shape
-    if causal or mask is not None:
-        key, value = key.expand(-1, groups, -1, -1), value.expand(-1, groups, -1, -1)
-    else:  # without a mask, grouped heads are just more queries of the same key head
-        query = query.reshape(entries, 1, groups * queries, size)
-    if query.device.type == "cpu":
-        bias = None if mask is None else _bias(mask, query)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, attn_mask=bias, scale=scale
-        )
-    else:
+    key, value = (item.expand(-1, query.shape[1], -1, -1) for item in (key, value))
+    if query.device.type != "cpu":
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
         )
-    if mask is not None:  # the kernel gives a row without keys zeros and a log-sum-exp that is not -inf
-        seen = mask.any(-1).expand(entries, groups, queries)
-        out, lse = out.masked_fill(~seen[..., None], 0.0), lse.masked_fill(~seen, -torch.inf)
-    return out.reshape(entries, groups, queries, -1), lse.reshape(entries, groups, queries)
+        return out, lse
+    bias = None if mask is None else mask.bias.to(query.dtype)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+    )
+    if mask is not None and mask.blind is not None:  # the kernel gives those zeros and a wrong log-sum-exp
+        out, lse = out.masked_fill(mask.blind[..., None], 0.0), lse.masked_fill(mask.blind, -torch.inf)
+    return out, lse
 
 
-def _bias(mask: Tensor, query: Tensor) -> Tensor:
-    while mask.dim() < 4:
-        mask = mask.unsqueeze(0)
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
+def _splits(query: Tensor, key: Tensor) -> int:
+    """Into how many runs to cut the keys of few queries, so that a CPU's threads have equal shares of the heads."""
+    entries, _, queries, _ = query.shape
+    if query.device.type != "cpu" or queries > 16 or key.shape[2] < 1024:
+        return 1
+    threads = torch.get_num_threads()
+    return threads // math.gcd(entries, threads)
+
+
+def _flash_split(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, splits: int
+) -> tuple[Tensor, Tensor]:
+    """Attention of (A, 1, M, D) over all keys, cut into ``splits`` runs that are computed side by side and merged."""
+    if splits == 1:
+        return _flash(query, key, value, scale)
+    even = key.shape[2] // splits * splits
+    keys, values = (item[:, 0, :even].unflatten(1, (splits, -1)) for item in (key, value))
+    outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale)
+    lse = torch.logsumexp(lses, 1, keepdim=True)
+    merge = Merge((outs * torch.exp(lses - lse)[..., None]).sum(1, keepdim=True), lse)
+    if even < key.shape[2]:
+        merge.add(*_flash(query, key[:, :, even:], value[:, :, even:], scale))
+    return merge.out.to(query.dtype), merge.lse
 
 
 def _explicit(
-    query: Tensor, key: Tensor, value: Tensor, terms: Terms, mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, terms: Terms, mask: Mask | None
 ) -> tuple[Tensor, Tensor]:
     """Attention written out, in float32, for what no kernel takes; a block of queries at a time."""
     entries, groups, queries, _ = query.shape
@@ -121,8 +166,7 @@ def _explicit(
         if terms.softcap is not None:
             scores = terms.softcap * torch.tanh(scores / terms.softcap)
         if mask is not None:
-            rows = mask[..., start : start + block, :] if mask.shape[-2] > 1 else mask
-            scores = scores.masked_fill(~rows, -torch.inf)
+            scores = scores.masked_fill(~mask.allowed[..., start : start + block, :], -torch.inf)
         lse = torch.logsumexp(scores, -1)
         weights = torch.exp(scores - lse.nan_to_num(neginf=0.0)[..., None])
         outs.append(torch.matmul(weights, value).to(query.dtype))
@@ -177,7 +221,9 @@ def extend_attention(query: Tensor, keys: Tensor, values: Tensor, start: int, te
         low = max(0, start - terms.window + 1)
         positions = torch.arange(low, end, device=query.device)
         mask = in_window(positions[start - low :, None], positions[None], terms.window)
-        merge = Merge(*attend(query, keys[:, :, low:], values[:, :, low:], terms, mask=mask[None, None]))
+        merge = Merge(
+            *attend(query, keys[:, :, low:], values[:, :, low:], terms, mask=Mask(mask[None, None]))
+        )
     if terms.sinks is not None:
         merge.sink(terms.sinks.view(key_heads, -1, 1))
     return merge.out.to(query.dtype).reshape(1, heads, count, -1).transpose(1, 2)
@@ -196,6 +242,9 @@ class Part:
     start: int
     end: int
     rows: int
+
+
+PART_PAIRS = 2**16  # query-key pairs that a CPU gets through in the time that one more part takes to set up
 
 
 def nested_parts(lengths: Sequence[int]) -> list[Part]:

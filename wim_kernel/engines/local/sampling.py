@@ -58,7 +58,8 @@ class Sampler:
     def __init__(self, policy: Policy, processors: LogitsProcessorList, prompt: list[int]) -> None:
         self.policy = policy
         self.processors = processors
-        self.prompt = prompt
+        self.prompt_tokens = len(prompt)
+        self.ids = torch.tensor([[*prompt, *[0] * policy.max_new_tokens]], device=policy.device)
         self.token_ids: list[int] = []
         self.greedy = not policy.config.do_sample
 
@@ -71,8 +72,7 @@ class Sampler:
         """The next token, given logits (vocabulary,)."""
         scores = logits[None].float()
         if self.processors:
-            ids: Any = torch.tensor([self.prompt + self.token_ids], device=scores.device)
-            scores = self.processors(ids, scores)
+            scores = self.processors(self._seen, scores)
         if self.greedy:
             return int(scores.argmax(-1))
         return int(torch.multinomial(scores.softmax(-1), 1))
@@ -81,10 +81,15 @@ class Sampler:
         """Take a token in; True if the branch ends with it."""
         if token in self.policy.eos:
             return True
+        self.ids[0, self.prompt_tokens + len(self.token_ids)] = token
         self.token_ids.append(token)
         if len(self.token_ids) >= self.policy.max_new_tokens:
             return True
         if self.policy.stop is None:
             return False
-        ids = torch.tensor([self.prompt + self.token_ids], device=self.policy.device)
-        return bool(self.policy.stop(ids, None).all())
+        return bool(self.policy.stop(self._seen, None).all())
+
+    @property
+    def _seen(self) -> Any:
+        """Everything before the next token, (1, tokens)."""
+        return self.ids[:, : self.prompt_tokens + len(self.token_ids)]

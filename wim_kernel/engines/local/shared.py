@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention import (
+    PART_PAIRS,
+    Mask,
     Merge,
     Terms,
     attend,
@@ -180,7 +182,8 @@ class BranchStep:
         pads = torch.tensor(batch.pads[rows])[:, None]
         self.positions = torch.tensor(self.lengths)[:, None] - pads + torch.arange(slot, self.end)[None]
         self.longest = int(self.positions.max()) + 1
-        self.masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
+        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
+        self.folded: Mask | None = None
         self.pads = pads
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
@@ -192,13 +195,13 @@ class BranchStep:
         window = terms.window if terms.window is not None and terms.window < self.longest else None
         # (rows, key heads, groups, M, D): the part over own tokens takes rows and key heads as entries alike
         query = query.reshape(rows, key_heads, groups, count, size)
-        mask = self._own_mask(window, query.device)
+        mask = self._own_mask(window, query.device, key_heads)
         out, lse = attend(
             query.flatten(0, 1),
             own_key.flatten(0, 1)[:, None],
             own_value.flatten(0, 1)[:, None],
             terms,
-            mask=None if mask is None else mask.repeat_interleave(key_heads, 0),
+            mask=mask,
         )
         merge = Merge(out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count))
         if window is None:
@@ -219,36 +222,58 @@ class BranchStep:
         values[self.rows, :, self.slot : self.end] = value
         return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
 
-    def _own_mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """(rows, 1, M, slots): causal, past the padding; a padding slot sees itself, lest its output be no number."""
+    def _own_mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
+        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
         key = (window, device)
         if key not in self.masks:
             slots = torch.arange(self.end)
             mine = slots[self.slot :, None]
-            mask = in_window(mine, slots[None], window) & ((slots >= self.pads[:, :, None]) | (slots == mine))
-            self.masks[key] = None if bool(mask.all()) else mask[:, None].to(device)
+            allowed = in_window(mine, slots[None], window) & (
+                (slots >= self.pads[:, :, None]) | (slots == mine)
+            )
+            allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
+            self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
         return self.masks[key]
 
     def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
-        """Each part once, for all rows that see it, their queries folded into one axis."""
+        """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
         if not self.parts:
             return
         store = self.batch.prefix.layers[layer]
         rows, key_heads, groups, count, size = query.shape
         folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
-        for part in self.parts:
-            span = part.rows * groups * count
+        pieces: list[tuple[int, slice, Mask | None]]
+        if self._in_one_piece(groups * count, key_heads, query.device):
+            pieces = [(rows, slice(0, self.lengths[0]), self._folded_mask(groups * count))]
+        else:
+            pieces = [(part.rows, slice(part.start, part.end), None) for part in self.parts]
+        for seeing, positions, mask in pieces:
             out, lse = attend(
-                folded[:, :, :span],
-                store.keys[:, None, part.start : part.end],
-                store.values[:, None, part.start : part.end],
+                folded[:, :, : seeing * groups * count],
+                store.keys[:, None, positions],
+                store.values[:, None, positions],
                 terms,
+                mask=mask,
             )
             merge.add(
-                out.view(key_heads, part.rows, groups, count, -1).transpose(0, 1),
-                lse.view(key_heads, part.rows, groups, count).transpose(0, 1),
-                slice(0, part.rows),
+                out.view(key_heads, seeing, groups, count, -1).transpose(0, 1),
+                lse.view(key_heads, seeing, groups, count).transpose(0, 1),
+                slice(0, seeing),
             )
+
+    def _in_one_piece(self, queries: int, key_heads: int, device: torch.device) -> bool:
+        """Whether a CPU is done sooner over the longest prefix at once, masked, than part by part."""
+        if device.type != "cpu" or len(self.parts) == 1:
+            return False
+        wasted = sum(self.lengths[0] - length for length in self.lengths) * queries * key_heads
+        return wasted < PART_PAIRS * (len(self.parts) - 1)
+
+    def _folded_mask(self, queries: int) -> Mask:
+        """(1, 1, rows * queries, longest): each row's queries see the row's prefix. Only on the CPU."""
+        if self.folded is None:
+            lengths = torch.tensor(self.lengths).repeat_interleave(queries)
+            self.folded = Mask((torch.arange(self.lengths[0]) < lengths[:, None])[None, None])
+        return self.folded
 
     def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms, window: int) -> None:
         """Row by row over the few positions that its window still reaches."""
@@ -263,9 +288,8 @@ class BranchStep:
             mask = None
             if query.shape[3] > 1:
                 reach = torch.arange(low, length)
-                mask = in_window(self.positions[row][:, None], reach[None], window)[None, None].to(
-                    query.device
-                )
+                seen = in_window(self.positions[row][:, None], reach[None], window)
+                mask = Mask(seen[None, None].to(query.device))
             out, lse = attend(
                 query[row],
                 store.keys[:, None, low:length],

@@ -1,0 +1,436 @@
+"""What callers see: events, choices, people in between, several questions, and bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+from helpers import SHORT, config, generated
+
+from wim_kernel import (
+    Answered,
+    AnswerToken,
+    Chunk,
+    ChunkRead,
+    ContextOverflowError,
+    EmptyDocumentError,
+    Evidence,
+    Frame,
+    Margin,
+    MarginWritten,
+    Prompts,
+    WimKernel,
+)
+from wim_kernel.engines.base import Text
+
+TEXTS = [
+    "The gull sat on the mast.",
+    "Elsa Brandt owned the ship.",
+    "Rain fell all night.",
+    "The fog was thick.",
+]
+QUESTION = "Who owned the ship?"
+
+
+@pytest.fixture(scope="module")
+def kernel(tiny_model, smollm2):
+    return WimKernel(tiny_model("llama"), smollm2[1])
+
+
+@pytest.fixture
+def reading(kernel):
+    kernel.readings.clear()
+    return kernel.read(TEXTS)
+
+
+def by_word(word: str):
+    """A relevance score of a caller's own: 0.9 for chunks with a word, else 0.1."""
+    return lambda evidence: 0.9 if word in evidence.chunk.text else 0.1
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_tells_everything_and_ends_with_the_result(reading):
+    events = list(reading.stream(QUESTION, threshold=0, **SHORT))
+    read = [event for event in events if isinstance(event, ChunkRead)]
+    assert [event.index for event in read] == [0, 1, 2, 3]
+    assert read[-1].tokens == read[-1].total_tokens == reading.tokens
+    assert not any(event.cached for event in read)
+    written = {event.margin.index: event.margin for event in events if isinstance(event, MarginWritten)}
+    answered = events[-1]
+    assert isinstance(answered, Answered)
+    assert tuple(written[index] for index in range(4)) == answered.result.margins
+    assert "".join(event.text for event in events if isinstance(event, AnswerToken)) == answered.result.answer
+    again = [event for event in reading.stream(QUESTION, **SHORT) if isinstance(event, ChunkRead)]
+    assert all(event.cached for event in again)
+
+
+def test_each_margin_comes_soon_after_its_chunk_in_a_stream(kernel):
+    kernel.readings.clear()
+    order = []
+    for event in kernel.read([*TEXTS, *TEXTS]).stream(QUESTION, threshold=0, **SHORT):
+        if isinstance(event, ChunkRead):
+            order.append(("read", event.index))
+        elif isinstance(event, MarginWritten):
+            order.append(("margin", event.margin.index))
+    assert order.index(("margin", 0)) < order.index(("read", 1))  # the first at once
+    waits = [sum(kind == "read" for kind, _ in order[: order.index(("margin", i))]) - i - 1 for i in range(8)]
+    assert max(waits) < kernel.engine.margin_batch
+
+
+def test_margin_batch_is_obeyed(kernel):
+    for size in (1, 3, 100):
+        kernel.readings.clear()
+        reads, seen = 0, {}
+        for event in kernel.read(TEXTS * 2).stream(QUESTION, threshold=0, margin_batch=size, **SHORT):
+            if isinstance(event, ChunkRead):
+                reads += 1
+            elif isinstance(event, MarginWritten):
+                seen[event.margin.index] = reads
+        assert seen == {i: min(8, (i // size + 1) * size) for i in range(8)}
+
+
+def test_the_same_stream_or_not_the_same_result(reading, kernel):
+    streamed = list(reading.stream(QUESTION, threshold=0, **SHORT))[-1].result
+    kernel.readings.clear()
+    asked = kernel.read(TEXTS).ask(QUESTION, threshold=0, **SHORT)
+    assert streamed.answer == asked.answer
+    assert [m.text for m in streamed.margins] == [m.text for m in asked.margins]
+    assert [m.relevance for m in streamed.margins] == pytest.approx(
+        [m.relevance for m in asked.margins], abs=1e-4
+    )
+
+
+def test_events_and_results_are_plain_data(reading):
+    import json
+
+    events = list(reading.stream(QUESTION, relevance=by_word("Elsa"), **SHORT))
+    plain = json.loads(json.dumps([event.to_dict() for event in events]))
+    assert plain[-1]["event"] == "answered"
+    margins = plain[-1]["result"]["margins"]
+    assert [Margin.from_dict(margin).to_dict() for margin in margins] == margins
+    assert margins[1]["chunk"]["spans"][0]["source_id"] == "1"
+
+
+# -- choosing margins -------------------------------------------------------------------------------------------------
+
+
+def test_below_the_threshold_nothing_is_written(reading):
+    result = reading.ask(QUESTION, relevance=by_word("Elsa"), **SHORT)
+    assert [margin.kept for margin in result.margins] == [False, True, False, False]
+    assert [bool(margin.text) for margin in result.margins] == [False, True, False, False]
+    assert [margin.relevance for margin in result.margins] == [0.1, 0.9, 0.1, 0.1]
+    assert result.usage.output_tokens == len(result.margins[1].token_ids) + len(result.token_ids)
+
+
+def test_what_is_kept_is_in_the_answers_prompt_and_what_is_not_is_not(reading, kernel):
+    result = reading.ask(QUESTION, relevance=by_word("Elsa"), **SHORT)
+    prompt = kernel.tokenizer.decode(reading.prompt_ids(result))
+    assert f"- {result.margins[1].text.strip()}" in prompt
+    assert prompt.count("\n- ") == 1
+    none = reading.ask(QUESTION, threshold=1, relevance=by_word("nothing"), **SHORT)
+    assert "Notes taken" not in kernel.tokenizer.decode(reading.prompt_ids(none))
+
+
+def test_top_k_keeps_the_most_relevant(reading):
+    score = {"gull": 0.2, "Elsa": 0.6, "Rain": 0.4, "fog": 0.5}
+    rank = lambda evidence: next(value for word, value in score.items() if word in evidence.chunk.text)  # noqa: E731
+    for style in ("free", "verbatim"):
+        result = reading.ask(QUESTION, relevance=rank, top_k=2, margin_style=style, **SHORT)
+        assert [margin.kept for margin in result.margins] == [False, True, False, True]
+        assert [bool(margin.text) for margin in result.margins] == [False, True, False, True]
+    result = reading.ask(QUESTION, relevance=rank, top_k=3, threshold=0.55, **SHORT)
+    assert [margin.kept for margin in result.margins] == [False, True, False, False]
+    judged = reading.ask(QUESTION, relevance="second-call", top_k=1, **SHORT)
+    (best,) = judged.kept
+    assert best.relevance == max(margin.relevance for margin in judged.margins)
+
+
+def test_keep_sees_written_margins_and_decides(reading):
+    seen: list[Margin] = []
+
+    def keep(margin: Margin) -> bool:
+        seen.append(margin)
+        return margin.index == 2
+
+    result = reading.ask(QUESTION, keep=keep, **SHORT)
+    assert sorted(margin.index for margin in seen) == [0, 1, 2, 3]
+    assert [margin.kept for margin in result.margins] == [False, False, True, False]
+    assert all(margin.text for margin in result.margins)  # written, and shown, though not kept
+
+
+def test_stopping_early_leaves_the_rest_unread(kernel):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    result = reading.ask(
+        QUESTION,
+        relevance=by_word("Elsa"),
+        margin_batch=1,
+        stop_when=lambda found: any(m.kept for m in found),
+        **SHORT,
+    )
+    assert result.stopped_early
+    assert [margin.index for margin in result.margins] == [0, 1]
+    assert result.usage.prefill_tokens == sum(map(len, reading._pieces[1:3]))
+    assert result.branch.prefix_tokens == sum(map(len, reading._pieces[:3]))
+    whole = reading.ask(QUESTION, **SHORT)
+    assert not whole.stopped_early
+    assert whole.usage.cached_tokens == result.usage.prefill_tokens
+
+
+def test_stop_when_gets_margins_in_order(reading):
+    calls = []
+    reading.ask(
+        QUESTION, threshold=0, stop_when=lambda found: calls.append([m.index for m in found]), **SHORT
+    )
+    assert calls[-1] == [0, 1, 2, 3]
+    assert all(call == sorted(call) for call in calls)
+
+
+@pytest.mark.parametrize("style", ["free", "verbatim"])
+@pytest.mark.parametrize("relevance", ["likelihood", "decision", "second-call"])
+def test_every_relevance_with_every_style(reading, style, relevance):
+    result = reading.ask(QUESTION, relevance=relevance, margin_style=style, threshold=0, **SHORT)
+    assert [margin.index for margin in result.margins] == [0, 1, 2, 3]
+    for margin in result.margins:
+        assert 0 <= margin.relevance <= 1
+        assert margin.kept
+        if style == "verbatim":
+            assert margin.text == TEXTS[margin.index]
+            (span,) = margin.spans
+            assert TEXTS[margin.index][span.start : span.end] == margin.text
+
+
+def test_a_score_of_ones_own_gets_the_evidence(reading):
+    seen: list[Evidence] = []
+    reading.relevance(QUESTION, relevance=lambda evidence: seen.append(evidence) or 0.5)
+    assert [evidence.chunk.text for evidence in seen] == TEXTS
+    assert all(evidence.question == QUESTION for evidence in seen)
+    assert [e.likelihood_before for e in seen[1:]] == pytest.approx(
+        [e.likelihood for e in seen[:-1]], abs=1e-4
+    )
+
+
+# -- people in between ------------------------------------------------------------------------------------------------
+
+
+def test_margins_first_answer_later(reading, kernel):
+    margins = reading.margins(QUESTION, threshold=0, **SHORT)
+    margins[0] = margins[0].edited("Elsa was seen aboard.")
+    margins[1] = dataclasses.replace(margins[1], note="this is the one")
+    del margins[2]
+    margins[2] = dataclasses.replace(margins[2], kept=False)
+    result = reading.answer(QUESTION, margins, **SHORT)
+    prompt = kernel.tokenizer.decode(reading.prompt_ids(result))
+    assert "\n- Elsa was seen aboard.\n- " in prompt
+    assert "(reader's remark: this is the one)" in prompt
+    assert prompt.count("\n- ") == 2
+    assert result.margins == tuple(margins)
+    assert result.usage.prefill_tokens == 0
+    assert list(result.token_ids) == generated(reading, result, SHORT["answer_config"])
+
+
+def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
+    saved = [margin.to_dict() for margin in reading.margins(QUESTION, threshold=0, **SHORT)]
+    kernel.readings.clear()
+    fresh = kernel.read(TEXTS)
+    mine = Margin(index=3, text="I know the owner: Elsa.", relevance=1.0, kept=True, chunk=fresh.chunks[3])
+    result = fresh.answer(QUESTION, [*(Margin.from_dict(margin) for margin in saved), mine], **SHORT)
+    assert result.usage.prefill_tokens == fresh.tokens
+    assert "I know the owner: Elsa." in kernel.tokenizer.decode(fresh.prompt_ids(result))
+    with pytest.raises(ValueError, match="not written on a branch"):
+        fresh.prompt_ids(mine)
+
+
+def test_an_answer_after_stopping_early_stands_on_what_was_read(kernel):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    margins = reading.margins(
+        QUESTION, threshold=0, margin_batch=1, stop_when=lambda found: len(found) == 2, **SHORT
+    )
+    assert len(margins) == 2
+    result = reading.answer(QUESTION, margins, **SHORT)
+    assert result.stopped_early
+    assert result.usage.prefill_tokens == 0
+
+
+# -- several questions, other tasks -----------------------------------------------------------------------------------
+
+
+def test_many_questions_answer_as_each_alone(reading, kernel):
+    questions = [QUESTION, "What fell all night?", "Where did the gull sit, and why there of all places?"]
+    together = reading.ask_many(questions, threshold=0, **SHORT)
+    for question, result in zip(questions, together, strict=True):
+        alone = reading.ask(question, threshold=0, **SHORT)
+        assert result.question == question
+        assert result.answer == alone.answer
+        assert [m.text for m in result.margins] == [m.text for m in alone.margins]
+        assert [m.relevance for m in result.margins] == pytest.approx(
+            [m.relevance for m in alone.margins], abs=1e-4
+        )
+    assert sum(result.usage.prefill_tokens for result in together) == reading.tokens
+    assert reading.ask_many([]) == []
+    with pytest.raises(TypeError, match="list"):
+        reading.ask_many("Who?")
+
+
+def test_usage_and_timings_add_up(reading):
+    for result in (reading.ask(QUESTION, threshold=0, **SHORT), reading.ask("Why?", **SHORT)):
+        usage, timings = result.usage, result.timings
+        assert usage.prefill_tokens + usage.cached_tokens == reading.tokens
+        assert usage.output_tokens == len(result.token_ids) + sum(len(m.token_ids) for m in result.margins)
+        assert usage.prompt_tokens > 0
+        parts = timings.prefill + timings.margins + timings.answer + timings.other
+        assert parts == pytest.approx(timings.total, abs=1e-6)
+        assert 0 < timings.first_margin < timings.first_token < timings.total
+
+
+def test_a_summary_shares_the_reading(reading):
+    asked = reading.ask(QUESTION, **SHORT)
+    summary = reading.ask(task="summarise", **SHORT)
+    assert summary.usage.cached_tokens == asked.usage.prefill_tokens == reading.tokens
+    assert [margin.relevance for margin in summary.margins] == [1.0] * 4
+    assert all(margin.kept for margin in summary.margins)
+
+
+def test_prompts_and_frame_can_be_replaced(kernel, tiny_model, smollm2):
+    prompts = Prompts(
+        question="\nQ: {question}",
+        margin="\nNote {it} down:",
+        notes="\n[{margins}]",
+        answer="\nA? {question}",
+    )
+    own = WimKernel(tiny_model("llama"), smollm2[1], frame=Frame(system="S", document="D:", separator="|"))
+    reading = own.read(["a", "b"])
+    result = reading.ask("{x} {margins}?", threshold=0, prompts=prompts, **SHORT)
+    text = own.tokenizer.decode(reading.prompt_ids(result))
+    assert text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nD:a|b\n[-")
+    assert text.endswith("]\nA? {x} {margins}?<|im_end|>\n<|im_start|>assistant\n")
+    note = own.tokenizer.decode(reading.prompt_ids(result.margins[0]))
+    assert "D:a\nQ: {x} {margins}?\nNote {it} down:<|im_end|>" in note
+
+
+# -- async ------------------------------------------------------------------------------------------------------------
+
+
+async def test_async_twins_give_the_same(reading):
+    asked = await reading.aask(QUESTION, threshold=0, **SHORT)
+    assert asked.answer == reading.ask(QUESTION, threshold=0, **SHORT).answer
+    events = [event async for event in reading.astream(QUESTION, threshold=0, **SHORT)]
+    assert events[-1].result.answer == asked.answer
+    margins = await reading.amargins(QUESTION, threshold=0, **SHORT)
+    assert [m.text for m in margins] == [m.text for m in asked.margins]
+    assert (await reading.aanswer(QUESTION, margins, **SHORT)).answer == asked.answer
+    assert [r.answer for r in await reading.aask_many([QUESTION], threshold=0, **SHORT)] == [asked.answer]
+    assert (await reading.aprefill()).cached_tokens == reading.tokens
+    assert (await reading.kernel.aask(QUESTION, TEXTS, threshold=0, **SHORT)).answer == asked.answer
+
+
+async def test_async_errors_reach_the_caller(reading):
+    def fails(_: Evidence) -> float:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await reading.aask(QUESTION, relevance=fails, **SHORT)
+    assert (await reading.aask(QUESTION, **SHORT)).answer is not None
+    assert asyncio.get_running_loop().is_running()
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", ["", [], [""], ["", " \n"], [Chunk("")]])
+def test_an_empty_document_is_refused(kernel, document):
+    with pytest.raises(EmptyDocumentError, match="empty"):
+        kernel.read(document)
+
+
+def test_an_empty_chunk_has_a_margin_of_its_own(kernel):
+    result = kernel.read(["", TEXTS[1], "", ""]).ask(QUESTION, threshold=0.0001, **SHORT)
+    assert [margin.index for margin in result.margins] == [0, 1, 2, 3]
+    for index in (0, 2, 3):
+        assert result.margins[index].relevance == 0
+        assert result.margins[index].text == ""
+        assert not result.margins[index].kept
+
+
+def test_a_document_longer_than_the_window_says_by_how_much(kernel):
+    fits = kernel.engine.window - len(kernel._head) - 1
+    (token,) = kernel.engine.encode(Text(" zebra"))
+    assert token
+    with pytest.raises(ContextOverflowError, match=f"has {fits + 1} tokens and {fits} fit") as error:
+        kernel.read([" zebra" * (fits + 1)])  # one chunk larger than the window, too
+    assert (error.value.tokens, error.value.fits) == (fits + 1, fits)
+    almost = kernel.read([" zebra" * fits])
+    with pytest.raises(ContextOverflowError) as error:
+        almost.ask(QUESTION, **SHORT)  # the document fits, the question behind it does not
+    room = error.value.fits
+    exactly = kernel.read([" zebra" * room])
+    assert exactly.ask(QUESTION, **SHORT).usage.cached_tokens is not None
+    with pytest.raises(ContextOverflowError):
+        kernel.read([" zebra" * (room + 1)]).ask(QUESTION, **SHORT)
+    assert list(exactly.ask(QUESTION, threshold=1, **SHORT).token_ids)
+
+
+def test_margins_that_find_no_room_are_said(kernel):
+    window = kernel.engine.window
+    kernel.engine.window = 200
+    try:
+        reading = kernel.read([*TEXTS, *TEXTS])
+        ranks = iter([0.9, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+        options = {"relevance": lambda _: next(ranks), "threshold": 0, "margin_config": config(20, 20)}
+        with pytest.warns(UserWarning, match="chunk 1 "):
+            result = reading.ask(QUESTION, answer_config=config(8), **options)
+        assert not result.margins[1].kept
+        assert result.margins[1].text
+        assert result.margins[0].kept
+        assert len(reading.prompt_ids(result)) + 8 <= 200
+    finally:
+        kernel.engine.window = window
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"threshold": 2}, ValueError),
+        ({"top_k": 0}, ValueError),
+        ({"margin_batch": 0}, ValueError),
+        ({"margin_style": "loose"}, ValueError),
+        ({"task": "sing"}, ValueError),
+        ({"relevance": "luck"}, ValueError),
+        ({"thresold": 0.2}, TypeError),
+    ],
+)
+def test_options_that_make_no_sense_fail_at_once(reading, options, error):
+    for call in (reading.ask, reading.stream, reading.margins, reading.astream):
+        with pytest.raises(error):
+            call(QUESTION, **options)
+
+
+def test_documents_of_other_kinds_are_refused(kernel):
+    for document in (17, [17], None, b"bytes"):
+        with pytest.raises(TypeError):
+            kernel.read(document)
+    with pytest.raises(TypeError):
+        WimKernel()
+
+
+def test_a_long_text_is_split_at_sentence_ends_and_nothing_is_lost(kernel):
+    text = " ".join(f"Sentence number {i} is about a ship." for i in range(80))
+    reading = kernel.read(text, chunk_tokens=64)
+    assert "".join(chunk.text for chunk in reading.chunks) == text
+    assert all(chunk.text.rstrip().endswith(".") for chunk in reading.chunks)
+    assert all(0 < len(piece) <= 64 for piece in reading._pieces[1:])
+    joined = kernel.read(reading.chunks, join_small=True, chunk_tokens=150)
+    assert len(joined.chunks) < len(reading.chunks)
+    assert "".join(chunk.text for chunk in joined.chunks) == text
+
+
+def test_overlapping_pieces_are_read_once(kernel):
+    text = "The gull sat on the mast while the fog came in. Elsa Brandt owned the ship."
+    pieces = [Chunk.of(text[0:48], "log", 0), Chunk.of(text[30:], "log", 30)]
+    reading = kernel.read(pieces)
+    assert "".join(chunk.text for chunk in reading.chunks) == text
+    assert reading.tokens < sum(kernel.count_tokens(piece.text) for piece in pieces)
