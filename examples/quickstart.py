@@ -8,7 +8,7 @@ document = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text
 
 kernel = WimKernel.from_pretrained("embedded")
 reading = kernel.read(document)
-for event in reading.stream("What name was engraved on the bright brass plate on the door of the house?"):
+for event in reading.stream("What did the Rabbit tell Mary Ann to run home and fetch?"):
     match event:
         case MarginWritten(margin) if margin.kept:
             print(f"[{margin.relevance:.2f}] {margin.text}", flush=True)

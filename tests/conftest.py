@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ TinyModel = Callable[[str], PreTrainedModel]
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2)
 transformers.utils.logging.disable_progress_bar()
 
 

@@ -71,10 +71,7 @@ class Prompts:
     """
 
     question: str = "\n\nQuestion about the document above: {question}"
-    margin: str = (
-        "\n\nIn one or two short sentences, copy from the last passage above the facts that help to answer the "
-        "question."
-    )
+    margin: str = "\n\nCopy from the last passage above, briefly, the facts that help to answer it."
     decision: str = (
         "\n\nDoes the last passage above help to answer the question? "
         "Reply NO, or reply YES: followed by the facts from it that help."

@@ -1,2 +1,2 @@
 DEMO_FILE := examples/data/alice-chapters-3-4.txt
-DEMO_QUESTION := What name was engraved on the bright brass plate on the door of the house?
+DEMO_QUESTION := What did the Rabbit tell Mary Ann to run home and fetch?

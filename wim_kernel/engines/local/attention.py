@@ -48,6 +48,18 @@ class Mask:
 
     def __init__(self, allowed: Tensor) -> None:
         self.allowed = allowed
+        self._split: dict[tuple[int, int], Mask] = {}
+
+    def split(self, splits: int, end: int) -> Mask:
+        """The mask over the first ``end`` keys of one key head's queries, cut into runs: (1, splits, M, end / splits)."""
+        if (splits, end) not in self._split:
+            runs = self.allowed[:, 0, :, :end].unflatten(-1, (splits, -1)).transpose(1, 2)
+            self._split[splits, end] = Mask(runs)
+        return self._split[splits, end]
+
+    def tail(self, start: int) -> Mask:
+        """The mask over keys ``start`` on."""
+        return Mask(self.allowed[..., start:])
 
     @cached_property
     def blind(self) -> Tensor | None:
@@ -90,12 +102,12 @@ def attend(
             size = query.shape[2]
             mask = Mask(torch.ones(1, 1, size, size, dtype=torch.bool, device=query.device).tril())
         return _explicit(query, key, value, terms, mask)
-    if causal or mask is not None:
+    entries, groups, queries, size = query.shape
+    if causal or (mask is not None and groups > 1):
         return _flash(query, key, value, terms.scale, causal, mask)
     # without a mask, grouped heads are just more queries of the same key head
-    entries, groups, queries, size = query.shape
     folded = query.reshape(entries, 1, groups * queries, size)
-    out, lse = _flash_split(folded, key, value, terms.scale, _splits(folded, key))
+    out, lse = _flash_split(folded, key, value, terms.scale, mask, _splits(folded, key))
     return out.reshape(entries, groups, queries, -1), lse.reshape(entries, groups, queries)
 
 
@@ -131,25 +143,29 @@ def _flash(
 def _splits(query: Tensor, key: Tensor) -> int:
     """Into how many runs to cut the keys of few queries, so that a CPU's threads have equal shares of the heads."""
     entries, _, queries, _ = query.shape
-    if query.device.type != "cpu" or queries > 16 or key.shape[2] < 1024:
+    if query.device.type != "cpu" or queries > 64 or key.shape[2] < 1024:
         return 1
     threads = torch.get_num_threads()
     return threads // math.gcd(entries, threads)
 
 
 def _flash_split(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, splits: int
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Mask | None, splits: int
 ) -> tuple[Tensor, Tensor]:
     """Attention of (A, 1, M, D) over all keys, cut into ``splits`` runs that are computed side by side and merged."""
     if splits == 1:
-        return _flash(query, key, value, scale)
+        return _flash(query, key, value, scale, mask=mask)
     even = key.shape[2] // splits * splits
     keys, values = (item[:, 0, :even].unflatten(1, (splits, -1)) for item in (key, value))
-    outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale)
-    lse = torch.logsumexp(lses, 1, keepdim=True)
-    merge = Merge((outs * torch.exp(lses - lse)[..., None]).sum(1, keepdim=True), lse)
+    cut = None if mask is None else mask.split(splits, even)
+    outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale, mask=cut)
+    weights = torch.softmax(lses, 1).nan_to_num_(
+        0.0
+    )  # a query that sees nothing in any run weighs none of them
+    merge = Merge((outs * weights[..., None]).sum(1, keepdim=True), torch.logsumexp(lses, 1, keepdim=True))
     if even < key.shape[2]:
-        merge.add(*_flash(query, key[:, :, even:], value[:, :, even:], scale))
+        tail = None if mask is None else mask.tail(even)
+        merge.add(*_flash(query, key[:, :, even:], value[:, :, even:], scale, mask=tail))
     return merge.out.to(query.dtype), merge.lse
 
 

@@ -1,0 +1,262 @@
+"""Threads, tasks, closed streams, failing callbacks: each answer is right and nothing is lost or leaked."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers import SHORT, config, spying
+
+from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
+from wim_kernel.engines.base import Text
+from wim_kernel.engines.local.shared import BranchBatch
+from wim_kernel.turns import Turn
+
+TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3, "Fog." * 9]
+QUESTIONS = [f"Who owned ship number {i}?" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def kernel(tiny_model, smollm2):
+    return WimKernel(tiny_model("llama"), smollm2[1])
+
+
+@pytest.fixture(scope="module")
+def alone(kernel):
+    """Each question's answer with nobody else there."""
+    return {q: kernel.read(TEXTS).ask(q, threshold=0, **SHORT) for q in QUESTIONS}
+
+
+def same(result, expected):
+    assert result.answer == expected.answer
+    assert [margin.text for margin in result.margins] == [margin.text for margin in expected.margins]
+
+
+@pytest.fixture
+def batches():
+    """Weak references to all branch batches made meanwhile, to see that they are freed."""
+    made: list[weakref.ref] = []
+    original = BranchBatch.__init__
+
+    def note(self, *args):
+        original(self, *args)
+        made.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BranchBatch, "__init__", note)
+        yield made
+
+
+def assert_idle(kernel, batches=()):
+    gc.collect()
+    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert not any(batch() is not None for batch in batches)
+    with kernel.engine.turn:  # nobody holds it
+        pass
+
+
+def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
+    kernel.readings.clear()
+    (zebra,) = kernel.engine.encode(Text(" zebra"))
+    texts = [text + " zebra" * 5 for text in TEXTS]
+    expected = {q: kernel.read(texts).ask(q, threshold=0, **SHORT) for q in QUESTIONS[:8]}
+    kernel.readings.clear()
+    with spying(kernel.model) as spy, ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda q: kernel.read(texts).ask(q, threshold=0, **SHORT), QUESTIONS[:8]))
+    for result, question in zip(results, QUESTIONS, strict=False):
+        same(result, expected[question])
+    assert spy.count(zebra) == 20  # each document token once, whoever came first
+    assert sum(result.usage.prefill_tokens for result in results) == kernel.read(texts).tokens
+    assert_idle(kernel)
+
+
+async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
+    kernel.readings.clear()
+    lags: list[float] = []
+
+    async def heartbeat():
+        while True:
+            begun = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append(time.perf_counter() - begun - 0.005)
+
+    beat = asyncio.create_task(heartbeat())
+    reading = kernel.read(TEXTS)
+    results = await asyncio.gather(*(reading.aask(q, threshold=0, **SHORT) for q in QUESTIONS))
+    beat.cancel()
+    for result in results:
+        same(result, alone[result.question])
+    assert sum(result.usage.prefill_tokens for result in results) == reading.tokens
+    lags.sort()
+    assert lags[len(lags) // 2] < 0.05
+    assert_idle(kernel)
+
+
+@pytest.mark.parametrize("after", [ChunkRead, MarginWritten, AnswerToken])
+def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, after):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    stream = reading.stream(QUESTIONS[0], threshold=0, margin_config=config(60, 60), answer_config=config(60, 60))
+    for event in stream:
+        if isinstance(event, after):
+            break
+    with spying(kernel.model) as spy:
+        stream.close()
+    assert spy.batches == []
+    assert_idle(kernel, batches)
+    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+
+
+def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    reading.stream(QUESTIONS[0], **SHORT)
+    assert_idle(kernel)
+    stream = reading.stream(QUESTIONS[0], threshold=0, **SHORT)
+    next(stream)
+    assert any(held.in_use for held in kernel.readings.held)
+    del stream
+    assert_idle(kernel, batches)
+
+
+@pytest.mark.parametrize("where", ["keep", "stop_when", "relevance"])
+def test_an_exception_in_a_callback(kernel, alone, batches, where):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+
+    def fails(_):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        reading.ask(QUESTIONS[0], **{where: fails}, **SHORT)
+    assert_idle(kernel, batches)
+    again = reading.ask(QUESTIONS[0], threshold=0, **SHORT)
+    same(again, alone[QUESTIONS[0]])
+    assert again.usage.cached_tokens > 0  # what was read is kept
+
+
+def test_an_exception_of_the_model_leaves_the_reading_right(kernel, alone):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    calls = 0
+
+    def fails(*_):
+        nonlocal calls
+        calls += 1
+        if calls in (3, 6, 9):
+            raise RuntimeError("out of memory")
+
+    hook = kernel.model.model.layers[1].register_forward_hook(fails)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            reading.ask(QUESTIONS[0], threshold=0, **SHORT)
+    hook.remove()
+    assert_idle(kernel)
+    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+
+
+async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    long = {"margin_config": config(2000, 2000), "threshold": 0}
+    task = asyncio.create_task(reading.aask(QUESTIONS[0], **long))
+    while not batches:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with spying(kernel.model) as spy:
+        await asyncio.sleep(0.3)
+        quiet = len(spy.batches)
+        assert quiet <= 1  # the step that was under way
+        await asyncio.sleep(0.2)
+        assert len(spy.batches) == quiet
+    assert_idle(kernel, batches)
+    same(await reading.aask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+
+
+async def test_leaving_an_async_stream(kernel, alone, batches):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    stream = reading.astream(QUESTIONS[0], threshold=0, margin_config=config(500, 500))
+    async for event in stream:
+        if isinstance(event, ChunkRead):
+            break
+    await stream.aclose()
+    await asyncio.sleep(0.1)
+    assert_idle(kernel, batches)
+    same(await reading.aask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+
+
+def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    paused = reading.stream(QUESTIONS[1], threshold=0, **SHORT)
+    next(paused)
+    with ThreadPoolExecutor(1) as thread:
+        same(thread.submit(reading.ask, QUESTIONS[0], threshold=0, **SHORT).result(timeout=60), alone[QUESTIONS[0]])
+    same(list(paused)[-1].result, alone[QUESTIONS[1]])
+
+
+def test_turns_come_in_order_of_arrival():
+    turn, order = Turn(), []
+
+    def wait(name):
+        with turn:
+            order.append(name)
+
+    with turn:
+        threads = []
+        for name in range(6):
+            threads.append(threading.Thread(target=wait, args=(name,)))
+            threads[-1].start()
+            while len(turn._waiting) <= name:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(6))
+    assert not turn._taken
+
+
+def test_who_takes_turns_again_and_again_starves_nobody():
+    turn, stop, others = Turn(), threading.Event(), []
+
+    def greedy():
+        while not stop.is_set():
+            with turn:
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=greedy)
+    thread.start()
+    time.sleep(0.02)
+    for _ in range(5):
+        begun = time.perf_counter()
+        with turn:
+            others.append(time.perf_counter() - begun)
+    stop.set()
+    thread.join()
+    assert max(others) < 0.5
+
+
+def test_no_memory_grows_over_rounds(kernel):
+    from wim_kernel.engines.local.shared import LayerStore
+
+    def stores() -> int:
+        gc.collect()
+        return sum(isinstance(item, LayerStore) for item in gc.get_objects())
+
+    kernel.readings.clear()
+    counts = []
+    for _ in range(3):
+        for question in QUESTIONS[:3]:
+            kernel.read(TEXTS).ask(question, threshold=0, **SHORT)
+        counts.append(stores())
+    assert counts[0] == counts[1] == counts[2]
+    assert torch.is_grad_enabled()  # no mode of ours leaks out

@@ -1,0 +1,154 @@
+"""Live readings: found again by what they hold, within a budget, never one in use."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import SHORT, spying
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wim_kernel import MemoryBudgetError, WimKernel
+from wim_kernel.engines.base import Text
+
+A, B, C, D = (f"{name} and a zebra sat in the boat that night." for name in ("Anna", "Berta", "Carla", "Dora"))
+
+
+@pytest.fixture(scope="module")
+def kernel(tiny_model, smollm2):
+    return WimKernel(tiny_model("qwen2"), smollm2[1])
+
+
+@pytest.fixture(autouse=True)
+def fresh(kernel):
+    kernel.readings.clear()
+
+
+def prefilled(kernel, chunks):
+    return kernel.read(chunks).prefill().prefill_tokens
+
+
+def size(kernel, chunks):
+    return kernel.read(chunks).tokens
+
+
+def test_the_longest_run_of_leading_chunks_is_found(kernel):
+    assert prefilled(kernel, [A, B]) == size(kernel, [A, B])
+    assert prefilled(kernel, [A, B]) == 0
+    assert prefilled(kernel, [A, B, C]) == size(kernel, [A, B, C]) - size(kernel, [A, B])  # grows at its end
+    assert prefilled(kernel, [A, B, D]) == size(kernel, [A, B, D]) - size(kernel, [A, B])  # goes on differently
+    assert prefilled(kernel, [A]) == 0
+    assert prefilled(kernel, [B, A]) == size(kernel, [B, A])  # leading chunks only
+    assert prefilled(kernel, [A, B, C]) == prefilled(kernel, [A, B, D]) == 0
+    assert len(kernel.readings) == 3
+
+
+def test_a_fork_is_a_copy_and_both_stay_right(kernel):
+    alone = {}
+    for chunks in ((A, B, C), (A, B, D), (A, D)):
+        kernel.readings.clear()
+        alone[chunks] = kernel.read(chunks).ask("Who?", threshold=0, **SHORT)
+    kernel.readings.clear()
+    readings = {chunks: kernel.read(chunks) for chunks in alone}
+    for _ in range(2):
+        for chunks, reading in readings.items():
+            result = reading.ask("Who?", threshold=0, **SHORT)
+            assert result.answer == alone[chunks].answer
+            assert [m.text for m in result.margins] == [m.text for m in alone[chunks].margins]
+
+
+def test_two_readers_part_ways_in_the_middle(kernel):
+    first, second = kernel.read([A, B, C]), kernel.read([A, B, D])
+    with spying(kernel.model) as spy:
+        streams = [reading.stream("Who?", threshold=0, **SHORT) for reading in (first, second)]
+        results = {}
+        while streams:
+            for stream in list(streams):
+                event = next(stream, None)
+                if event is None:
+                    streams.remove(stream)
+                elif hasattr(event, "result"):
+                    results[stream] = event.result
+    (zebra,) = kernel.engine.encode(Text(" zebra"))
+    assert spy.count(zebra) == 4  # A and B once for both, C, D
+    kernel.readings.clear()
+    answers = [kernel.read(chunks).ask("Who?", threshold=0, **SHORT).answer for chunks in ([A, B, C], [A, B, D])]
+    assert [result.answer for result in results.values()] == answers
+
+
+def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
+    one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
+    small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(2.7 * one))
+    for chunk in (A, B):
+        prefilled(small, [chunk])
+    assert prefilled(small, [A]) == 0  # used again
+    assert prefilled(small, [C]) > 0  # B goes
+    assert len(small.readings) == 2
+    assert small.readings.nbytes <= small.readings.budget_bytes
+    assert prefilled(small, [A]) == 0
+    assert prefilled(small, [B]) > 0
+
+
+def test_never_one_in_use(kernel, tiny_model, smollm2):
+    one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
+    small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(1.5 * one))
+    expected = small.read([A]).ask("Who?", threshold=0, **SHORT)
+    small.readings.clear()
+    stream = small.read([A]).stream("Who?", threshold=0, **SHORT)
+    next(stream)
+    for chunk in (B, C):
+        small.read([chunk]).ask("Who?", **SHORT)
+    assert list(stream)[-1].result.answer == expected.answer
+    assert small.readings.nbytes <= small.readings.budget_bytes  # back within it once nobody reads
+
+
+def test_one_document_over_the_budget(tiny_model, smollm2):
+    small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=1000)
+    with pytest.raises(MemoryBudgetError, match="budget is 1,000") as error:
+        small.read([A]).ask("Who?", **SHORT)
+    assert error.value.needed > error.value.budget == 1000
+    assert len(small.readings) == 0
+
+
+def test_a_closed_reading_reads_again(kernel):
+    reading = kernel.read([A, B])
+    before = reading.ask("Who?", threshold=0, **SHORT)
+    reading.close()
+    assert len(kernel.readings) == 0
+    after = reading.ask("Who?", threshold=0, **SHORT)
+    assert after.usage.prefill_tokens == reading.tokens
+    assert after.answer == before.answer
+
+
+def test_what_is_held_is_shown(kernel):
+    stream = kernel.read([A, B]).stream("Who?", **SHORT)
+    next(stream)
+    (held,) = kernel.readings.held
+    assert held.in_use
+    assert held.nbytes == kernel.readings.nbytes > 0
+    list(stream)
+    (held,) = kernel.readings.held
+    assert (held.in_use, held.chunks) == (False, 2)
+    assert held.tokens == len(kernel._head) + size(kernel, [A, B])
+
+
+def test_room_is_allocated_once(kernel):
+    reading = kernel.read([A, B, C])
+    stream = reading.stream_margins("Who?", **SHORT)
+    next(stream)
+    (entry,) = kernel.readings._entries
+    buffers = {index: layer.keys.data_ptr() for index, layer in entry.prefix.layers.items()}
+    list(stream)
+    assert buffers == {index: layer.keys.data_ptr() for index, layer in entry.prefix.layers.items()}
+    assert entry.prefix.layers[0].keys.shape[1] == len(kernel._head) + reading.tokens
+
+
+@given(documents=st.lists(st.lists(st.sampled_from([A, B, C, D]), min_size=1, max_size=4), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
+    kernel.readings.clear()
+    seen: set[tuple[str, ...]] = set()
+    for document in documents:
+        known = max((n for n in range(len(document) + 1) if tuple(document[:n]) in seen), default=0)
+        expected = size(kernel, document) - (size(kernel, document[:known]) if known else 0)
+        assert prefilled(kernel, document) == expected
+        seen |= {tuple(document[: n + 1]) for n in range(len(document))}
