@@ -105,5 +105,7 @@ def test_keys_cut_over_threads_give_the_same(monkeypatch, threads, keys, masked)
     out, lse = attend(query, key, value, Terms(0.3), mask=Mask(allowed[None, None]) if masked else None)
     expected = whole(query[:, 0], key[:, 0], value[:, 0], Terms(0.3), allowed.expand(6, keys))
     torch.testing.assert_close(out[:, 0].double(), expected, atol=2e-5, rtol=2e-5)
-    scores = (query[:, 0].double() @ key[:, 0].double().transpose(1, 2) * 0.3).masked_fill(~allowed, -torch.inf)
+    scores = (query[:, 0].double() @ key[:, 0].double().transpose(1, 2) * 0.3).masked_fill(
+        ~allowed, -torch.inf
+    )
     torch.testing.assert_close(lse[:, 0].double(), scores.logsumexp(-1), atol=2e-5, rtol=2e-5)

@@ -18,7 +18,12 @@ from wim_kernel.engines.base import Text
 from wim_kernel.engines.local.shared import BranchBatch
 from wim_kernel.turns import Turn
 
-TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3, "Fog." * 9]
+TEXTS = [
+    "The gull sat on the mast." * 3,
+    "Elsa Brandt owned the ship." * 3,
+    "Rain fell all night." * 3,
+    "Fog." * 9,
+]
 QUESTIONS = [f"Who owned ship number {i}?" for i in range(20)]
 
 
@@ -102,7 +107,9 @@ async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
 def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, after):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    stream = reading.stream(QUESTIONS[0], threshold=0, margin_config=config(60, 60), answer_config=config(60, 60))
+    stream = reading.stream(
+        QUESTIONS[0], threshold=0, margin_config=config(60, 60), answer_config=config(60, 60)
+    )
     for event in stream:
         if isinstance(event, after):
             break
@@ -166,7 +173,7 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
     reading = kernel.read(TEXTS)
     long = {"margin_config": config(2000, 2000), "threshold": 0}
     task = asyncio.create_task(reading.aask(QUESTIONS[0], **long))
-    while not batches:
+    while not batches:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     task.cancel()
@@ -201,7 +208,10 @@ def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
     paused = reading.stream(QUESTIONS[1], threshold=0, **SHORT)
     next(paused)
     with ThreadPoolExecutor(1) as thread:
-        same(thread.submit(reading.ask, QUESTIONS[0], threshold=0, **SHORT).result(timeout=60), alone[QUESTIONS[0]])
+        same(
+            thread.submit(reading.ask, QUESTIONS[0], threshold=0, **SHORT).result(timeout=60),
+            alone[QUESTIONS[0]],
+        )
     same(list(paused)[-1].result, alone[QUESTIONS[1]])
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.base import Branch, Text
+from wim_kernel.engines.base import Text
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
 SNAPSHOT = ["lfm2", "qwen3_next"]
-WORDS = "zebra harbour ledger night rope gull keel 17 sail, brass. lamp; fog? oar crate moon".split()
+SAID = "zebra harbour ledger night rope gull keel 17 sail, brass. lamp; fog? oar crate moon"
+WORDS = SAID.split()
 
 
 @pytest.fixture(scope="module")

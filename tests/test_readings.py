@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from wim_kernel import MemoryBudgetError, WimKernel
 from wim_kernel.engines.base import Text
 
-A, B, C, D = (f"{name} and a zebra sat in the boat that night." for name in ("Anna", "Berta", "Carla", "Dora"))
+A, B, C, D = (
+    f"{name} and a zebra sat in the boat that night." for name in ("Anna", "Berta", "Carla", "Dora")
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def test_the_longest_run_of_leading_chunks_is_found(kernel):
     assert prefilled(kernel, [A, B]) == size(kernel, [A, B])
     assert prefilled(kernel, [A, B]) == 0
     assert prefilled(kernel, [A, B, C]) == size(kernel, [A, B, C]) - size(kernel, [A, B])  # grows at its end
-    assert prefilled(kernel, [A, B, D]) == size(kernel, [A, B, D]) - size(kernel, [A, B])  # goes on differently
+    assert prefilled(kernel, [A, B, D]) == size(kernel, [A, B, D]) - size(
+        kernel, [A, B]
+    )  # goes on differently
     assert prefilled(kernel, [A]) == 0
     assert prefilled(kernel, [B, A]) == size(kernel, [B, A])  # leading chunks only
     assert prefilled(kernel, [A, B, C]) == prefilled(kernel, [A, B, D]) == 0
@@ -71,7 +75,9 @@ def test_two_readers_part_ways_in_the_middle(kernel):
     (zebra,) = kernel.engine.encode(Text(" zebra"))
     assert spy.count(zebra) == 4  # A and B once for both, C, D
     kernel.readings.clear()
-    answers = [kernel.read(chunks).ask("Who?", threshold=0, **SHORT).answer for chunks in ([A, B, C], [A, B, D])]
+    answers = [
+        kernel.read(chunks).ask("Who?", threshold=0, **SHORT).answer for chunks in ([A, B, C], [A, B, D])
+    ]
     assert [result.answer for result in results.values()] == answers
 
 
@@ -142,7 +148,11 @@ def test_room_is_allocated_once(kernel):
     assert entry.prefix.layers[0].keys.shape[1] == len(kernel._head) + reading.tokens
 
 
-@given(documents=st.lists(st.lists(st.sampled_from([A, B, C, D]), min_size=1, max_size=4), min_size=1, max_size=6))
+@given(
+    documents=st.lists(
+        st.lists(st.sampled_from([A, B, C, D]), min_size=1, max_size=4), min_size=1, max_size=6
+    )
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
     kernel.readings.clear()

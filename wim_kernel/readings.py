@@ -20,7 +20,7 @@ class Entry:
 
     Attributes:
         prefix: the engine's cache.
-        pieces: what it holds, or is being extended by, in order.
+        pieces: what it holds and what its holders are going to read, in order.
         planned: tokens that there is room for.
         users: calls that hold it now.
         used: when it was last held, as a count.
@@ -31,6 +31,12 @@ class Entry:
     planned: int = 0
     users: int = 0
     used: int = 0
+
+    @property
+    def read(self) -> int:
+        """How many chunks are read whole."""
+        ends = itertools.accumulate(map(len, self.pieces))
+        return max(0, sum(end <= self.prefix.tokens for end in ends) - 1)
 
     def shared(self, pieces: Pieces) -> int:
         """How many leading pieces are the same."""
@@ -80,7 +86,7 @@ class Readings:
             return [
                 LiveReading(
                     entry.prefix.tokens,
-                    len(entry.pieces) - 1,
+                    entry.read,
                     self.engine.prefix_bytes(entry.planned),
                     entry.users > 0,
                 )
@@ -107,10 +113,13 @@ class Readings:
         with self._lock:
             lease = Lease(self, pieces)
             best = max(self._entries, key=lambda entry: (entry.shared(pieces), entry.used), default=None)
-            if best is not None and best.shared(pieces) > 1:
-                lease.take(best)
-            else:
-                lease.take(self._add(self.engine.open(), []))
+            if best is None or best.shared(pieces) < 2:  # a head alone is run again sooner than copied
+                best = self._add(self.engine.open(), [])
+            if best.shared(pieces) == len(
+                best.pieces
+            ):  # so that whoever comes meanwhile reads it together with us
+                best.pieces.extend(pieces[len(best.pieces) :])
+            lease.take(best)
             return lease
 
     def _add(self, prefix: Prefix, pieces: list[tuple[int, ...]]) -> Entry:
@@ -206,16 +215,17 @@ class Lease:
         return self._same
 
     def _claim(self, piece: int) -> None:
-        """See that the prefix held goes on with ``piece``, in a copy if it has gone on with something else."""
+        """See that the prefix held goes on with ``piece``, in a copy if others go on with something else."""
         readings, engine = self.readings, self.readings.engine
         with readings._lock:
-            entry = self._held
-            if len(entry.pieces) > piece and self._agreed() == piece:
-                fork = engine.fork(entry.prefix, self.end(piece - 1))
-                self.take(readings._add(fork, entry.pieces[:piece]))
-                entry = self._held
-            if len(entry.pieces) == piece:
-                entry.pieces.append(self.pieces[piece])
+            entry, start = self._held, self.end(piece - 1)
+            if self._agreed() == piece and len(entry.pieces) > piece:
+                if entry.users > 1 or entry.prefix.tokens > start:
+                    self.take(readings._add(engine.fork(entry.prefix, start), entry.pieces[:piece]))
+                    entry = self._held
+                else:  # only planned, by somebody who is gone
+                    del entry.pieces[piece:]
+            entry.pieces.extend(self.pieces[len(entry.pieces) : piece + 1])
             total = self.end(len(self.pieces) - 1)
             if total > entry.planned:
                 entry.planned = total

@@ -51,9 +51,9 @@ class Mask:
         self._split: dict[tuple[int, int], Mask] = {}
 
     def split(self, splits: int, end: int) -> Mask:
-        """The mask over the first ``end`` keys of one key head's queries, cut into runs: (1, splits, M, end / splits)."""
+        """The mask over the first ``end`` keys, cut into runs: (1, splits, M, end / splits)."""
         if (splits, end) not in self._split:
-            runs = self.allowed[:, 0, :, :end].unflatten(-1, (splits, -1)).transpose(1, 2)
+            runs = self.allowed[:, 0, :, :end].unflatten(-1, (splits, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
             self._split[splits, end] = Mask(runs)
         return self._split[splits, end]
 
@@ -156,7 +156,10 @@ def _flash_split(
     if splits == 1:
         return _flash(query, key, value, scale, mask=mask)
     even = key.shape[2] // splits * splits
-    keys, values = (item[:, 0, :even].unflatten(1, (splits, -1)) for item in (key, value))
+    keys, values = (
+        item[:, 0, :even].unflatten(1, (splits, -1))  # type: ignore[no-untyped-call]
+        for item in (key, value)
+    )
     cut = None if mask is None else mask.split(splits, even)
     outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale, mask=cut)
     weights = torch.softmax(lses, 1).nan_to_num_(

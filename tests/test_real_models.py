@@ -1,0 +1,61 @@
+"""The two real models, in float32: what branches write together is what the models write alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from helpers import config, generated, spying
+
+from wim_kernel import MarginWritten, WimKernel
+
+STORY = (Path(__file__).parents[1] / "examples" / "data" / "alice-chapters-3-4.txt").read_text()
+QUESTION = "What did the Rabbit tell Mary Ann to fetch?"
+TOLD = STORY.index("Run home this moment")
+OPTIONS = {"threshold": 0, "margin_config": config(20), "answer_config": config(24)}
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def kernel(request):
+    return WimKernel(*request.getfixturevalue(request.param))
+
+
+def test_every_margin_and_the_answer_equal_generate(kernel):
+    """A passage long enough that Gemma's window of 512 is passed, in uneven chunks."""
+    text = STORY[TOLD - 3000 : TOLD + 400]
+    cuts = [0, 900, 1000, 2400, len(text)]
+    reading = kernel.read([text[a:b] for a, b in itertools.pairwise(cuts)])
+    assert reading.tokens > 800
+    with spying(kernel.model) as spy:
+        results = reading.ask_many([QUESTION, "Who is Dinah?"], **OPTIONS)
+    assert max(batch.shape[0] for batch in spy.batches) >= 8  # margins were decoded together
+    for result in results:
+        for margin in result.margins:
+            assert list(margin.token_ids) == generated(reading, margin, OPTIONS["margin_config"])
+        assert list(result.token_ids) == generated(reading, result, OPTIONS["answer_config"])
+
+
+def test_relevance_finds_the_passage(smollm2):
+    kernel = WimKernel(*smollm2)
+    reading = kernel.read(STORY[TOLD - 6000 : TOLD + 3000], chunk_tokens=256)
+    relevance = reading.relevance(QUESTION)
+    (gold,) = [i for i, chunk in enumerate(reading.chunks) if "Run home this moment" in chunk.text]
+    assert relevance[gold] == max(relevance)
+    assert relevance[gold] > 0.9
+    assert sorted(relevance)[len(relevance) // 2] < 0.5
+
+
+def test_a_verbatim_margin_is_in_the_text_where_it_says(smollm2):
+    kernel = WimKernel(*smollm2)
+    text = STORY[TOLD - 1500 : TOLD + 1500]
+    reading = kernel.read(text, chunk_tokens=256)
+    events = list(reading.stream_margins(QUESTION, margin_style="verbatim"))
+    kept = [event.margin for event in events if isinstance(event, MarginWritten) and event.margin.kept]
+    assert kept
+    for margin in kept:
+        assert margin.spans
+        for span in margin.spans:
+            assert text[span.start : span.end] in margin.text
+            assert span.source_id == "document"
+    assert any("fetch me a pair of gloves" in margin.text.replace("\n", " ") for margin in kept)
