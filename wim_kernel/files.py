@@ -33,7 +33,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_UNSEEN_TAGS = ["head", "script", "style", "template", "noscript", "svg", "object", "iframe"]
+_UNSEEN_TAGS = ["head", "title", "script", "style", "template", "noscript", "svg", "object", "iframe"]
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _PARAGRAPH_TAGS = [
     *("address", "article", "aside", "blockquote", "body", "details", "div", "dl", "fieldset", "figcaption"),
