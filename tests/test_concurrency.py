@@ -98,8 +98,8 @@ async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
     for result in results:
         same(result, alone[result.question])
     assert sum(result.usage.prefill_tokens for result in results) == reading.tokens
-    lags.sort()
-    assert lags[len(lags) // 2] < 0.05
+    assert max(lags) < 1  # never for as long as a call, whatever else the machine does
+    assert sorted(lags)[len(lags) // 2] < 0.05
     assert_idle(kernel)
 
 
@@ -115,6 +115,8 @@ def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, aft
             break
     with spying(kernel.model) as spy:
         stream.close()
+        time.sleep(0.1)
+        assert list(stream) == []
     assert spy.batches == []
     assert_idle(kernel, batches)
     same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
@@ -148,7 +150,10 @@ def test_an_exception_in_a_callback(kernel, alone, batches, where):
     assert again.usage.cached_tokens > 0  # what was read is kept
 
 
-def test_an_exception_of_the_model_leaves_the_reading_right(kernel, alone):
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2", "qwen3_next"])
+def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2, kind):
+    kernel = WimKernel(tiny_model(kind), smollm2[1])
+    expected = kernel.read(TEXTS).ask(QUESTIONS[0], threshold=0, **SHORT)
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
     calls = 0
@@ -165,7 +170,7 @@ def test_an_exception_of_the_model_leaves_the_reading_right(kernel, alone):
             reading.ask(QUESTIONS[0], threshold=0, **SHORT)
     hook.remove()
     assert_idle(kernel)
-    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), expected)
 
 
 async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -193,6 +194,59 @@ def test_the_model_stays_free_for_other_use(tiny_model, smollm2):
     assert rest
     model.set_attn_implementation("eager")  # a user's change between calls
     check(kernel, [" ".join(WORDS), "A zebra."], "Who kept it?")
+
+
+@pytest.mark.parametrize(
+    ("rope", "window"),
+    [
+        (
+            {
+                "rope_type": "dynamic",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 512,
+            },
+            512,
+        ),
+        ({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, 2048),
+    ],
+)
+def test_the_window_ends_where_rotary_frequencies_would_change(smollm2, rope, window):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        rope_parameters=rope,
+    )
+    with pytest.warns(UserWarning, match="rotary") if window < 2048 else contextlib.nullcontext():
+        kernel = WimKernel(AutoModelForCausalLM.from_config(config), smollm2[1])
+    assert kernel.engine.window == window
+
+
+def test_half_precision_agrees_with_itself(smollm2):
+    """In bfloat16 nothing is promised token for token, but relevance stays close to float32's."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    chunks = [" ".join(WORDS), "A zebra kept the ledger.", " ".join(WORDS[4:])]
+    exact = WimKernel(model, smollm2[1]).read(chunks).evidence("Who kept it?")
+    half = WimKernel(model.to(torch.bfloat16), smollm2[1]).read(chunks).evidence("Who kept it?")
+    for one, other in zip(exact, half, strict=True):
+        assert one.likelihood == pytest.approx(other.likelihood, abs=0.1)
 
 
 def test_refused_with_a_reason(tiny_model, smollm2):

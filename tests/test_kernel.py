@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 from helpers import SHORT, config, generated
+from transformers import GenerationConfig
 
 from wim_kernel import (
     Answered,
@@ -180,6 +181,38 @@ def test_stopping_early_leaves_the_rest_unread(kernel):
     assert whole.usage.cached_tokens == result.usage.prefill_tokens
 
 
+def test_stopping_early_with_top_k(kernel):
+    kernel.readings.clear()
+    reading, seen = kernel.read([*TEXTS, *TEXTS]), []
+
+    def enough(found: list[Margin]) -> bool:
+        seen.append([(margin.index, margin.relevance) for margin in found])
+        return any(margin.relevance > 0.8 for margin in found)
+
+    result = reading.ask(
+        QUESTION, relevance=by_word("Elsa"), top_k=1, margin_batch=1, stop_when=enough, **SHORT
+    )
+    assert seen == [[(0, 0.1)], [(0, 0.1), (1, 0.9)]]
+    assert result.stopped_early
+    assert [margin.kept for margin in result.margins] == [False, True]
+    assert result.margins[1].text
+
+
+def test_stop_when_with_many_questions_waits_for_all(kernel):
+    kernel.readings.clear()
+    calls = []
+
+    def enough(found: list[Margin]) -> bool:
+        calls.append(len(found))
+        return len(found) >= 2
+
+    results = kernel.read(TEXTS).ask_many(
+        [QUESTION, "What fell?"], threshold=0, margin_batch=1, stop_when=enough, **SHORT
+    )
+    assert calls == [1, 1, 2, 2]  # every question's caller is asked every time
+    assert all(result.stopped_early for result in results)
+
+
 def test_stop_when_gets_margins_in_order(reading):
     calls = []
     reading.ask(
@@ -240,7 +273,7 @@ def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
     result = fresh.answer(QUESTION, [*(Margin.from_dict(margin) for margin in saved), mine], **SHORT)
     assert result.usage.prefill_tokens == fresh.tokens
     assert "I know the owner: Elsa." in kernel.tokenizer.decode(fresh.prompt_ids(result))
-    with pytest.raises(ValueError, match="not written on a branch"):
+    with pytest.raises(ValueError, match="No branch of this reading"):
         fresh.prompt_ids(mine)
 
 
@@ -295,6 +328,29 @@ def test_a_summary_shares_the_reading(reading):
     assert all(margin.kept for margin in summary.margins)
 
 
+def test_a_summary_may_have_a_question(reading):
+    summary = reading.ask("What about the weather?", task="summarise", **SHORT)
+    assert all(margin.kept for margin in summary.margins)
+    assert "weather" in reading.kernel.tokenizer.decode(reading.prompt_ids(summary))
+
+
+def test_an_answer_stands_on_its_own_questions_reading(kernel):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    margins = reading.margins(QUESTION, threshold=0, **SHORT)
+    reading.ask("What fell?", threshold=0, margin_batch=1, stop_when=lambda found: len(found) == 1, **SHORT)
+    assert not reading.answer(QUESTION, margins, **SHORT).stopped_early
+    kernel.readings.clear()  # evicted in between: it is read again
+    again = reading.answer(QUESTION, margins, **SHORT)
+    assert again.usage.prefill_tokens == reading.tokens
+
+
+def test_tokens_of_another_reading_are_not_shown(reading, kernel):
+    margin = reading.margins(QUESTION, threshold=0, **SHORT)[1]
+    with pytest.raises(ValueError, match="No branch of this reading"):
+        kernel.read(TEXTS[1:]).prompt_ids(margin)
+
+
 def test_prompts_and_frame_can_be_replaced(kernel, tiny_model, smollm2):
     prompts = Prompts(
         question="\nQ: {question}",
@@ -347,8 +403,11 @@ def test_an_empty_document_is_refused(kernel, document):
         kernel.read(document)
 
 
-def test_an_empty_chunk_has_a_margin_of_its_own(kernel):
-    result = kernel.read(["", TEXTS[1], "", ""]).ask(QUESTION, threshold=0.0001, **SHORT)
+@pytest.mark.parametrize(
+    "options", [{"threshold": 0}, {"keep": lambda _: True}, {"relevance": lambda _: 1.0}]
+)
+def test_an_empty_chunk_has_a_margin_of_its_own(kernel, options):
+    result = kernel.read(["", TEXTS[1], " ", ""]).ask(QUESTION, **options, **SHORT)
     assert [margin.index for margin in result.margins] == [0, 1, 2, 3]
     for index in (0, 2, 3):
         assert result.margins[index].relevance == 0
@@ -401,12 +460,39 @@ def test_margins_that_find_no_room_are_said(kernel):
         ({"task": "sing"}, ValueError),
         ({"relevance": "luck"}, ValueError),
         ({"thresold": 0.2}, TypeError),
+        ({"top_k": "3"}, ValueError),
+        ({"relevance": None}, TypeError),
+        ({"answer_config": GenerationConfig(num_beams=3, max_new_tokens=4)}, ValueError),
     ],
 )
 def test_options_that_make_no_sense_fail_at_once(reading, options, error):
     for call in (reading.ask, reading.stream, reading.margins, reading.astream):
         with pytest.raises(error):
             call(QUESTION, **options)
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("", {}),
+        ("  ", {}),
+        ("", {"task": "summarise", "margin_style": "verbatim"}),
+        ("", {"task": "summarise", "top_k": 2}),
+    ],
+)
+def test_questions_that_are_none_fail_at_once(reading, question, options):
+    with pytest.raises(ValueError, match="question"):
+        reading.ask(question, **options)
+
+
+def test_a_second_call_judges_what_is_written_only(reading):
+    with pytest.raises(ValueError, match="second call"):
+        reading.relevance(QUESTION, relevance="second-call")
+
+
+def test_an_engine_comes_alone(kernel, smollm2):
+    with pytest.raises(TypeError, match="engine"):
+        WimKernel(engine=kernel.engine, window=100)
 
 
 def test_documents_of_other_kinds_are_refused(kernel):

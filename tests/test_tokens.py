@@ -142,3 +142,28 @@ def test_the_real_model_streams_whole_characters(smollm2):
             pieces.append(event.text)
     assert pieces
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_sentencepiece_puts_no_space_before_a_run(legacy):
+    """A tokenizer in Llama 2's fashion would put a space before every text it is given."""
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<s>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyzYESNO:.,\n"]
+    backend = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    if legacy:
+        parts = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        backend.normalizer = normalizers.Sequence(parts)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    backend.decoder = decoders.Replace("\u2581", " ")
+    backend.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    codec = Codec(tokenizer)
+    assert codec.decode(codec.encode(Text("ab")) + codec.encode(Text("c d", trusted=True))) == "abc d"
+    yes, no = codec.choices(["YES", "NO"])
+    assert yes[0] != no[0]

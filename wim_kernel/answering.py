@@ -44,7 +44,8 @@ def answer_branch(
 def branch_end(engine: AnyEngine, branch: Branch) -> int:
     """How many tokens of the window a branch takes at most, all that stands before it included."""
     new = branch.generation.max_new_tokens if branch.generation is not None else 0
-    return branch.at + len(engine.suffix(branch)) + (new or 0)
+    decided = len(engine.encode(Text(" " + branch.choices[0]))) if branch.choices else 0
+    return branch.at + len(engine.suffix(branch)) + decided + (new or 0)
 
 
 def _goes_in(margin: Margin) -> bool:

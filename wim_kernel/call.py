@@ -14,12 +14,12 @@ from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.errors import ContextOverflowError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginWritten
-from wim_kernel.margins import BranchRecord, Margin, Usage, WimResult
+from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.readings import Pieces, Readings
-from wim_kernel.relevance import Evidence
+from wim_kernel.relevance import Evidence, QuestionLikelihood
 from wim_kernel.settings import Options, Settings, settle
 from wim_kernel.timing import Stopwatch
-from wim_kernel.writing import Inquiry, MarginWriter, Place, note_branch
+from wim_kernel.writing import Inquiry, MarginWriter, Place, judging_branch, note_branch
 
 Result = TypeVar("Result")
 Tick = Event | None
@@ -46,7 +46,21 @@ def asked(questions: Sequence[str], options: Options, *, stream: bool = False) -
     """Check what a caller wants, before any work is done."""
     if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
         raise TypeError("Questions are strings; several are a list of strings.")
-    return Asked(tuple(questions), settle(options), stream)
+    settings = settle(options)
+    blank = not all(question.strip() for question in questions)
+    if "{question}" not in settings.prompts.question:
+        blank = True  # nothing to take a likelihood of
+    elif blank:
+        raise ValueError('There is no question. Ask one, or use task="summarise".')
+    if blank and settings.margin_style == "verbatim":
+        raise ValueError(
+            "Verbatim margins are chosen by the question, and there is none: use margin_style='free'."
+        )
+    if blank and settings.top_k is not None and isinstance(settings.relevance, QuestionLikelihood):
+        raise ValueError(
+            "top_k ranks by the question's likelihood, and there is no question: use another relevance."
+        )
+    return Asked(tuple(questions), settings, stream)
 
 
 class Call:
@@ -120,9 +134,27 @@ class Call:
     # -- margins ------------------------------------------------------------------------------------------------------
 
     def write_margins(self) -> Steps[None]:
-        """Write the margins that wait."""
+        """Write the margins that wait; with ``top_k``, only find out what can be known of them yet."""
         waiting, self.waiting = self.waiting, []
-        work = self.writer.write(waiting) if self.settings.top_k is None else self._write_best(waiting)
+        if self.settings.top_k is None:
+            yield from self._tell(self.writer.write(waiting))
+            return
+        self.scored += waiting
+        work = self.writer.write(waiting) if self._after_notes else self.writer.score(waiting)
+        for _ in self.watch.run("margins", work):
+            yield None
+
+    def write_best(self) -> Steps[None]:
+        """With ``top_k``, once nothing more is read: write the best, and leave the others empty."""
+        best = [place for inquiry in self.inquiries for place in self._best(inquiry)]
+        rest = [place for place in self.scored if not any(place is other for other in best)]
+        for place in rest:
+            place.dropped = True
+        yield from self._tell(iter(rest))
+        yield from self._tell(iter(best) if self._after_notes else self.writer.write(best))
+
+    def _tell(self, work: Iterator[Place | None]) -> Steps[None]:
+        """Turn finished places into margins."""
         for place in self.watch.run("margins", work):
             if place is None:
                 yield None
@@ -133,21 +165,10 @@ class Call:
                 self.watch.first_margin = self.watch.since_start()
             yield MarginWritten(margin)
 
-    def _write_best(self, waiting: Sequence[Place]) -> Iterator[Place | None]:
-        """With ``top_k``: score, and once the document is at its end write the best and leave the others empty."""
-        after_notes = self.settings.asks == "judgement"  # then a score exists only once the note does
-        for place in self.writer.write(waiting) if after_notes else self.writer.score(waiting):
-            if place is None:
-                yield None
-        self.scored += waiting
-        if self.read < len(self.chunks):
-            return
-        best = [place for inquiry in self.inquiries for place in self._best(inquiry)]
-        for place in self.scored:
-            if not any(place is other for other in best):
-                place.dropped = True
-                yield place
-        yield from best if after_notes else self.writer.write(best)
+    @property
+    def _after_notes(self) -> bool:
+        """Whether a score exists only once the note does."""
+        return self.settings.asks == "judgement"
 
     def _best(self, inquiry: Inquiry) -> list[Place]:
         mine = [place for place in self.scored if place.inquiry is inquiry]
@@ -156,9 +177,14 @@ class Call:
         return sorted(mine[: self.settings.top_k], key=lambda place: place.index)
 
     def has_enough(self) -> bool:
-        """Whether every question's caller says that enough was read."""
+        """Whether every question's caller says that enough was read. Margins not yet written show their relevance."""
         stop = self.settings.stop_when
-        return stop is not None and all(stop(inquiry.in_order) for inquiry in self.inquiries)
+        if stop is None:
+            return False
+        shown = {id(inquiry): list(inquiry.in_order) for inquiry in self.inquiries}
+        for place in self.scored:
+            shown[id(place.inquiry)].append(self.writer.margin(place))
+        return all([stop(margins) for margins in shown.values()])
 
     def take(self, margins: Iterable[Margin]) -> None:
         """Margins that were written before, as a person left them."""
@@ -214,7 +240,7 @@ class Call:
                     stopped_early=self.read < len(self.chunks),
                     question=inquiry.question,
                     token_ids=answer.token_ids,
-                    branch=BranchRecord(self.lease.end(self.read), answer.suffix_ids),
+                    branch=self.lease.record(self.read, answer.suffix_ids),
                 )
             )
         return results
@@ -242,7 +268,12 @@ class Call:
         for inquiry in self.inquiries:
             answer, _ = answer_branch(self.engine, tokens, inquiry.question, [], self.settings)
             note = note_branch(tokens, inquiry.question, self.settings)
-            need = max(need, branch_end(self.engine, answer) - tokens, branch_end(self.engine, note) - tokens)
+            branches = [answer, note]
+            if self._after_notes:
+                branches.append(judging_branch(tokens, inquiry.question, "", self.settings))
+            need = max(need, *(branch_end(self.engine, branch) - tokens for branch in branches))
+        if self._after_notes:
+            need += self.settings.margin_config.max_new_tokens or 0
         fits = self.engine.window - head - need
         if tokens - head > fits:
             raise ContextOverflowError(

@@ -51,10 +51,3 @@ class MemoryBudgetError(WimError, MemoryError):
         )
         self.needed = needed
         self.budget = budget
-
-
-class ReadingClosedError(WimError, RuntimeError):
-    """The reading was closed; `kernel.read` opens it again."""
-
-    def __init__(self) -> None:
-        super().__init__("This reading is closed. Call `kernel.read` with the chunks again.")

@@ -60,6 +60,8 @@ class WimKernel:
         engine: AnyEngine | None = None,
         **engine_options: Any,
     ) -> None:
+        if engine is not None and (model is not None or tokenizer is not None or engine_options):
+            raise TypeError("Give WimKernel an engine, or a model, a tokenizer and options of the engine.")
         self.engine: AnyEngine = engine or _local_engine(model, tokenizer, engine_options)
         self.frame = frame or Frame()
         self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
@@ -151,7 +153,12 @@ class WimKernel:
 
     async def aask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Like `ask`, without blocking the event loop."""
-        return await self.read(document).aask(question, **options)
+        ask = asked([question], options)
+
+        def steps() -> Steps[list[WimResult]]:
+            return (yield from self.read(document)._inquire(ask))
+
+        return (await afinish(steps()))[0]
 
 
 class Reading:
@@ -168,7 +175,7 @@ class Reading:
         self.chunks = tuple(chunks)
         self._pieces = [kernel._head, *kernel._encode(self.chunks)]
         self.tokens = sum(map(len, self._pieces[1:]))
-        self._read = 0  # chunks that calls on this reading have come to
+        self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
         if window is not None and head + self.tokens >= window:
             advice = "Read a shorter document, or use a model with a longer window."
@@ -191,7 +198,8 @@ class Reading:
                 yield from call.write_margins()
                 if call.has_enough():
                     break
-        self._read = call.read
+        yield from call.write_best()
+        self._came_to(call)
         return call.inquiries[0].in_order
 
     def _answer(self, call: Call) -> Steps[list[WimResult]]:
@@ -211,19 +219,27 @@ class Reading:
     def _answer_from(self, ask: Asked, margins: Sequence[Margin]) -> Steps[list[WimResult]]:
         with self._call(ask) as call:
             call.take(margins)
-            yield from call.read_through(self._read or len(self.chunks))
+            yield from call.read_through(self._through.get(ask.questions[0], len(self.chunks)))
             return (yield from self._answer(call))
 
     def _score(self, ask: Asked) -> Steps[list[tuple[Evidence, float]]]:
+        if ask.settings.asks == "judgement":
+            raise ValueError("A second call judges written notes: ask for margins instead.")
         with self._call(ask) as call:
             yield from call.read_through(len(self.chunks))
             return (yield from call.score())
 
     def _prefill(self) -> Steps[Usage]:
-        with self._call(asked([""], {})) as call:
+        with self._call(asked([""], {"task": "summarise"})) as call:
             yield from call.read_through(len(self.chunks))
-            self._read = call.read
             return call.usage(0)
+
+    def _came_to(self, call: Call) -> None:
+        for inquiry in call.inquiries:
+            self._through.pop(inquiry.question, None)
+            self._through[inquiry.question] = call.read
+        for question in list(self._through)[:-256]:
+            self._through.pop(question, None)
 
     def _call(self, ask: Asked) -> closing[Call]:
         return closing(Call(self.kernel.readings, self.chunks, self._pieces, ask))
@@ -281,7 +297,8 @@ class Reading:
     def answer(self, question: str, margins: Sequence[Margin], **options: Unpack[Options]) -> WimResult:
         """Step two alone: the answer from margins as they are handed in; those with ``kept`` count.
 
-        Stands on the chunks that the last call on this reading came to, or on the whole document if there was none.
+        Stands on the chunks that this question's margins were read through to, or on the whole document if they were
+        not written on this reading.
         """
         return finish(self._answer_from(asked([question], options), margins))[0]
 
@@ -304,11 +321,15 @@ class Reading:
         return _aevents(self._answer_from(asked([question], options, stream=True), margins))
 
     def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
-        """What relevance is computed from, for every chunk in order; nothing is written."""
+        """What relevance is computed from, for every chunk in order; nothing is written.
+
+        Raises:
+            ValueError: for ``relevance="second-call"``, which judges what is written.
+        """
         return [evidence for evidence, _ in finish(self._score(asked([question], options)))]
 
     def relevance(self, question: str, **options: Unpack[Options]) -> list[float]:
-        """Every chunk's relevance to a question, in order; nothing is written, so no second call can be made."""
+        """Every chunk's relevance to a question, in order; nothing is written. See `evidence`."""
         return [relevance for _, relevance in finish(self._score(asked([question], options)))]
 
     def prefill(self) -> Usage:
@@ -323,12 +344,10 @@ class Reading:
         """The tokens the model saw on a branch, from position 0 to where the note's or answer's own text begins.
 
         Raises:
-            ValueError: for a margin that no branch of this process wrote.
+            ValueError: for a margin that no branch of this reading wrote.
         """
-        if of.branch is None:
-            raise ValueError(
-                "This was not written on a branch of this reading, so there are no tokens to show."
-            )
+        if of.branch is None or of.branch.digest != prefix_digest(self._pieces, of.branch.prefix_tokens):
+            raise ValueError("No branch of this reading wrote this, so there are no tokens to show.")
         prefix = [token for piece in self._pieces for token in piece][: of.branch.prefix_tokens]
         return [*prefix, *of.branch.suffix_ids]
 

@@ -11,10 +11,14 @@ from wim_kernel.chunks import Chunk, Span
 
 @dataclass(frozen=True)
 class BranchRecord:
-    """Which tokens a branch saw: those of the reading up to ``prefix_tokens``, then ``suffix_ids``."""
+    """Which tokens a branch saw: those of the reading up to ``prefix_tokens``, then ``suffix_ids``.
+
+    ``digest`` is of the reading's tokens, so that no other reading takes the record for its own.
+    """
 
     prefix_tokens: int
     suffix_ids: tuple[int, ...]
+    digest: int
 
 
 @dataclass(frozen=True)

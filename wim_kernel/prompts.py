@@ -13,7 +13,7 @@ from typing import Literal
 from wim_kernel.engines.base import Prompt, Text
 
 Task = Literal["answer", "summarise"]
-HOLES = ("question", "margins", "note", "sentence")
+HOLES = ("question", "margins", "note")
 _HOLE = re.compile("{(" + "|".join(HOLES) + ")}")
 
 
@@ -83,10 +83,6 @@ class Prompts:
     decision_cue: str = "Reply:"
     judgement_cue: str = "Reply:"
     answer_cue: str = "Answer:"
-
-    def ask(self, then: str, question: str, **holes: str | Prompt) -> Prompt:
-        """The question's lead-in and ``then``, filled."""
-        return fill(self.question, question=question) + fill(then, question=question, **holes)
 
 
 PROMPTS: dict[Task, Prompts] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError
+from wim_kernel.margins import BranchRecord
 
 Pieces = Sequence[tuple[int, ...]]
 """Token ids of a reading: its head, then one tuple for each chunk."""
@@ -214,20 +215,41 @@ class Lease:
             self._same += 1
         return self._same
 
+    def record(self, piece: int, suffix_ids: tuple[int, ...]) -> BranchRecord:
+        """What a branch saw that continues behind ``piece``."""
+        return BranchRecord(self.end(piece), suffix_ids, prefix_digest(self.pieces, self.end(piece)))
+
     def _claim(self, piece: int) -> None:
-        """See that the prefix held goes on with ``piece``, in a copy if others go on with something else."""
-        readings, engine = self.readings, self.readings.engine
+        """See that the prefix held goes on with ``piece``, in a copy if others go on with something else.
+
+        The engine is never waited for under the lock: giving a lease back must not wait for somebody's forward pass.
+        """
+        readings, engine, start = self.readings, self.readings.engine, self.end(piece - 1)
+        if self._must_part(piece):
+            fork = engine.fork(self.prefix, start)  # held by us, so it stays
+            with readings._lock:
+                self.take(readings._add(fork, self._held.pieces[:piece]))
         with readings._lock:
-            entry, start = self._held, self.end(piece - 1)
-            if self._agreed() == piece and len(entry.pieces) > piece:
-                if entry.users > 1 or entry.prefix.tokens > start:
-                    self.take(readings._add(engine.fork(entry.prefix, start), entry.pieces[:piece]))
-                    entry = self._held
-                else:  # only planned, by somebody who is gone
-                    del entry.pieces[piece:]
+            entry, total = self._held, self.end(len(self.pieces) - 1)
             entry.pieces.extend(self.pieces[len(entry.pieces) : piece + 1])
-            total = self.end(len(self.pieces) - 1)
-            if total > entry.planned:
-                entry.planned = total
-                readings._trim()
-                engine.reserve(entry.prefix, total)
+            grows = total > entry.planned
+            entry.planned = max(total, entry.planned)
+            readings._trim()
+        if grows:
+            engine.reserve(entry.prefix, total)
+
+    def _must_part(self, piece: int) -> bool:
+        """Whether others hold or have read something else than ``piece`` here. What was only planned is dropped."""
+        with self.readings._lock:
+            entry = self._held
+            if self._agreed() != piece or len(entry.pieces) <= piece:
+                return False
+            if entry.users > 1 or entry.prefix.tokens > self.end(piece - 1):
+                return True
+            del entry.pieces[piece:]
+            return False
+
+
+def prefix_digest(pieces: Pieces, tokens: int) -> int:
+    """A digest of the first tokens of a reading."""
+    return hash(tuple(itertools.islice(itertools.chain.from_iterable(pieces), tokens)))

@@ -21,7 +21,8 @@ class Evidence:
     Attributes:
         question: the question; empty for a summary.
         chunk: the newest chunk at this boundary.
-        likelihood: mean log-probability, in nats, of the question's tokens given the text through this chunk.
+        likelihood: mean log-probability, in nats, of the question's tokens given the text through this chunk; None
+            where there is no question to take it of.
         likelihood_before: the same, given the text up to the chunk.
         decision: probability of YES against NO as the reply's first token, where the score asks for a decision.
         judgement: probability of YES when asked about the written note, where the score asks for a second call.
@@ -30,8 +31,8 @@ class Evidence:
 
     question: str
     chunk: Chunk
-    likelihood: float = 0.0
-    likelihood_before: float = 0.0
+    likelihood: float | None = None
+    likelihood_before: float | None = None
     decision: float | None = None
     judgement: float | None = None
     note: str = ""
@@ -56,19 +57,22 @@ class Relevance:
 class QuestionLikelihood(Relevance):
     """How much likelier the question became by reading the chunk.
 
-    The rise in the mean log-probability of the question's tokens, through a logistic curve whose two constants were
-    fitted once, on chunks known to hold the evidence or not; neither depends on the document's length.
+    The rise in the mean log-probability of the question's tokens, through a logistic curve; 1 where there is no
+    question. The curve's two constants were fitted once, on 474 chunks of 50 SQuAD questions and the embedded model, a
+    little in favour of keeping too much; neither depends on the document's length or the number of chunks.
 
     Attributes:
         midpoint: the rise, in nats a token, that means even odds.
         width: how many nats a token change the odds by a factor of e.
     """
 
-    midpoint: float = 0.3
-    width: float = 0.1
+    midpoint: float = 0.45
+    width: float = 0.15
 
     def __call__(self, evidence: Evidence) -> float:
         """The chunk's relevance, 0 to 1."""
+        if evidence.likelihood is None or evidence.likelihood_before is None:
+            return 1.0
         return _logistic((evidence.likelihood - evidence.likelihood_before - self.midpoint) / self.width)
 
 
@@ -110,6 +114,8 @@ RelevanceLike = RelevanceName | Relevance | Callable[[Evidence], float]
 def resolve(relevance: RelevanceLike) -> Callable[[Evidence], float]:
     """The score that a name stands for; a callable stands for itself."""
     if not isinstance(relevance, str):
+        if not callable(relevance):
+            raise TypeError(f"relevance is a name or a callable, not {relevance!r}.")
         return relevance
     if relevance not in BY_NAME:
         raise ValueError(f"relevance is one of {sorted(BY_NAME)} or a callable, not {relevance!r}.")

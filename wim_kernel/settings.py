@@ -84,7 +84,8 @@ def settle(options: Options) -> Settings:
         known = ", ".join(Options.__annotations__)
         raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
     for name in ("top_k", "margin_batch"):
-        if (count := options.get(name)) is not None and int(str(count)) < 1:
+        count = options.get(name)
+        if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} is at least 1, not {count}.")
     style, task = options.get("margin_style", "free"), options.get("task", "answer")
     if style not in get_args(MarginStyle):
@@ -115,6 +116,8 @@ def _bounded(config: GenerationConfig | None, tokens: int) -> GenerationConfig:
     """Greedy if nothing was asked; a limit on new tokens in any case."""
     if config is None:
         return GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": tokens})
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+        raise ValueError("Branches decode one hypothesis each: num_beams and num_return_sequences must be 1.")
     if config.max_new_tokens is not None:
         return config
     bounded = GenerationConfig.from_dict(config.to_dict())

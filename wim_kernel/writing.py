@@ -33,7 +33,7 @@ class Inquiry:
     """
 
     question: str
-    likelihoods: dict[int, float] = field(default_factory=dict)
+    likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
     given: list[Margin] = field(default_factory=list)
     answer: Decoded | None = None
@@ -146,6 +146,8 @@ class MarginWriter:
         return self.settings.margin_style == "verbatim" or self.settings.asks == "judgement"
 
     def _passes(self, place: Place) -> bool:
+        if _blank(self.chunks[place.index]):
+            return False
         return place.relevance is None or place.relevance >= self.settings.threshold
 
     # -- relevance, and free notes ------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class MarginWriter:
         def gate(group: Sequence[Place], scores: Sequence[Scores]) -> list[bool]:
             chosen = [place.relevance is not None for place in group]
             for place, score in zip(group, scores, strict=True):
-                place.inquiry.likelihoods[place.index] = score.likelihood or 0.0
+                place.inquiry.likelihoods[place.index] = score.likelihood
             for place, score in zip(group, scores, strict=True):
                 if place.index >= 0:
                     self._weigh(place, score)
@@ -171,7 +173,7 @@ class MarginWriter:
                 yield None
             elif item[0].index >= 0:
                 place, decoded = item
-                place.branch = BranchRecord(self.lease.end(place.index + 1), decoded.suffix_ids)
+                place.branch = self.lease.record(place.index + 1, decoded.suffix_ids)
                 place.text, place.token_ids = decoded.text, decoded.token_ids
                 yield place
 
@@ -187,17 +189,15 @@ class MarginWriter:
             question=place.inquiry.question,
             chunk=self.chunks[place.index],
             likelihood=likelihoods[place.index],
-            likelihood_before=likelihoods.get(place.index - 1, 0.0),
+            likelihood_before=likelihoods.get(place.index - 1),
             decision=score.choices[0] if score.choices else None,
         )
         if place.relevance is None and self.settings.asks != "judgement":
             place.relevance = self._relevance(place.evidence)
 
     def _relevance(self, evidence: Evidence) -> float:
-        """The score, or 1 where no question is asked that a likelihood could be taken of."""
-        if not evidence.question and self.settings.asks == "nothing":
-            return 1.0
-        if not self.chunks or not evidence.chunk.text.strip():
+        """The score, within bounds; nothing is relevant about a chunk without text."""
+        if _blank(evidence.chunk):
             return 0.0
         return min(1.0, max(0.0, float(self.settings.relevance(evidence))))
 
@@ -212,10 +212,13 @@ class MarginWriter:
 
     def _pick_sentences(self, places: Sequence[Place]) -> Iterator[None]:
         """Choose each chunk's sentences by the question's likelihood after each one alone; no token is generated."""
-        spans = [(place, span) for place in places for span in _sentences(self.chunks[place.index].text)]
+        trials = [
+            Trial(place.inquiry, place.index, of=place, span=span)
+            for place in places
+            for span in _sentences(self.chunks[place.index].text)
+        ]
         likelihoods: dict[int, list[tuple[float, tuple[int, int]]]] = {id(place): [] for place in places}
-        trials = [(Trial(place.inquiry, place.index, of=place, span=span), span) for place, span in spans]
-        for item in self._decode([(trial, self._sentence_branch(trial, span)) for trial, span in trials]):
+        for item in self._decode([(trial, self._sentence_branch(trial, trial.span)) for trial in trials]):
             if item is None:
                 yield None
             else:
@@ -248,15 +251,12 @@ class MarginWriter:
 
     def _judge(self, places: Sequence[Place]) -> Iterator[None]:
         """Ask of each written note whether it helps."""
-        prompts = self.settings.prompts
         branches = []
         for place in places:
-            question = place.inquiry.question
-            prompt: Prompt = fill(prompts.question, question=question) + fill(
-                prompts.judgement, question=question, note=place.text.strip()
-            )
             at = self.lease.end(place.index + 1)
-            branches.append((place, Branch(at, prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))))
+            branches.append(
+                (place, judging_branch(at, place.inquiry.question, place.text.strip(), self.settings))
+            )
         for item in self._decode(branches):
             if item is None:
                 yield None
@@ -308,6 +308,17 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
         choices=("YES:", "NO") if decides else (),
         generation=settings.margin_config if generate else None,
     )
+
+
+def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:
+    """The branch that asks whether a note helps, at the end of the note's chunk."""
+    prompts = settings.prompts
+    prompt = fill(prompts.question, question=question) + fill(prompts.judgement, question=question, note=note)
+    return Branch(at, prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
+
+
+def _blank(chunk: Chunk) -> bool:
+    return not chunk.text.strip()
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:

@@ -206,8 +206,9 @@ class Merge:
     def add(self, out: Tensor, lse: Tensor, rows: slice = slice(None)) -> None:
         """Merge a part into ``rows`` of the first axis."""
         mine, both = self.lse[rows], torch.logaddexp(self.lse[rows], lse)
-        self.out[rows] *= torch.exp(mine - both)[..., None]
-        self.out[rows] += out * torch.exp(lse - both)[..., None]
+        base = both.clamp(min=torch.finfo(both.dtype).min)  # finite also where a query has seen nothing yet
+        self.out[rows] *= torch.exp(mine - base)[..., None]
+        self.out[rows] += out * torch.exp(lse - base)[..., None]
         self.lse[rows] = both
 
     def sink(self, sinks: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,6 +16,23 @@ from wim_kernel.engines.local.sampling import Sampler
 from wim_kernel.engines.local.tokens import TextStream
 
 LOGIT_BYTES = 128 * 2**20  # most memory that the logits of one pass over prompts take
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one pass over prompts may take.
+
+    Attributes:
+        tokens: most prompt tokens, padding included.
+        vocabulary: how many logits a slot has.
+    """
+
+    tokens: int
+    vocabulary: int
+
+    def rows(self, width: int, slots: int) -> int:
+        """How many rows of ``width`` slots, logits kept at ``slots`` of them, may run together."""
+        return max(1, min(self.tokens // width, LOGIT_BYTES // (4 * slots * self.vocabulary)))
 
 
 class Batch(Protocol):
@@ -124,7 +142,7 @@ def decode(
     prefix: Sequence[int],
     gate: Gate | None,
     turn: AbstractContextManager[object],
-    pass_tokens: int,
+    limits: Limits,
 ) -> Iterator[list[Progress]]:
     """Run ``rows`` (in the batch's order) to their ends.
 
@@ -134,13 +152,13 @@ def decode(
         prefix: tokens of the reading.
         gate: which branches go on after scoring, asked with scores in the callers' order; None for all.
         turn: held for each forward pass, and never over a yield.
-        pass_tokens: most prompt tokens of one pass.
+        limits: what one pass over prompts may take.
 
     Yields:
         After every pass or step, what it brought; often nothing.
     """
     logits: list[Tensor] = []
-    for group in _prompt_groups(rows, pass_tokens):
+    for group in _prompt_groups(rows, limits):
         with turn:
             logits += _run_prompts(batch, rows, group)
         yield []
@@ -164,20 +182,22 @@ def decode(
                 state = batch.step(tokens)
 
 
-def _prompt_groups(rows: list[Row], pass_tokens: int) -> Iterator[slice]:
+def _prompt_groups(rows: list[Row], limits: Limits) -> Iterator[slice]:
     width = max(len(row.ids) for row in rows)
-    size = max(1, pass_tokens // width)
+    size = limits.rows(width, len(_wanted_slots(rows, width)))
     return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
+
+
+def _wanted_slots(rows: Sequence[Row], width: int) -> list[int]:
+    """Slots whose logits somebody needs: those that predict scored tokens, and the last."""
+    return sorted({width - 1}.union(*(row.scoring_slots(width) for row in rows)))
 
 
 def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
     """Run a group's prompts, let its rows measure themselves, and give each row's last logits (vocabulary,)."""
     width = max(len(row.ids) for row in rows)
     mine = rows[group]
-    wanted = {width - 1}
-    for row in mine:
-        wanted.update(row.scoring_slots(width))
-    slots = torch.tensor(sorted(wanted))
+    slots = torch.tensor(_wanted_slots(mine, width))
     logits = batch.prompt([row.ids for row in mine], width, slots, group.start)
     for row, kept in zip(mine, logits, strict=True):
         row.measure(kept, slots, width)

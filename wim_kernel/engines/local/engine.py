@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
-from wim_kernel.engines.local.decoder import Row, decode
+from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.loading import load_model
 from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
@@ -55,13 +55,15 @@ class LocalEngine:
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
-        self.window = window or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.window = window or _window(model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
         self.block_tokens = 512 if self.on_cpu else 4096
         self.budget_bytes = _budget(self.runner.device)
         self.path, self._bytes_per_token = self._choose_path(path)
+        if self.path == "snapshot":
+            self.max_branches = 4  # each has a copy of the prefix
 
     @classmethod
     def from_pretrained(
@@ -131,7 +133,8 @@ class LocalEngine:
         room = width + decided + max(steps, default=0)
         with self.turn:
             batch = prefix.branch([row.branch.at for row in rows], room)
-        yield from decode(batch, rows, prefix.ids, gate, self.turn, pass_tokens=4 * self.block_tokens)
+        limits = Limits(4 * self.block_tokens, self.model.config.get_text_config().vocab_size)
+        yield from decode(batch, rows, prefix.ids, gate, self.turn, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None
@@ -140,8 +143,7 @@ class LocalEngine:
             if key not in policies:
                 policies[key] = self._policy(branch.generation)
             sampler = policies[key].sampler
-        lead = "" if self.codec.seam.chat else " "
-        choices = [self.codec.encode(Text(lead + choice)) for choice in branch.choices]
+        choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
         return Row(index, branch, runs, choices, sampler, self.codec.stream())
 
@@ -204,7 +206,7 @@ class LocalEngine:
             error = float((found - wanted.float()).norm() / wanted.float().norm())
             if not error < tolerance:  # also when not a number
                 raise UnsupportedModelError(f"logits differ by {error:.1e}")
-        return max(1, prefix.nbytes // len(document))
+        return max(1, prefix.bytes_per_token)
 
     def _check_windows(self, prefix: SharedPrefix) -> None:
         """A few tokens do not reach past a window, so see that every sliding layer said it has one."""
@@ -215,6 +217,24 @@ class LocalEngine:
                 raise UnsupportedModelError(
                     f"layer {index} attends within {expected} positions and does not tell its attention function"
                 )
+
+
+def _window(config: Any) -> int | None:
+    """Most tokens that the config allows; for rotary frequencies that change with the length, as long as they stay."""
+    window: int | None = getattr(config, "max_position_embeddings", None)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            stated = rope.get("original_max_position_embeddings")
+            original = stated or getattr(config, "original_max_position_embeddings", None)
+            if original is not None and window is not None and original < window:
+                warnings.warn(
+                    f"This model's rotary frequencies change beyond {original} tokens, which a shared prefix cannot "
+                    f"follow: the window is taken to be {original}, not {window}.",
+                    stacklevel=4,
+                )
+                window = int(original)
+    return window
 
 
 def _budget(device: torch.device) -> int:

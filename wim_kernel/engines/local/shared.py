@@ -65,9 +65,9 @@ class SharedPrefix:
         return len(self.ids)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all layers' buffers, room allocated ahead included."""
-        return sum(layer.nbytes for layer in self.layers.values())
+    def bytes_per_token(self) -> int:
+        """Bytes that each token takes in all layers."""
+        return sum(layer.nbytes for layer in self.layers.values()) // max(1, self.capacity)
 
     @torch.inference_mode()
     def reserve(self, tokens: int) -> None:
@@ -81,7 +81,7 @@ class SharedPrefix:
     def fork(self, tokens: int) -> SharedPrefix:
         """A prefix of its own with the first ``tokens`` tokens of this one."""
         other = SharedPrefix(self.runner)
-        other.ids, other.capacity = self.ids[:tokens], tokens
+        other.ids, other.capacity, other.windows = self.ids[:tokens], tokens, dict(self.windows)
         other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
         return other
 
@@ -122,8 +122,7 @@ class ExtendStep:
 class BranchBatch:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
 
-    Rows are left-padded: all rows write the same slot of their own buffers at each step. Row and slot numbers here are
-    the batch's own; `order` says which of the caller's branches a row is.
+    Rows are left-padded: all rows write the same slot of their own buffers at each step.
     """
 
     def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:

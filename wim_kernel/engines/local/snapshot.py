@@ -1,8 +1,8 @@
 """The slower exact path, for models whose attention cannot be lent: the model's own cache, one branch at a time.
 
-A branch starts from the model's cache as it was at a chunk boundary. Layers that keep every position are sliced by
-length, which copies nothing; layers that forget (sliding windows, convolutions, recurrent states) are copied at each
-boundary, where they are small.
+A branch starts from the model's cache as it was at a chunk boundary. Of layers that keep every position it takes the
+first ones (they are copied when the branch appends its first token, so few branches run together here); layers that
+forget (sliding windows, convolutions, recurrent states) are copied at each boundary, where they are small.
 """
 
 from __future__ import annotations
@@ -33,13 +33,9 @@ class SnapshotPrefix:
         return len(self.ids)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the cache and of the snapshots."""
-        layers = [
-            *self.cache.layers,
-            *(layer for taken in self.snapshots.values() for layer in taken if layer),
-        ]
-        return sum(_nbytes(layer) for layer in layers)
+    def bytes_per_token(self) -> int:
+        """Bytes that each token takes in layers that keep every position; others do not grow with the document."""
+        return sum(_nbytes(layer) for layer in self.cache.layers if _sliceable(layer)) // max(1, self.tokens)
 
     def reserve(self, tokens: int) -> None:
         """Nothing to do: the model's cache grows as it will."""
@@ -54,7 +50,12 @@ class SnapshotPrefix:
 
     def extend(self, ids: Sequence[int]) -> None:
         """Run tokens through the model once, behind those already here."""
-        forward_cached(self.model, torch.tensor([ids]), self.tokens, self.cache, keep=1)
+        try:
+            forward_cached(self.model, torch.tensor([ids]), self.tokens, self.cache, keep=1)
+        except BaseException:  # some layers have the tokens and some have not: go back to the last boundary
+            last = max(self.snapshots)
+            self.cache, self.ids = self.at(last), self.ids[:last]
+            raise
         self.ids.extend(ids)
 
     def mark(self) -> None:
@@ -135,13 +136,10 @@ def _sliced(layer: Any, tokens: int) -> DynamicLayer:
     """The first positions of a layer that keeps them all. Appending concatenates, so the original stays as it is."""
     part: DynamicLayer = type(layer)()
     if layer.is_initialized:
-        part.update(layer.keys[..., :tokens, :], layer.values[..., :tokens, :])
+        part.lazy_initialization(layer.keys, layer.values)
+        part.keys, part.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
     return part
 
 
 def _nbytes(layer: Any) -> int:
-    found = [item for item in vars(layer).values() if isinstance(item, Tensor)]
-    for item in vars(layer).values():
-        if isinstance(item, dict):
-            found += [inner for inner in item.values() if isinstance(inner, Tensor)]
-    return sum(tensor.nbytes for tensor in found)
+    return sum(item.nbytes for item in vars(layer).values() if isinstance(item, Tensor))

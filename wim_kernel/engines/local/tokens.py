@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Text
+from wim_kernel.errors import UnsupportedModelError
 
 _MARK = "@@wim-document@@"
 _MARKUP = re.compile(r"^<.*\w.*>$|^\[.*\w.*\]$", re.DOTALL)
@@ -34,9 +38,13 @@ class Codec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.backend: Tokenizer = tokenizer.backend_tokenizer
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise UnsupportedModelError(
+                f"{type(tokenizer).__name__} is no fast tokenizer: load it with use_fast=True."
+            )
         self.control_ids = _control_ids(tokenizer)
-        self._plain = _without_control(self.backend, self.control_ids)
+        self.backend = _seamless(tokenizer.backend_tokenizer)
+        self._plain = _seamless(tokenizer.backend_tokenizer, without=self.control_ids)
         self.seam = self._split_template()
 
     def encode(self, text: Text) -> list[int]:
@@ -48,10 +56,6 @@ class Codec:
         data = text.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no lone surrogates
         ids = self._plain.encode(data, add_special_tokens=False).ids
         return list(ids) if self.control_ids.isdisjoint(ids) else self._spelled(data)
-
-    def count(self, text: str) -> int:
-        """How many tokens a run of document text takes."""
-        return len(self.encode(Text(text)))
 
     def _spelled(self, text: str) -> list[int]:
         """Character by character: for a vocabulary that holds control tokens as ordinary words."""
@@ -80,6 +84,20 @@ class Codec:
         close = self.seam.after if self.seam.chat else "\n" + cue
         return [*(self.encode(text) for text in prompt), self.encode(Text(close, trusted=True))]
 
+    def choices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of replies that compete, as they stand where a reply begins.
+
+        Raises:
+            UnsupportedModelError: if two begin with the same token, so that a first token decides nothing.
+        """
+        for lead in ("", " ") if self.seam.chat else (" ", ""):
+            found = [self.encode(Text(lead + text)) for text in texts]
+            if len({ids[0] for ids in found}) == len(found):
+                return found
+        raise UnsupportedModelError(
+            f"{', '.join(texts)} begin with the same token in this model's vocabulary."
+        )
+
     def _split_template(self) -> Seam:
         if not getattr(self.tokenizer, "chat_template", None):
             return Seam("", "", chat=False)
@@ -98,6 +116,11 @@ class Codec:
                 before, after = rendered.split(_MARK)
                 if _SYSTEM in before:
                     return Seam(before, after, chat=True)
+        warnings.warn(
+            "The tokenizer's chat template cannot be split where the document goes, so the model is given plain text, "
+            "as a base model is.",
+            stacklevel=4,
+        )
         return Seam("", "", chat=False)
 
 
@@ -125,10 +148,27 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(index for index, token in added if token.special or _MARKUP.match(token.content))
 
 
-def _without_control(backend: Tokenizer, control_ids: frozenset[int]) -> Tokenizer:
-    """The same tokenizer, blind to control tokens: their text is tokenized like any other."""
+def _seamless(backend: Tokenizer, without: frozenset[int] = frozenset()) -> Tokenizer:
+    """A copy that adds nothing around a text, so that texts can be tokenized run by run, and is blind to some tokens.
+
+    SentencePiece's tokenizers put a space before every text; here a run stands in the middle of a conversation. The
+    text of tokens ``without`` which the copy is made is tokenized like any other.
+    """
     spec = json.loads(backend.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in control_ids]
-    spec["post_processor"] = None
-    spec["truncation"] = spec["padding"] = None
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in without]
+    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    for part in _parts(spec["pre_tokenizer"], "pretokenizers"):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+    if spec["normalizer"] is not None:
+        kept = [part for part in _parts(spec["normalizer"], "normalizers") if part["type"] != "Prepend"]
+        spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
     return Tokenizer.from_str(json.dumps(spec))
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The members of a tokenizer's sequence of normalizers or pre-tokenizers, or the only one, or none."""
+    if component is None:
+        return []
+    found: list[dict[str, Any]] = component[key] if component["type"] == "Sequence" else [component]
+    return found
