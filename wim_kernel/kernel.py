@@ -21,7 +21,7 @@ from wim_kernel.errors import ContextOverflowError, EmptyDocumentError
 from wim_kernel.events import Answered, Event
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.prompts import Frame
-from wim_kernel.readings import Readings
+from wim_kernel.readings import Readings, prefix_digest
 from wim_kernel.relevance import Evidence
 from wim_kernel.settings import Options
 
