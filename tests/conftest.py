@@ -109,8 +109,88 @@ _TINY_KINDS: dict[str, tuple[str, dict[str, object]]] = {
 }
 TINY_KINDS = tuple(_TINY_KINDS)
 
+# Configurations that name things their own way: class, then all of its arguments but the vocabulary's size.
+_LLAMA_LIKE: dict[str, object] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+}
+_GPT_LIKE: dict[str, object] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048, "initializer_range": 0.3}
+_OTHER_KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "phi3": ("Phi3Config", {**_LLAMA_LIKE, "pad_token_id": 2}),
+    "cohere": ("CohereConfig", _LLAMA_LIKE),
+    "stablelm": ("StableLmConfig", _LLAMA_LIKE),
+    "starcoder2": ("Starcoder2Config", _LLAMA_LIKE),
+    "gpt2": ("GPT2Config", _GPT_LIKE),
+    "gptj": ("GPTJConfig", {**_GPT_LIKE, "rotary_dim": 8}),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": 64,
+            "ffn_dim": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 64,
+            "init_std": 0.3,
+        },
+    ),
+    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
+    "mpt": ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 4, "initializer_range": 0.3}),
+    "falcon": (
+        "FalconConfig",
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3},
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 16,
+            "sliding_window": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 16,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 96,
+            "attention_chunk_size": 16,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **_LLAMA_LIKE,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+        },
+    ),
+}
+
 
 def _tiny_config(kind: str) -> PreTrainedConfig:
+    if kind in _OTHER_KINDS:
+        name, arguments = _OTHER_KINDS[kind]
+        return getattr(transformers, name)(vocab_size=49152, **arguments)
     name, special = _TINY_KINDS[kind]
     common: dict[str, object] = {
         "vocab_size": 49152,  # the embedded model's, so that its tokenizer serves
@@ -136,7 +216,7 @@ def _tiny_config(kind: str) -> PreTrainedConfig:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> TinyModel:
-    """Builds the tiny random model of a kind, out of ``TINY_KINDS``, once: float32, always the same weights."""
+    """Builds the tiny random model of a kind, out of the tables above, once: float32, always the same weights."""
 
     @functools.cache
     def build(kind: str) -> PreTrainedModel:

@@ -17,6 +17,8 @@ from wim_kernel.engines.base import Text
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
 SNAPSHOT = ["lfm2", "qwen3_next"]
+ALSO_SHARED = ["phi3", "cohere", "stablelm", "starcoder2", "gpt2", "opt", "gpt_oss", "deepseek_v3"]
+ALSO_SNAPSHOT = ["bloom", "mpt", "falcon", "gptj", "llama4"]
 SAID = "zebra harbour ledger night rope gull keel 17 sail, brass. lamp; fog? oar crate moon"
 WORDS = SAID.split()
 
@@ -49,6 +51,13 @@ def check(kernel: WimKernel, chunks: list[str], question: str, **options: Any) -
 def test_margins_and_answer_equal_generate(kernels, kind):
     chunks = [" ".join(WORDS[i:] + WORDS[:i]) for i in (0, 4, 9, 2, 7)]
     check(kernels(kind), chunks, "Which zebra kept the ledger?")
+
+
+@pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT])
+def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
+    kernel = kernels(kind)
+    assert kernel.engine.path == ("shared" if kind in ALSO_SHARED else "snapshot")
+    check(kernel, [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])], "Which zebra kept the ledger?")
 
 
 @pytest.mark.parametrize("kind", SNAPSHOT)
