@@ -119,7 +119,13 @@ _LLAMA_LIKE: dict[str, object] = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.3,
 }
-_GPT_LIKE: dict[str, object] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048, "initializer_range": 0.3}
+_GPT_LIKE: dict[str, object] = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 2048,
+    "initializer_range": 0.3,
+}
 _OTHER_KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("Phi3Config", {**_LLAMA_LIKE, "pad_token_id": 2}),
     "cohere": ("CohereConfig", _LLAMA_LIKE),

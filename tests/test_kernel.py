@@ -461,6 +461,7 @@ def test_margins_that_find_no_room_are_said(kernel):
         ({"relevance": "luck"}, ValueError),
         ({"thresold": 0.2}, TypeError),
         ({"top_k": "3"}, ValueError),
+        ({"prompts": Prompts(question="{question}")}, ValueError),
         ({"relevance": None}, TypeError),
         ({"answer_config": GenerationConfig(num_beams=3, max_new_tokens=4)}, ValueError),
     ],

@@ -98,6 +98,11 @@ def settle(options: Options) -> Settings:
         threshold = 0.0 if chosen else THRESHOLD
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is between 0 and 1, not {threshold}.")
+    prompts = options.get("prompts") or PROMPTS[task]
+    if prompts.question.startswith("{question}"):
+        raise ValueError(
+            "The question's prompt must begin with text: the question's likelihood is taken behind it."
+        )
     return Settings(
         threshold=threshold,
         top_k=options.get("top_k"),
@@ -105,7 +110,7 @@ def settle(options: Options) -> Settings:
         stop_when=options.get("stop_when"),
         relevance=resolve(options.get("relevance", "likelihood")),
         margin_style=style,
-        prompts=options.get("prompts") or PROMPTS[task],
+        prompts=prompts,
         margin_config=_bounded(options.get("margin_config"), MARGIN_TOKENS),
         answer_config=_bounded(options.get("answer_config"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
