@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
-	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE)
+	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE) --margin-style verbatim
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

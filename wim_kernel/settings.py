@@ -14,7 +14,7 @@ from wim_kernel.relevance import Evidence, RelevanceLike, resolve
 
 MarginStyle = Literal["free", "verbatim"]
 THRESHOLD = 0.5
-MARGIN_TOKENS = 64
+MARGIN_TOKENS: dict[str, int] = {"free": 64, "verbatim": 128}  # sentences cost no decoding
 ANSWER_TOKENS = 256
 
 
@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
         task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
         prompts: all the prompts; by default the task's.
         margin_config: how margins are generated; greedy, 64 tokens by default. For verbatim margins,
-            ``max_new_tokens`` bounds the sentences chosen.
+            ``max_new_tokens`` bounds the sentences chosen: 128 by default, three at most.
         answer_config: how the answer is generated; greedy, 256 tokens by default.
         margin_batch: how many chunks' margins are written together while a document is being read. By default what
             suits the device in a stream, and all at once where nobody waits for margins.
@@ -111,7 +111,7 @@ def settle(options: Options) -> Settings:
         relevance=resolve(options.get("relevance", "likelihood")),
         margin_style=style,
         prompts=prompts,
-        margin_config=_bounded(options.get("margin_config"), MARGIN_TOKENS),
+        margin_config=_bounded(options.get("margin_config"), MARGIN_TOKENS[style]),
         answer_config=_bounded(options.get("answer_config"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
     )
