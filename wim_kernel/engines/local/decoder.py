@@ -110,7 +110,7 @@ class Row:
         if self.forced:
             return self.forced[0]
         assert self.sampler is not None
-        return likeliest if self.sampler.plain else self.sampler.choose(logits)
+        return likeliest if self.sampler.takes(likeliest) else self.sampler.choose(logits)
 
     def take(self, token: int) -> Progress | None:
         """Take the row's next token in, forced or sampled; what is new, if anything."""

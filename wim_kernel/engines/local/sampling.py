@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
 from transformers.generation.stopping_criteria import StopStringCriteria
+
+_HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 
 
 class Policy:
@@ -62,11 +65,16 @@ class Sampler:
         self.ids = torch.tensor([[*prompt, *[0] * policy.max_new_tokens]], device=policy.device)
         self.token_ids: list[int] = []
         self.greedy = not policy.config.do_sample
+        self._held_back_only = self.greedy and all(
+            isinstance(item, _HOLD_BACK_THE_END) for item in processors
+        )
 
-    @property
-    def plain(self) -> bool:
-        """Whether the choice is simply the likeliest token."""
-        return self.greedy and not self.processors
+    def takes(self, likeliest: int) -> bool:
+        """Whether the likeliest token is surely the choice, without asking the processors.
+
+        It is in greedy decoding without processors, or with none but those that hold back the end, if it is no end.
+        """
+        return self._held_back_only and (not self.processors or likeliest not in self.policy.eos)
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given logits (vocabulary,)."""
