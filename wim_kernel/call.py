@@ -105,7 +105,7 @@ class Call:
         cached = self.lease.has(index + 1)
         yield from self.watch.run("prefill", self.lease.read(index + 1))
         self.read = index + 1
-        head, total = len(self.pieces[0]), sum(map(len, self.pieces))
+        head, total = len(self.pieces[0]), self.lease.end(len(self.chunks))
         yield ChunkRead(index, len(self.chunks), self.lease.end(index + 1) - head, total - head, cached)
         self.waiting += [Place(inquiry, index) for inquiry in self.inquiries]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
@@ -141,14 +141,11 @@ class LocalEngine:
         if branch.generation is not None:
             key = id(branch.generation)
             if key not in policies:
-                policies[key] = self._policy(branch.generation)
+                policies[key] = Policy(self.model, self.tokenizer, branch.generation)
             sampler = policies[key].sampler
         choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
         return Row(index, branch, runs, choices, sampler, self.codec.stream())
-
-    def _policy(self, config: GenerationConfig) -> Policy:
-        return Policy(self.model, self.tokenizer, config)
 
     # -- the check on loading -----------------------------------------------------------------------------------------
 
