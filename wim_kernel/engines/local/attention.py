@@ -11,6 +11,7 @@ head size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,10 +163,9 @@ def _flash_split(
     )
     cut = None if mask is None else mask.split(splits, even)
     outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale, mask=cut)
-    weights = torch.softmax(lses, 1).nan_to_num_(
-        0.0
-    )  # a query that sees nothing in any run weighs none of them
-    merge = Merge((outs * weights[..., None]).sum(1, keepdim=True), torch.logsumexp(lses, 1, keepdim=True))
+    weights = torch.softmax(lses, 1).nan_to_num_(0.0)  # what sees nothing in any run weighs none of them
+    lse = functools.reduce(torch.logaddexp, lses[:, :, None].unbind(1))  # fewer operations than logsumexp
+    merge = Merge((outs * weights[..., None]).sum(1, keepdim=True), lse)
     if even < key.shape[2]:
         tail = None if mask is None else mask.tail(even)
         merge.add(*_flash(query, key[:, :, even:], value[:, :, even:], scale, mask=tail))

@@ -1,8 +1,9 @@
 """The model's own forward pass, with attention that belongs to the step in hand.
 
-Everything but attention is the model's code, untouched. A function registered with transformers' attention interface
-asks which step this thread is in and lets it attend; outside any step it falls through to the implementation the model
-had before, so the same loaded model stays free for other use, also from other threads.
+Everything but attention (and, on some processors, the library that multiplies) is the model's code, untouched. A
+function registered with transformers' attention interface asks which step this thread is in and lets it attend; outside
+any step it falls through to the implementation the model had before, so the same loaded model stays free for other use,
+also from other threads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wim_kernel.engines.local.attention import Terms
+from wim_kernel.engines.local.products import Products
 from wim_kernel.errors import UnsupportedModelError
 
 PREFIX = "wim_"
@@ -55,6 +57,10 @@ def active(step: Step) -> Iterator[None]:
         yield
     finally:
         _step.reset(token)
+
+
+def _in_step() -> bool:
+    return _step.get() is not None
 
 
 def _attention(
@@ -111,9 +117,11 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device: torch.device = next(model.get_input_embeddings().parameters()).device
+        self.products = Products(model, wanted=_in_step)
 
     def install(self) -> None:
-        """Put the kernel's attention in front of the model's own; does nothing if it is there."""
+        """Put the kernel's attention and products in front of the model's own; does nothing if they are there."""
+        self.products.install()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             return
@@ -128,6 +136,7 @@ class ModelRunner:
 
     def uninstall(self) -> None:
         """Give the model back as it was."""
+        self.products.uninstall()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             self.model.set_attn_implementation(current.removeprefix(PREFIX))
