@@ -95,4 +95,4 @@ def _has_onednn() -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return bool(available and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
