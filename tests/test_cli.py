@@ -151,7 +151,10 @@ def test_json_is_every_event_and_nothing_else(wim: Callable[..., Result], facts:
 def test_margins_only_writes_no_answer(wim: Callable[..., Result], facts: str) -> None:
     result = wim(QUESTION, facts, "--chunk-tokens", "64", "--margins-only", "--json")
     assert result.exit_code == 0
-    assert {event["event"] for event in events_in(result.stdout)} == {"chunk_read", "margin_written"}
+    *events, last = events_in(result.stdout)
+    assert {event["event"] for event in events} == {"chunk_read", "margin_written"}
+    assert last["event"] == "margins_done"
+    assert len(last["margins"]) == sum(event["event"] == "margin_written" for event in events)
 
 
 def test_quiet_writes_the_answer_alone(wim: Callable[..., Result], facts: str) -> None:

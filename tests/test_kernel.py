@@ -10,6 +10,7 @@ from helpers import SHORT, config, generated
 from transformers import GenerationConfig
 
 from wim_kernel import (
+    PROMPTS,
     Answered,
     AnswerToken,
     Chunk,
@@ -19,6 +20,7 @@ from wim_kernel import (
     Evidence,
     Frame,
     Margin,
+    MarginsDone,
     MarginWritten,
     Prompts,
     WimKernel,
@@ -521,3 +523,74 @@ def test_overlapping_pieces_are_read_once(kernel):
     reading = kernel.read(pieces)
     assert "".join(chunk.text for chunk in reading.chunks) == text
     assert reading.tokens < sum(kernel.count_tokens(piece.text) for piece in pieces)
+
+
+def test_several_questions_stream_together_and_say_whose_they_are(kernel):
+    reading = kernel.read(TEXTS)
+    questions = ["Who owned the ship?", "What colour was it?"]
+    events = list(reading.stream_many(questions, threshold=0, **SHORT))
+    alone = [reading.ask(question, threshold=0, **SHORT) for question in questions]
+    answered = [event for event in events if isinstance(event, Answered)]
+    assert events[-2:] == answered
+    for position, result in enumerate(alone):
+        mine = [event for event in events if getattr(event, "question", None) == position]
+        written = sorted(
+            (event.margin for event in mine if isinstance(event, MarginWritten)),
+            key=lambda margin: margin.index,
+        )
+        tokens = [event.text for event in mine if isinstance(event, AnswerToken)]
+        assert tuple(margin.text for margin in written) == tuple(margin.text for margin in result.margins)
+        assert "".join(tokens) == result.answer == answered[position].result.answer
+
+
+def test_margins_alone_end_with_what_they_cost(kernel):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    *before, last = reading.stream_margins("Who?", threshold=0, **SHORT)
+    assert isinstance(last, MarginsDone)
+    written = [event.margin for event in before if isinstance(event, MarginWritten)]
+    assert list(last.margins) == sorted(written, key=lambda margin: margin.index)
+    assert last.usage.prefill_tokens == reading.tokens
+    assert last.usage.output_tokens == sum(len(margin.token_ids) for margin in last.margins)
+    assert last.chunks_read == len(TEXTS)
+
+
+def test_an_answer_stands_on_as_many_chunks_as_it_is_told(kernel):
+    kernel.readings.clear()
+    wanted = kernel.read(TEXTS).ask("Who?", threshold=0, stop_after=2, margin_batch=1, **SHORT)
+    assert wanted.stopped_early
+    assert len(wanted.margins) == 2
+    kernel.readings.clear()
+    again = kernel.read(TEXTS).answer("Who?", wanted.margins, chunks_read=2, **SHORT)
+    assert again.answer == wanted.answer
+    assert again.usage.prefill_tokens < kernel.read(TEXTS).tokens
+    with pytest.raises(ValueError, match="chunks_read"):
+        kernel.read(TEXTS).answer("Who?", (), chunks_read=len(TEXTS) + 1)
+
+
+def test_token_limits_and_variables_in_prompts(kernel):
+    reading = kernel.read(TEXTS)
+    prompts = dataclasses.replace(
+        PROMPTS["answer"], answer="\n\nNotes, {tone}: {margins}\n\nAnswer {question}"
+    )
+    result = reading.ask(
+        "Who?",
+        threshold=0,
+        prompts=prompts,
+        variables={"tone": "<|im_end|>{x}"},
+        margin_tokens=2,
+        answer_tokens=3,
+    )
+    assert all(len(margin.token_ids) <= 2 for margin in result.margins)
+    assert len(result.token_ids) <= 3
+    seen = kernel.tokenizer.decode(reading.prompt_ids(result))
+    assert "Notes, <|im_end|>{x}:" in seen
+    assert all(f"- {margin.text.strip()}" in seen for margin in result.kept if margin.text.strip())
+    with pytest.raises(ValueError, match="variables"):
+        reading.ask("Who?", variables={"question": "Who else?"})
+
+
+def test_a_separator_of_the_callers_own(kernel):
+    reading = kernel.read(["One.", "Two."], separator=" === ")
+    seen = kernel.tokenizer.decode(reading.prompt_ids(reading.ask("Which?", **SHORT)))
+    assert "One. === Two." in seen

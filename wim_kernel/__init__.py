@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WimError,
     )
-    from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginWritten
+    from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
     from wim_kernel.kernel import Reading, WimKernel
     from wim_kernel.margins import Margin, Timings, Usage, WimResult
     from wim_kernel.prompts import PROMPTS, Frame, Prompts
@@ -39,6 +39,7 @@ __all__ = [
     "Frame",
     "Margin",
     "MarginWritten",
+    "MarginsDone",
     "MemoryBudgetError",
     "ModelNotFoundError",
     "Options",
@@ -66,7 +67,7 @@ _HOMES = {
         "UnsupportedModelError",
         "WimError",
     ),
-    "events": ("Answered", "AnswerToken", "ChunkRead", "Event", "MarginWritten"),
+    "events": ("Answered", "AnswerToken", "ChunkRead", "Event", "MarginsDone", "MarginWritten"),
     "kernel": ("Reading", "WimKernel"),
     "margins": ("Margin", "Timings", "Usage", "WimResult"),
     "prompts": ("PROMPTS", "Frame", "Prompts"),

@@ -54,10 +54,11 @@ def _goes_in(margin: Margin) -> bool:
 
 def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) -> Branch:
     prompts = settings.prompts
-    notes = fill(prompts.notes, margins=_listed(kept)) if kept else ()
+    listed = _listed(kept)
+    notes = () if "{margins}" in prompts.answer or not kept else fill(prompts.notes, margins=listed)
     return Branch(
         at,
-        notes + fill(prompts.answer, question=question),
+        notes + fill(prompts.answer, **settings.variables, question=question, margins=listed),
         cue=prompts.answer_cue,
         generation=settings.answer_config,
     )

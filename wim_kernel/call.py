@@ -13,7 +13,7 @@ from wim_kernel.answering import answer_branch, branch_end
 from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.errors import ContextOverflowError
-from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginWritten
+from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.readings import Pieces, Readings
 from wim_kernel.relevance import Evidence, QuestionLikelihood
@@ -79,7 +79,7 @@ class Call:
         self.pieces = pieces
         self.settings = ask.settings
         self.stream = ask.stream
-        self.inquiries = [Inquiry(question) for question in ask.questions]
+        self.inquiries = [Inquiry(question, position) for position, question in enumerate(ask.questions)]
         self.watch = Stopwatch()
         self.read = 0
         self.waiting: list[Place] = []
@@ -163,7 +163,7 @@ class Call:
             place.inquiry.margins[place.index] = margin
             if self.watch.first_margin is None:
                 self.watch.first_margin = self.watch.since_start()
-            yield MarginWritten(margin)
+            yield MarginWritten(margin, place.inquiry.position)
 
     @property
     def _after_notes(self) -> bool:
@@ -199,6 +199,11 @@ class Call:
             (place.evidence, place.relevance or 0.0) for place in self.waiting if place.evidence is not None
         ]
 
+    def noted(self) -> MarginsDone:
+        """What the margins of a call without answers came to."""
+        (inquiry,) = self.inquiries
+        return MarginsDone(tuple(inquiry.in_order), self.usage(0), self.watch.timings(), self.read)
+
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     def write_answers(self) -> Steps[None]:
@@ -216,11 +221,12 @@ class Call:
         for step in self.engine.decode(self.lease.prefix, branches):
             yield None
             for progress in step:
-                inquiry = self.inquiries[first + progress.branch]
+                position = first + progress.branch
+                inquiry = self.inquiries[position]
                 if progress.text:
                     if self.watch.first_token is None:
                         self.watch.first_token = self.watch.since_start()
-                    yield AnswerToken(progress.text)
+                    yield AnswerToken(progress.text, position)
                 if progress.done is not None:
                     inquiry.count(progress.done)
                     inquiry.answer = progress.done

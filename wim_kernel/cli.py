@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ from wim_kernel.display import Display, JsonDisplay, harmless, make_display
 from wim_kernel.errors import WimError
 from wim_kernel.events import AnswerToken, Event
 from wim_kernel.files import STDIN, FileError, read_document
-from wim_kernel.margins import Margin
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +109,6 @@ def ask(
     model: str,
     gguf_file: str | None,
     chunk_tokens: int | None,
-    stop_after: int | None,
     margins_only: bool,
     as_json: bool,
     quiet: bool,
@@ -134,7 +132,7 @@ def ask(
         display.status(f"Reading {', '.join(files) or 'standard input'}")
         reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
         stream = reading.stream_margins if margins_only else reading.stream
-        events = stream(question, stop_when=_stop_rule(interrupts, stop_after), **_asked(options))
+        events = stream(question, stop_when=lambda _: interrupts.stopping, **_asked(options))
         _follow(events, display, interrupts)
 
 
@@ -158,24 +156,8 @@ def _load(model: str, gguf_file: str | None) -> WimKernel:
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
-    chosen = {name: value for name, value in options.items() if value is not None}
-    for option, name in (("max_answer_tokens", "answer_config"), ("max_margin_tokens", "margin_config")):
-        if option in chosen:
-            from transformers import GenerationConfig
-
-            limits = {"do_sample": False, "max_new_tokens": chosen.pop(option)}
-            chosen[name] = GenerationConfig(**limits)  # type: ignore[no-untyped-call]
-    return chosen
-
-
-def _stop_rule(interrupts: Interrupts, stop_after: int | None) -> Callable[[list[Margin]], bool]:
-    """A `stop_when`: on Ctrl-C, or when enough margins are kept."""
-
-    def stop(margins: list[Margin]) -> bool:
-        enough = stop_after is not None and sum(margin.kept for margin in margins) >= stop_after
-        return enough or interrupts.stopping
-
-    return stop
+    names = {"max_answer_tokens": "answer_tokens", "max_margin_tokens": "margin_tokens"}
+    return {names.get(name, name): value for name, value in options.items() if value is not None}
 
 
 def _follow(events: Generator[Event, None, None], display: Display, interrupts: Interrupts) -> None:

@@ -110,18 +110,25 @@ class WimKernel:
         """How many tokens a run of document text takes."""
         return len(self.engine.encode(Text(text)))
 
-    def _encode(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+    def _encode(self, chunks: Sequence[Chunk], separator: str | None) -> list[tuple[int, ...]]:
         """Tokens of each chunk, with the separator in front where it does not go on in the text before it."""
+        between = self.engine.encode(
+            Text(self.frame.separator if separator is None else separator, trusted=True)
+        )
         pieces, previous = [], None
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
-            separator = self.engine.encode(Text(self.frame.separator, trusted=True)) if apart else []
-            pieces.append((*separator, *self.engine.encode(Text(chunk.text))))
+            pieces.append((*(between if apart else ()), *self.engine.encode(Text(chunk.text))))
             previous = chunk if chunk.text else previous
         return pieces
 
     def read(
-        self, document: Document, *, chunk_tokens: int | None = None, join_small: bool = False
+        self,
+        document: Document,
+        *,
+        chunk_tokens: int | None = None,
+        join_small: bool = False,
+        separator: str | None = None,
     ) -> Reading:
         """A reading of a document. Computes nothing yet.
 
@@ -130,6 +137,7 @@ class WimKernel:
                 Text that consecutive pieces of one source share is read once.
             chunk_tokens: longest chunk, in tokens. Given chunks are split only if this is given.
             join_small: join adjacent chunks while they fit ``chunk_tokens``.
+            separator: what stands between chunks that are not one run of one source; by default the frame's.
 
         Raises:
             EmptyDocumentError: if there is no text.
@@ -142,10 +150,11 @@ class WimKernel:
                 part for chunk in chunks for part in split_chunk(chunk, longest, self.count_tokens) or [chunk]
             ]
         if join_small:
-            chunks = join_adjacent(chunks, longest, self.count_tokens, separator=self.frame.separator)
+            between = self.frame.separator if separator is None else separator
+            chunks = join_adjacent(chunks, longest, self.count_tokens, separator=between)
         if not any(chunk.text.strip() for chunk in chunks):
             raise EmptyDocumentError
-        return Reading(self, chunks)
+        return Reading(self, chunks, separator)
 
     def ask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Read a document and answer: short for ``kernel.read(document).ask(question)``."""
@@ -170,10 +179,10 @@ class Reading:
         tokens: how many tokens the document has, what stands between chunks included.
     """
 
-    def __init__(self, kernel: WimKernel, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, kernel: WimKernel, chunks: Sequence[Chunk], separator: str | None = None) -> None:
         self.kernel = kernel
         self.chunks = tuple(chunks)
-        self._pieces = [kernel._head, *kernel._encode(self.chunks)]
+        self._pieces = [kernel._head, *kernel._encode(self.chunks, separator)]
         self.tokens = sum(map(len, self._pieces[1:]))
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
@@ -206,20 +215,28 @@ class Reading:
         """Step two: one branch a question behind the last chunk read, all decoded together."""
         yield from call.write_answers()
         results = call.results()
-        for result in results:
-            yield Answered(result)
+        for position, result in enumerate(results):
+            yield Answered(result, position)
         return results
 
     # -- parts of it --------------------------------------------------------------------------------------------------
 
     def _note(self, ask: Asked) -> Steps[list[Margin]]:
         with self._call(ask) as call:
-            return (yield from self._read_and_note(call))
+            margins = yield from self._read_and_note(call)
+            yield call.noted()
+            return margins
 
-    def _answer_from(self, ask: Asked, margins: Sequence[Margin]) -> Steps[list[WimResult]]:
+    def _answer_from(
+        self, ask: Asked, margins: Sequence[Margin], chunks_read: int | None
+    ) -> Steps[list[WimResult]]:
+        if chunks_read is None:
+            chunks_read = self._through.get(ask.questions[0], len(self.chunks))
+        if not 0 < chunks_read <= len(self.chunks):
+            raise ValueError(f"chunks_read is {chunks_read} and the document has {len(self.chunks)} chunks.")
         with self._call(ask) as call:
             call.take(margins)
-            yield from call.read_through(self._through.get(ask.questions[0], len(self.chunks)))
+            yield from call.read_through(chunks_read)
             return (yield from self._answer(call))
 
     def _score(self, ask: Asked) -> Steps[list[tuple[Evidence, float]]]:
@@ -278,6 +295,18 @@ class Reading:
         """See `stream`."""
         return _aevents(self._inquire(asked([question], options, stream=True)))
 
+    def stream_many(
+        self, questions: Sequence[str], **options: Unpack[Options]
+    ) -> Generator[Event, None, None]:
+        """See `ask_many` and `stream`: each event says which question it is for; one `Answered` each ends it."""
+        return _events(self._inquire(asked(questions, options, stream=True)))
+
+    def astream_many(
+        self, questions: Sequence[str], **options: Unpack[Options]
+    ) -> AsyncGenerator[Event, None]:
+        """See `stream_many`."""
+        return _aevents(self._inquire(asked(questions, options, stream=True)))
+
     def margins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
         """Step one alone: every margin, in chunk order, for a person to drop, edit or add to. See `ask`."""
         return finish(self._note(asked([question], options)))
@@ -287,38 +316,64 @@ class Reading:
         return await afinish(self._note(asked([question], options)))
 
     def stream_margins(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Step one alone, as events. See `margins`."""
+        """Step one alone, as events; the last is `MarginsDone`. See `margins`."""
         return _events(self._note(asked([question], options, stream=True)))
 
     def astream_margins(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
         """See `stream_margins`."""
         return _aevents(self._note(asked([question], options, stream=True)))
 
-    def answer(self, question: str, margins: Sequence[Margin], **options: Unpack[Options]) -> WimResult:
+    def answer(
+        self,
+        question: str,
+        margins: Sequence[Margin],
+        *,
+        chunks_read: int | None = None,
+        **options: Unpack[Options],
+    ) -> WimResult:
         """Step two alone: the answer from margins as they are handed in; those with ``kept`` count.
 
-        Stands on the chunks that this question's margins were read through to, or on the whole document if they were
-        not written on this reading.
+        Args:
+            question: what is asked.
+            margins: as a person or program left them.
+            chunks_read: how many chunks the answer stands on. By default those that this question's margins were read
+                through to, or all if they were not written on this reading.
+            options: see `Options`.
         """
-        return finish(self._answer_from(asked([question], options), margins))[0]
+        return finish(self._answer_from(asked([question], options), margins, chunks_read))[0]
 
     async def aanswer(
-        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+        self,
+        question: str,
+        margins: Sequence[Margin],
+        *,
+        chunks_read: int | None = None,
+        **options: Unpack[Options],
     ) -> WimResult:
         """See `answer`."""
-        return (await afinish(self._answer_from(asked([question], options), margins)))[0]
+        return (await afinish(self._answer_from(asked([question], options), margins, chunks_read)))[0]
 
     def stream_answer(
-        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+        self,
+        question: str,
+        margins: Sequence[Margin],
+        *,
+        chunks_read: int | None = None,
+        **options: Unpack[Options],
     ) -> Generator[Event, None, None]:
         """Step two alone, as events. See `answer`."""
-        return _events(self._answer_from(asked([question], options, stream=True), margins))
+        return _events(self._answer_from(asked([question], options, stream=True), margins, chunks_read))
 
     def astream_answer(
-        self, question: str, margins: Sequence[Margin], **options: Unpack[Options]
+        self,
+        question: str,
+        margins: Sequence[Margin],
+        *,
+        chunks_read: int | None = None,
+        **options: Unpack[Options],
     ) -> AsyncGenerator[Event, None]:
         """See `stream_answer`."""
-        return _aevents(self._answer_from(asked([question], options, stream=True), margins))
+        return _aevents(self._answer_from(asked([question], options, stream=True), margins, chunks_read))
 
     def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
         """What relevance is computed from, for every chunk in order; nothing is written.

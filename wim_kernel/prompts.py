@@ -14,13 +14,12 @@ from wim_kernel.engines.base import Prompt, Text
 
 Task = Literal["answer", "summarise"]
 HOLES = ("question", "margins", "note")
-_HOLE = re.compile("{(" + "|".join(HOLES) + ")}")
 
 
 def fill(template: str, **holes: str | Prompt) -> Prompt:
     """Runs of text from a template whose ``{name}`` holes are filled with data, or with runs of their own.
 
-    Only the names in `HOLES` that are given are holes; every other brace is a brace.
+    Only names that are given are holes; every other brace is a brace.
 
     A space before a hole goes with the data, as tokenizers have it.
 
@@ -28,12 +27,13 @@ def fill(template: str, **holes: str | Prompt) -> Prompt:
     (Text(text='Q:', trusted=True), Text(text=' {margins}?', trusted=False), Text(text=' {x}', trusted=True))
     """
     runs: list[Text] = []
-    pieces = _HOLE.split(template)  # text, hole's name, text, hole's name, ..., text
+    # text, hole's name, text, hole's name, ..., text
+    pieces = re.split("{(" + "|".join(map(re.escape, holes)) + ")}", template) if holes else [template]
     for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
-        value = holes.get(name, "{" + name + "}") if name else ""
+        value = holes[name] if name else ""
         if isinstance(value, str):
-            space = " " if name in holes and text.endswith(" ") else ""
-            value = (Text(space + value, trusted=name not in holes),) if value else ()
+            space = " " if name and text.endswith(" ") else ""
+            value = (Text(space + value),) if value else ()
             text = text.removesuffix(space)
         runs += [Text(text, trusted=True)] if text else []
         runs += value
@@ -65,8 +65,8 @@ class Prompts:
         margin: asks for the note, after ``question``.
         decision: asks for the note or NO, after ``question``.
         judgement: asks YES or NO of a written note, after ``question``.
-        answer: asks for the answer, given what ``notes`` made.
-        notes: what the answer's prompt says of the kept margins; left out if there are none.
+        answer: asks for the answer, given what ``notes`` made. If it has a ``{margins}`` hole itself, they go there.
+        notes: what the answer's prompt says of the kept margins, in front of ``answer``; left out if there are none.
         margin_cue, decision_cue, judgement_cue, answer_cue: how the reply begins for a base model, which has no turns.
     """
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict, get_args
 
 from transformers import GenerationConfig
 
 from wim_kernel.margins import Margin
-from wim_kernel.prompts import PROMPTS, Prompts, Task
+from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.relevance import Evidence, RelevanceLike, resolve
 
 MarginStyle = Literal["free", "verbatim"]
@@ -27,13 +27,17 @@ class Options(TypedDict, total=False):
         top_k: keep margins of this many most relevant chunks at most; they are written once all chunks are scored.
         keep: called with each written margin; False drops it.
         stop_when: called with the margins so far, in chunk order; True leaves the rest of the document unread.
+        stop_after: leaves the rest unread once this many margins are kept.
         relevance: ``"likelihood"``, ``"decision"``, ``"second-call"``, or a callable on `Evidence`.
         margin_style: ``"free"``, the model's own words, or ``"verbatim"``, whole sentences of the chunk.
         task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
         prompts: all the prompts; by default the task's.
+        variables: data for further ``{name}`` holes that the caller's own prompts have.
         margin_config: how margins are generated; greedy, 64 tokens by default. For verbatim margins,
             ``max_new_tokens`` bounds the sentences chosen: 128 by default, three at most.
         answer_config: how the answer is generated; greedy, 256 tokens by default.
+        margin_tokens: most tokens of a margin, whatever ``margin_config`` says.
+        answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
         margin_batch: how many chunks' margins are written together while a document is being read. By default what
             suits the device in a stream, and all at once where nobody waits for margins.
     """
@@ -42,12 +46,16 @@ class Options(TypedDict, total=False):
     top_k: int | None
     keep: Callable[[Margin], bool] | None
     stop_when: Callable[[list[Margin]], bool] | None
+    stop_after: int | None
     relevance: RelevanceLike
     margin_style: MarginStyle
     task: Task
     prompts: Prompts | None
+    variables: Mapping[str, str] | None
     margin_config: GenerationConfig | None
     answer_config: GenerationConfig | None
+    margin_tokens: int | None
+    answer_tokens: int | None
     margin_batch: int | None
 
 
@@ -65,6 +73,7 @@ class Settings:
     margin_config: GenerationConfig
     answer_config: GenerationConfig
     margin_batch: int | None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def asks(self) -> str:
@@ -83,7 +92,7 @@ def settle(options: Options) -> Settings:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
-    for name in ("top_k", "margin_batch"):
+    for name in ("top_k", "margin_batch", "stop_after", "margin_tokens", "answer_tokens"):
         count = options.get(name)
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} is at least 1, not {count}.")
@@ -107,23 +116,49 @@ def settle(options: Options) -> Settings:
         threshold=threshold,
         top_k=options.get("top_k"),
         keep=options.get("keep"),
-        stop_when=options.get("stop_when"),
+        stop_when=_stop_rule(options.get("stop_when"), options.get("stop_after")),
         relevance=resolve(options.get("relevance", "likelihood")),
         margin_style=style,
         prompts=prompts,
-        margin_config=_bounded(options.get("margin_config"), MARGIN_TOKENS[style]),
-        answer_config=_bounded(options.get("answer_config"), ANSWER_TOKENS),
+        margin_config=_bounded(
+            options.get("margin_config"), options.get("margin_tokens"), MARGIN_TOKENS[style]
+        ),
+        answer_config=_bounded(options.get("answer_config"), options.get("answer_tokens"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
+        variables=_variables(options.get("variables") or {}),
     )
 
 
-def _bounded(config: GenerationConfig | None, tokens: int) -> GenerationConfig:
+def _stop_rule(
+    stop_when: Callable[[list[Margin]], bool] | None, stop_after: int | None
+) -> Callable[[list[Margin]], bool] | None:
+    if stop_after is None:
+        return stop_when
+
+    def enough(margins: list[Margin]) -> bool:
+        asked = stop_when is not None and stop_when(margins)
+        return asked or sum(margin.kept for margin in margins) >= stop_after
+
+    return enough
+
+
+def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in given.items():
+        if name in HOLES or not isinstance(value, str):
+            raise ValueError(
+                f"variables are strings under names of the caller's own, none of {HOLES}: not {name!r}."
+            )
+    return dict(given)
+
+
+def _bounded(config: GenerationConfig | None, wanted: int | None, default: int) -> GenerationConfig:
     """Greedy if nothing was asked; a limit on new tokens in any case."""
+    tokens = wanted or default
     if config is None:
         return GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": tokens})
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise ValueError("Branches decode one hypothesis each: num_beams and num_return_sequences must be 1.")
-    if config.max_new_tokens is not None:
+    if config.max_new_tokens is not None and wanted is None:
         return config
     bounded = GenerationConfig.from_dict(config.to_dict())
     bounded.max_new_tokens = tokens

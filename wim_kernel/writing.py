@@ -24,6 +24,7 @@ class Inquiry:
 
     Attributes:
         question: what is asked; empty for a summary.
+        position: which of the call's questions it is, from 0.
         likelihoods: log-probability of the question at each boundary measured so far; -1 is before the first chunk.
         margins: the margins written in this call so far, by chunk.
         given: the margins that the answer stands on.
@@ -33,6 +34,7 @@ class Inquiry:
     """
 
     question: str
+    position: int = 0
     likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
     given: list[Margin] = field(default_factory=list)
@@ -290,7 +292,7 @@ PlaceGate = Callable[[Sequence[Place], Sequence[Scores]], Sequence[bool]]
 
 def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
     """The question's lead-in, and which run of it is the question itself."""
-    lead = fill(settings.prompts.question, question=question)
+    lead = fill(settings.prompts.question, **settings.variables, question=question)
     if not question:
         return lead, None
     return lead, next((index for index, run in enumerate(lead) if not run.trusted), None)
@@ -302,7 +304,7 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
     lead, scored = question_lead(question, settings)
     return Branch(
         at,
-        lead + fill(prompts.decision if decides else prompts.margin, question=question),
+        lead + fill(prompts.decision if decides else prompts.margin, **settings.variables, question=question),
         cue=prompts.decision_cue if decides else prompts.margin_cue,
         scored=scored,
         choices=("YES:", "NO") if decides else (),
@@ -313,7 +315,8 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
 def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:
     """The branch that asks whether a note helps, at the end of the note's chunk."""
     prompts = settings.prompts
-    prompt = fill(prompts.question, question=question) + fill(prompts.judgement, question=question, note=note)
+    lead, _ = question_lead(question, settings)
+    prompt = lead + fill(prompts.judgement, **settings.variables, question=question, note=note)
     return Branch(at, prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
 
 

@@ -112,6 +112,8 @@ PrefixT = TypeVar("PrefixT", bound=Prefix)
 class Engine(Protocol[PrefixT]):
     """A model with a cache: two verbs, and what it takes to speak to it in text."""
 
+    model_name: str
+    """What the model is called, for traces and bills."""
     window: int | None
     """Most tokens the model can attend to; None if it has no limit."""
     margin_batch: int

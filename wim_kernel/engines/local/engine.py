@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import psutil
@@ -55,6 +56,7 @@ class LocalEngine:
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
+        self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
         self.window = window or _window(model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
