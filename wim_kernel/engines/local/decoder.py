@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -166,7 +166,7 @@ def decode(
     for row in going:
         row.begin(prefix)
     going = [row for row in going if row.sampler is not None]
-    yield [Progress(row.index, done=row.end()) for row in rows if row not in going]
+    yield _in_order(Progress(row.index, done=row.end()) for row in rows if row not in going)
     batch.select([index for index, row in enumerate(rows) if row in going])
     state = torch.stack([logits[index] for index, row in enumerate(rows) if row in going]) if going else None
     while going and state is not None:
@@ -174,12 +174,17 @@ def decode(
         progress = [row.take(token) for row, token in zip(going, tokens, strict=True)]
         ended = {item.branch for item in progress if item is not None and item.done is not None}
         staying = [index for index, row in enumerate(going) if row.index not in ended]
-        yield [item for item in progress if item is not None]
+        yield _in_order(item for item in progress if item is not None)
         batch.select(staying)
         going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
         if going:
             with turn:
                 state = batch.step(tokens)
+
+
+def _in_order(progress: Iterable[Progress]) -> list[Progress]:
+    """What one step brought, in the callers' order."""
+    return sorted(progress, key=lambda item: item.branch)
 
 
 def _prompt_groups(rows: list[Row], limits: Limits) -> Iterator[slice]:

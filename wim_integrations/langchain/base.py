@@ -1,0 +1,381 @@
+"""What the runnables have in common: inputs, the kernel's options as fields, and every way LangChain calls them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.messages import BaseMessage
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.utils import AddableDict
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from transformers import GenerationConfig
+from typing_extensions import Self
+
+from wim_integrations.langchain.documents import DocumentReading, Documents
+from wim_integrations.langchain.events import Emitter, stream_writer
+from wim_integrations.langchain.prompts import (
+    DOCUMENTS_KEYS,
+    QUESTION_KEYS,
+    PromptLike,
+    PromptSet,
+    as_prompts,
+)
+from wim_kernel import EmptyDocumentError, Event, Margin, Options, Prompts, Reading, WimKernel
+from wim_kernel.relevance import RelevanceLike
+from wim_kernel.settings import MarginStyle, settle
+
+Inputs = dict[str, Any]
+Outputs = dict[str, Any]
+Given = TypeVar("Given")
+
+
+@dataclass
+class Request:
+    """One input, understood.
+
+    Attributes:
+        inputs: as given.
+        question: what is asked.
+        source: the documents; None if none holds text and the runnable has an answer for that.
+        options: for the kernel.
+    """
+
+    inputs: Mapping[str, Any]
+    question: str
+    source: DocumentReading | None
+    options: Options = field(default_factory=Options)
+
+    @property
+    def reading(self) -> Reading:
+        """The documents' reading."""
+        assert self.source is not None, "nothing is read where there is nothing to read"
+        return self.source.reading
+
+    def margins_data(self, margins: Iterable[Margin]) -> list[dict[str, Any]]:
+        """Margins as plain JSON data."""
+        assert self.source is not None, "nothing is read where there is nothing to read"
+        return [self.source.margin_data(margin) for margin in margins]
+
+
+class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
+    """A runnable that reads documents for a question.
+
+    Args:
+        kernel: the model and the readings it holds.
+        question_key: which input is the question; by default the first there is of ``question``, ``input``, ``query``.
+        documents_key: which input has the documents, as `Document` objects or strings; by default the first there is of
+            ``documents``, ``context``, ``input_documents``.
+        document_prompt: what is read of each document; by default its page content.
+        document_separator: what stands between documents; by default the kernel's own.
+        chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
+        prompts: `Prompts`, or prompt templates by the names of its fields; see `as_prompts`.
+        empty_response: the answer where no document holds text; by default that is an error.
+        answer_tags: tags of the chat model's run that the answer's tokens are told in.
+
+    The other fields are the kernel's `Options`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    kernel: WimKernel = Field(exclude=True)
+    question_key: str | None = None
+    documents_key: str | None = None
+    document_prompt: BasePromptTemplate[Any] | None = None
+    document_separator: str | None = None
+    chunk_tokens: int | None = None
+    task: str = "answer"
+    threshold: float | None = None
+    top_k: int | None = None
+    keep: Callable[[Margin], bool] | None = None
+    stop_when: Callable[[list[Margin]], bool] | None = None
+    stop_after: int | None = None
+    relevance: RelevanceLike = "likelihood"
+    margin_style: MarginStyle = "free"
+    margin_tokens: int | None = None
+    answer_tokens: int | None = None
+    margin_config: GenerationConfig | None = None
+    answer_config: GenerationConfig | None = None
+    margin_batch: int | None = None
+    prompts: Prompts | Mapping[str, PromptLike] | None = None
+    empty_response: str | None = None
+    answer_tags: list[str] = Field(default_factory=list)
+
+    output_fields: ClassVar[dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        settle(self._options())  # mistakes are said here, not at the first question
+        return self
+
+    # -- LangChain's ways to call it ----------------------------------------------------------------------------------
+
+    def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Outputs:
+        """The whole output."""
+        return self._call_with_config(self._invoke, input, config, **kwargs)
+
+    async def ainvoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Outputs:
+        """See `invoke`."""
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+
+    def stream(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Outputs]:
+        """Parts of the output as they come; added up they are the output, margins in the order they were written."""
+        yield from self.transform(iter([input]), config, **kwargs)
+
+    async def astream(
+        self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Outputs]:
+        """See `stream`."""
+
+        async def one() -> AsyncIterator[Inputs]:
+            yield input
+
+        async for chunk in self.atransform(one(), config, **kwargs):
+            yield chunk
+
+    def transform(
+        self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Outputs]:
+        """See `stream`; the input may come in parts."""
+        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+
+    async def atransform(
+        self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Outputs]:
+        """See `transform`."""
+        async for chunk in self._atransform_stream_with_config(input, self._atransform, config, **kwargs):
+            yield chunk
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The question and the documents under their names."""
+        names: dict[str, Any] = {
+            self.question_key or QUESTION_KEYS[0]: (str, ... if self.task == "answer" else ""),
+            self.documents_key or DOCUMENTS_KEYS[0]: (Documents, ...),
+        }
+        return create_model(self.get_name("Input"), **names)
+
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """See the class."""
+        return create_model(self.get_name("Output"), **self.output_fields)
+
+    # -- one input ----------------------------------------------------------------------------------------------------
+
+    def _invoke(
+        self, inputs: Inputs, run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Outputs:
+        request, last = self._request(inputs), None
+        for event in self._told(request, run_manager, config, live=someone_watches(run_manager, config)):
+            last = event
+        return self._output(request, last)
+
+    async def _ainvoke(
+        self, inputs: Inputs, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> Outputs:
+        request, last = await self._arequest(inputs), None
+        live = someone_watches(run_manager, config)
+        async with aclosing(self._atold(request, run_manager, config, live=live)) as events:
+            async for event in events:
+                last = event
+        return self._output(request, last)
+
+    def _transform(
+        self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Iterator[Outputs]:
+        request, last = self._request(_added(list(inputs))), None
+        yield self._first_chunk(request)
+        with closing(self._told(request, run_manager, config, live=True)) as events:
+            for event in events:
+                last, chunk = event, self._chunk(request, event)
+                if chunk is not None:
+                    yield chunk
+        yield self._last_chunk(request, last)
+
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[Inputs],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+    ) -> AsyncIterator[Outputs]:
+        request, last = await self._arequest(_added([part async for part in inputs])), None
+        yield self._first_chunk(request)
+        async with aclosing(self._atold(request, run_manager, config, live=True)) as events:
+            async for event in events:
+                last, chunk = event, self._chunk(request, event)
+                if chunk is not None:
+                    yield chunk
+        yield self._last_chunk(request, last)
+
+    def _last_chunk(self, request: Request, last: Event | None) -> Outputs:
+        output = self._output(request, last)
+        streamed = self._streamed() if last is not None else ()
+        return AddableDict({name: value for name, value in output.items() if name not in streamed})
+
+    def _told(
+        self, request: Request, run_manager: CallbackManagerForChainRun, config: RunnableConfig, *, live: bool
+    ) -> Generator[Event, None, None]:
+        """The kernel's events, each told to whoever listens before it is passed on."""
+        if request.source is None:
+            return
+        emitter = Emitter(run_manager.get_child(), config, request.source, request.question, self.answer_tags)
+        try:
+            with closing(self._events(request, self._paced(request, live))) as events:
+                for event in events:
+                    emitter.emit(event)
+                    yield event
+        except BaseException as error:
+            emitter.fail(error)
+            raise
+
+    async def _atold(
+        self,
+        request: Request,
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        *,
+        live: bool,
+    ) -> AsyncGenerator[Event, None]:
+        if request.source is None:
+            return
+        emitter = Emitter(run_manager.get_child(), config, request.source, request.question, self.answer_tags)
+        try:
+            async with aclosing(self._aevents(request, self._paced(request, live))) as events:
+                async for event in events:
+                    await emitter.aemit(event)
+                    yield event
+        except BaseException as error:
+            await emitter.afail(error)
+            raise
+
+    # -- what a kind of runnable does with an input -------------------------------------------------------------------
+
+    @abstractmethod
+    def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
+        """The kernel's events for a request that has documents."""
+
+    @abstractmethod
+    def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
+        """See `_events`."""
+
+    @abstractmethod
+    def _output(self, request: Request, last: Event | None) -> Outputs:
+        """The whole output, given the last event; None if there was nothing to read."""
+
+    @abstractmethod
+    def _first_chunk(self, request: Request) -> Outputs:
+        """What a stream begins with, before anything is read."""
+
+    @abstractmethod
+    def _chunk(self, request: Request, event: Event) -> Outputs | None:
+        """What an event adds to a stream, if anything."""
+
+    @abstractmethod
+    def _streamed(self) -> tuple[str, ...]:
+        """The parts of the output that `_chunk` brought; a stream ends with the others."""
+
+    # -- inputs -------------------------------------------------------------------------------------------------------
+
+    def _request(self, inputs: Inputs) -> Request:
+        if not isinstance(inputs, Mapping):
+            raise TypeError(
+                f"The input is a dict with a question and documents, not a {type(inputs).__name__}."
+            )
+        options = self._options()
+        question_keys = [self.question_key] if self.question_key else QUESTION_KEYS
+        question = _question(_first(inputs, question_keys, "" if self.task == "summarise" else None))
+        documents = _first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+        variables = self._prompts().values(inputs)
+        if variables:
+            options["variables"] = variables
+        try:
+            source = DocumentReading(
+                self.kernel,
+                documents,
+                document_prompt=self.document_prompt,
+                separator=self.document_separator,
+                chunk_tokens=self.chunk_tokens,
+            )
+        except EmptyDocumentError:
+            if self.empty_response is None:
+                raise
+            return Request(inputs, question, None, options)
+        return Request(inputs, question, source, options)
+
+    async def _arequest(self, inputs: Inputs) -> Request:
+        return await run_in_executor(
+            None, self._request, inputs
+        )  # splitting and encoding a book takes seconds
+
+    def _options(self) -> Options:
+        given = {
+            name: getattr(self, name) for name in Options.__annotations__ if name in type(self).model_fields
+        }
+        given["prompts"] = self._prompts().prompts
+        options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+        return options
+
+    def _prompts(self) -> PromptSet:
+        return as_prompts(
+            self.task,
+            self.prompts,
+            [self.question_key] if self.question_key else QUESTION_KEYS,
+            [self.documents_key] if self.documents_key else DOCUMENTS_KEYS,
+        )
+
+    def _paced(self, request: Request, live: bool) -> Options:
+        """The options; where nobody watches and nothing can stop early, all margins are written together."""
+        together = self.margin_batch is None and self.stop_when is None and self.stop_after is None
+        if live or not together or request.source is None:
+            return request.options
+        return {**request.options, "margin_batch": len(request.source.reading.chunks)}
+
+
+def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:
+    """Whether events of a call that is not a stream are seen while it runs."""
+    streaming = any(isinstance(handler, _StreamingCallbackHandler) for handler in run_manager.handlers)
+    return streaming or stream_writer(config) is not None
+
+
+def _added(parts: Sequence[Given]) -> Given:
+    """An input that came in parts."""
+    whole, *rest = parts
+    for part in rest:
+        whole = whole + part  # type: ignore[operator]
+    return whole
+
+
+def _first(inputs: Mapping[str, Any], names: Sequence[str], default: Any = None) -> Any:
+    """The first input there is of several names.
+
+    Raises:
+        KeyError: if there is none, and no default.
+    """
+    for name in names:
+        if inputs.get(name) is not None:
+            return inputs[name]
+    if default is None:
+        raise KeyError(f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}.")
+    return default
+
+
+def _question(given: Any) -> str:
+    if isinstance(given, BaseMessage):
+        return given.text
+    if not isinstance(given, str):
+        raise TypeError(f"The question is a string, not a {type(given).__name__}.")
+    return given

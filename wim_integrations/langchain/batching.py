@@ -1,0 +1,157 @@
+"""A batch of inputs: questions about the same documents are answered together, each telling its own listeners."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import run_in_executor
+
+from wim_integrations.langchain.base import Inputs, Outputs, Request, someone_watches
+from wim_integrations.langchain.events import Emitter
+from wim_kernel import Answered, ChunkRead, Event, Options, Reading
+
+if TYPE_CHECKING:
+    from wim_integrations.langchain.runnable import WimRunnable
+
+
+@dataclass
+class Member:
+    """One input that is answered with others.
+
+    Attributes:
+        place: its place in the batch.
+        request: what was made of it.
+        emitter: tells its listeners.
+        live: whether somebody watches.
+    """
+
+    place: int
+    request: Request
+    emitter: Emitter
+    live: bool
+
+
+class Batch:
+    """Inputs of one call of ``batch``, and what became of them.
+
+    Args:
+        runnable: whose batch it is.
+        inputs: the inputs.
+        run_managers: the run of each.
+        configs: the config of each; the first one's ``max_concurrency`` bounds how many are answered together.
+    """
+
+    def __init__(
+        self,
+        runnable: WimRunnable,
+        inputs: Sequence[Inputs],
+        run_managers: Sequence[Any],
+        configs: Sequence[RunnableConfig],
+    ) -> None:
+        self.runnable = runnable
+        self.inputs = inputs
+        self.run_managers = run_managers
+        self.configs = configs
+        self.outputs: list[Exception | Outputs] = [{} for _ in inputs]
+
+    def run(self) -> list[Exception | Outputs]:
+        """The output of each input, or what went wrong with it."""
+        waiting = deque(self._groups())
+        while waiting:
+            group = waiting.popleft()
+            try:
+                with closing(
+                    _reading(group).stream_many(_questions(group), **self._options(group))
+                ) as events:
+                    for event in events:
+                        for member in _concerned(group, event):
+                            member.emitter.emit(event)
+                        self._take(group, event)
+            except Exception as error:
+                for member in group:
+                    member.emitter.fail(error)
+                waiting.extendleft(self._failed(group, error))
+        return self.outputs
+
+    async def arun(self) -> list[Exception | Outputs]:
+        """See `run`."""
+        waiting = deque(await run_in_executor(None, self._groups))
+        while waiting:
+            group = waiting.popleft()
+            try:
+                events = _reading(group).astream_many(_questions(group), **self._options(group))
+                async with aclosing(events):
+                    async for event in events:
+                        for member in _concerned(group, event):
+                            await member.emitter.aemit(event)
+                        self._take(group, event)
+            except Exception as error:
+                for member in group:
+                    await member.emitter.afail(error)
+                waiting.extendleft(self._failed(group, error))
+        return self.outputs
+
+    def _groups(self) -> list[list[Member]]:
+        """Inputs that are answered together: the same documents, and the same data in their prompts."""
+        groups: list[list[Member]] = []
+        limit = self.configs[0].get("max_concurrency") or len(self.inputs)
+        for place, (item, run_manager, config) in enumerate(
+            zip(self.inputs, self.run_managers, self.configs, strict=True)
+        ):
+            try:
+                request = self.runnable._request(item)
+            except Exception as error:
+                self.outputs[place] = error
+                continue
+            if request.source is None:
+                self.outputs[place] = self.runnable._output(request, None)
+                continue
+            emitter = Emitter(
+                run_manager.get_child(), config, request.source, request.question, self.runnable.answer_tags
+            )
+            member = Member(place, request, emitter, someone_watches(run_manager, config))
+            for group in groups:
+                if len(group) < limit and _alike(group[0].request, request):
+                    group.append(member)
+                    break
+            else:
+                groups.append([member])
+        return groups
+
+    def _options(self, group: Sequence[Member]) -> Options:
+        return self.runnable._paced(group[0].request, live=any(member.live for member in group))
+
+    def _take(self, group: Sequence[Member], event: Event) -> None:
+        if isinstance(event, Answered):
+            member = group[event.question]
+            self.outputs[member.place] = self.runnable._output(member.request, event)
+
+    def _failed(self, group: Sequence[Member], error: Exception) -> Iterator[list[Member]]:
+        """Inputs that failed together are tried alone, so that one does not take others with it."""
+        if len(group) > 1:
+            return ([member] for member in reversed(group))
+        self.outputs[group[0].place] = error
+        return iter(())
+
+
+def _reading(group: Sequence[Member]) -> Reading:
+    return group[0].request.reading
+
+
+def _questions(group: Sequence[Member]) -> list[str]:
+    return [member.request.question for member in group]
+
+
+def _concerned(group: Sequence[Member], event: Event) -> Sequence[Member]:
+    """Whom an event is for: what is read is read for all."""
+    return group if isinstance(event, ChunkRead) else [group[getattr(event, "question", 0)]]
+
+
+def _alike(one: Request, other: Request) -> bool:
+    same_variables = one.options.get("variables") == other.options.get("variables")
+    return same_variables and one.reading.chunks == other.reading.chunks

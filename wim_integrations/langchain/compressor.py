@@ -1,0 +1,125 @@
+"""A document compressor: of what a retriever found, the margins that help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing, closing
+from typing import Any
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import (
+    ensure_config,
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    run_in_executor,
+)
+from pydantic import ConfigDict, Field
+
+from wim_integrations.langchain.documents import DocumentReading
+from wim_integrations.langchain.events import Emitter
+from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
+
+
+class WimDocumentCompressor(BaseDocumentCompressor):
+    """Margins in place of the documents they are about, for `ContextualCompressionRetriever`.
+
+    All documents are read as one, in their order, so that a margin is written in the light of those before it. Each
+    kept margin becomes a document with its source's metadata, ``relevance_score``, and ``wim``, which says where in the
+    source it stands. By default margins are whole sentences of the source, copied.
+
+    Args:
+        kernel: reads.
+        document_prompt: what is read of each document; by default its page content.
+        document_separator: what stands between documents; by default the kernel's own.
+        chunk_tokens: longest chunk, in tokens.
+        options: the kernel's `Options`, such as ``{"threshold": 0.7}``.
+
+    Example:
+        >>> ContextualCompressionRetriever(  # doctest: +SKIP
+        ...     base_compressor=WimDocumentCompressor(kernel=kernel), base_retriever=retriever
+        ... )
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    kernel: WimKernel = Field(exclude=True)
+    document_prompt: BasePromptTemplate[Any] | None = None
+    document_separator: str | None = None
+    chunk_tokens: int | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """The kept margins, in the order of the documents.
+
+        Args:
+            documents: what was found.
+            query: the question.
+            callbacks: told of chunks and margins, as children of their run.
+
+        Raises:
+            ContextOverflowError: if the documents together do not fit the model's window.
+        """
+        source = self._source(documents)
+        if source is None:
+            return []
+        config = _config(callbacks)
+        emitter = Emitter(get_callback_manager_for_config(config), config, source, query)
+        event: Event | None = None
+        try:
+            with closing(source.reading.stream_margins(query, **self._options(source))) as events:
+                for event in events:
+                    emitter.emit(event)
+        except BaseException as error:
+            emitter.fail(error)
+            raise
+        return _documents(source, event)
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """See `compress_documents`."""
+        source = await run_in_executor(None, self._source, documents)
+        if source is None:
+            return []
+        config = _config(callbacks)
+        emitter = Emitter(get_async_callback_manager_for_config(config), config, source, query)
+        event: Event | None = None
+        try:
+            async with aclosing(source.reading.astream_margins(query, **self._options(source))) as events:
+                async for event in events:
+                    await emitter.aemit(event)
+        except BaseException as error:
+            await emitter.afail(error)
+            raise
+        return _documents(source, event)
+
+    def _source(self, documents: Sequence[Document]) -> DocumentReading | None:
+        try:
+            return DocumentReading(
+                self.kernel,
+                documents,
+                document_prompt=self.document_prompt,
+                separator=self.document_separator,
+                chunk_tokens=self.chunk_tokens,
+            )
+        except EmptyDocumentError:
+            return None
+
+    def _options(self, source: DocumentReading) -> Options:
+        defaults: Options = {"margin_style": "verbatim", "margin_batch": len(source.reading.chunks)}
+        return {**defaults, **self.options}  # type: ignore[typeddict-item]
+
+
+def _config(callbacks: Callbacks | None) -> RunnableConfig:
+    """The surrounding run's config, with the callbacks that were given."""
+    return ensure_config(None if callbacks is None else {"callbacks": callbacks})
+
+
+def _documents(source: DocumentReading, last: Event | None) -> list[Document]:
+    assert isinstance(last, MarginsDone)
+    return [source.margin_document(margin) for margin in last.margins if margin.kept and margin.text.strip()]

@@ -1,0 +1,203 @@
+"""LangChain documents as a reading, and margins as plain data that says where in those documents they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.prompts import BasePromptTemplate, format_document
+from pydantic_core import to_jsonable_python
+
+from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
+
+Documents = str | Document | Sequence[str | Document]
+
+_CONTENT = "\ue000page content\ue001"  # stands for a document's text while its prompt is formatted
+
+
+@dataclass(frozen=True)
+class _Formatted:
+    """A document as it is read: ``text``, where its page content begins at ``offset`` (None if that cannot be told)."""
+
+    text: str
+    offset: int | None
+
+
+class DocumentReading:
+    """A reading of LangChain documents.
+
+    Args:
+        kernel: reads.
+        documents: what to read, in order; strings are documents without metadata.
+        document_prompt: what is read of each document; by default its page content.
+        separator: what stands between documents; by default the kernel's own.
+        chunk_tokens: longest chunk; longer documents are split at sentence ends. By default the kernel's own.
+
+    Raises:
+        EmptyDocumentError: if no document holds text.
+        ContextOverflowError: if they do not fit the model's window.
+        ValueError: if the prompt asks for metadata that a document lacks.
+    """
+
+    def __init__(
+        self,
+        kernel: WimKernel,
+        documents: Documents,
+        *,
+        document_prompt: BasePromptTemplate[Any] | None = None,
+        separator: str | None = None,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        self.documents = as_documents(documents)
+        self._formatted = [_format(document, document_prompt) for document in self.documents]
+        pairs = zip(self.documents, self._formatted, strict=True)
+        chunks = [_chunk(index, document, formatted) for index, (document, formatted) in enumerate(pairs)]
+        self.reading: Reading = kernel.read(
+            chunks, chunk_tokens=chunk_tokens or kernel.chunk_tokens, separator=separator
+        )
+        self._starts = self._chunk_starts()
+
+    def document_of(self, margin: Margin) -> int:
+        """Which document a margin is about, from 0."""
+        position: int = self.reading.chunks[margin.index].metadata["document"]
+        return position
+
+    def margin_data(self, margin: Margin) -> dict[str, Any]:
+        """A margin as plain JSON data.
+
+        Returns:
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``document``, which of the
+            documents it is about, with that document's ``metadata``; ``start`` and ``end``, the characters of its page
+            content that the margin's chunk holds (None where the document's prompt hides them); ``quotes``, the
+            characters of each sentence of a verbatim margin.
+        """
+        document = self.document_of(margin)
+        start, end = self._within(document, margin.index, 0, len(margin.chunk.text))
+        quotes = [
+            self._within(document, margin.index, span.offset, span.offset + span.length)
+            for span in margin.spans
+        ]
+        return {
+            "index": margin.index,
+            "text": margin.text,
+            "relevance": margin.relevance,
+            "kept": margin.kept,
+            "note": margin.note,
+            "document": document,
+            "metadata": plain(self.documents[document].metadata),
+            "start": start,
+            "end": end,
+            "quotes": [{"start": start, "end": end} for start, end in quotes],
+        }
+
+    def margin(self, data: Mapping[str, Any] | str) -> Margin:
+        """Read back what `margin_data` wrote and a person may have changed; a text alone is a margin of their own.
+
+        Raises:
+            ValueError: if it is of a chunk that these documents do not have.
+        """
+        if isinstance(data, str):
+            data = {"text": data}
+        last = len(self.reading.chunks) - 1
+        index = int(data.get("index", last))
+        if not 0 <= index <= last:
+            raise ValueError(f"Margin {index} is of another document: this one has chunks 0 to {last}.")
+        return Margin(
+            index=index,
+            text=str(data["text"]),
+            relevance=float(data.get("relevance", 1.0)),
+            kept=bool(data.get("kept", True)),
+            chunk=self.reading.chunks[index],
+            note=str(data.get("note") or ""),
+        )
+
+    def margin_document(self, margin: Margin) -> Document:
+        """A margin as a document of its own: its source's metadata, ``relevance_score``, and where it stands."""
+        data = self.margin_data(margin)
+        place = {name: data[name] for name in ("index", "document", "start", "end", "quotes")}
+        metadata = self.documents[data["document"]].metadata
+        return Document(
+            page_content=margin.text, metadata={**metadata, "relevance_score": margin.relevance, "wim": place}
+        )
+
+    def _chunk_starts(self) -> list[int]:
+        """Where each chunk begins in its document's formatted text: chunks are all of it but a head already said."""
+        lengths = [0] * len(self.documents)
+        for chunk in self.reading.chunks:
+            lengths[chunk.metadata["document"]] += len(chunk.text)
+        ends = [
+            len(formatted.text) - length for formatted, length in zip(self._formatted, lengths, strict=True)
+        ]
+        starts = []
+        for chunk in self.reading.chunks:
+            starts.append(ends[chunk.metadata["document"]])
+            ends[chunk.metadata["document"]] += len(chunk.text)
+        return starts
+
+    def _within(self, document: int, chunk: int, start: int, end: int) -> tuple[int | None, int | None]:
+        """Characters ``start`` to ``end`` of a chunk as characters of the document's page content."""
+        offset = self._formatted[document].offset
+        if offset is None:
+            return None, None
+        length, shift = len(self.documents[document].page_content), self._starts[chunk] - offset
+        return min(max(0, start + shift), length), min(max(0, end + shift), length)
+
+
+def as_documents(documents: Documents) -> list[Document]:
+    """Documents in any of the forms that are accepted.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(documents, str | Document):
+        documents = [documents]
+    if not isinstance(documents, Sequence):
+        raise TypeError(
+            f"Documents are Documents or strings, one or a list; this is a {type(documents).__name__}."
+        )
+    for index, item in enumerate(documents):
+        if not isinstance(item, str | Document):
+            raise TypeError(
+                f"Documents are Documents or strings; the one at index {index} is a {type(item).__name__}."
+            )
+    return [Document(page_content=item) if isinstance(item, str) else item for item in documents]
+
+
+def plain(value: Any) -> Any:
+    """Anything as plain JSON data; what has no JSON form becomes its text."""
+    return to_jsonable_python(value, fallback=str, inf_nan_mode="strings")
+
+
+def _format(document: Document, prompt: BasePromptTemplate[Any] | None) -> _Formatted:
+    if prompt is None:
+        return _Formatted(document.page_content, 0)
+    parts = str(format_document(Document(page_content=_CONTENT, metadata=document.metadata), prompt)).split(
+        _CONTENT
+    )
+    if len(parts) != 2:  # the template does something with the text, or leaves it out
+        return _Formatted(str(format_document(document, prompt)), None)
+    before, after = parts
+    return _Formatted(before + document.page_content + after, len(before))
+
+
+def _chunk(index: int, document: Document, formatted: _Formatted) -> Chunk:
+    start = document.metadata.get("start_index")
+    offset, length = formatted.offset, len(document.page_content)
+    if offset is None:
+        start, offset, length = None, 0, len(formatted.text)
+    if not isinstance(start, int):
+        start = None
+    end = None if start is None else start + length
+    span = Span(_source_id(index, document), start, end, offset, length)
+    return Chunk(formatted.text, (span,), {"document": index})
+
+
+def _source_id(index: int, document: Document) -> str:
+    """What pieces of one source have in common, so that text they share is read once."""
+    source = document.metadata.get("source")
+    if source is None:
+        return document.id or str(index)
+    page = document.metadata.get("page")
+    return str(source) if page is None else f"{source}#page={page}"

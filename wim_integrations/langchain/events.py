@@ -1,0 +1,202 @@
+"""What a reading does, told to everyone in LangChain and LangGraph who listens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from inspect import isawaitable
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    CallbackManager,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
+
+from wim_integrations.langchain.documents import DocumentReading, plain
+from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Usage
+
+NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
+
+Manager = CallbackManager | AsyncCallbackManager
+Told = Generator[Any, Any, None]
+
+
+class Emitter:
+    """Tells of one question's events.
+
+    Chunks, margins and the answer go out as custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain
+    JSON data: to callback handlers and event streams if there is a run, and to the graph's stream writer if there is a
+    graph. The answer's tokens and the whole call's usage go out as a chat model's run; margins' own tokens do not.
+
+    Args:
+        manager: callbacks, as a child of the run that the events belong to.
+        config: the run's config.
+        source: the documents.
+        question: what is asked.
+        tags: tags of the chat model's run.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        config: RunnableConfig,
+        source: DocumentReading,
+        question: str,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.manager = manager
+        self.write = stream_writer(config)
+        self.source = source
+        self.question = question
+        self.tags = list(tags)
+        self.model_name = source.reading.kernel.engine.model_name
+        self._run: Any = None
+
+    def emit(self, event: Event) -> None:
+        """Tell of an event."""
+        _finish(self._tell(event))
+
+    async def aemit(self, event: Event) -> None:
+        """Tell of an event."""
+        await _afinish(self._tell(event))
+
+    def fail(self, error: BaseException) -> None:
+        """Tell that the answer did not come to its end."""
+        _finish(self._fail(error))
+
+    async def afail(self, error: BaseException) -> None:
+        """Tell that the answer did not come to its end."""
+        await _afinish(self._fail(error))
+
+    # -- what is told; what is yielded is waited for if it can be awaited ---------------------------------------------
+
+    def _tell(self, event: Event) -> Told:
+        match event:
+            case ChunkRead():
+                data = event.to_dict()
+                yield from self._custom("wim_chunk", {name: data[name] for name in data if name != "event"})
+            case MarginWritten(margin):
+                yield from self._custom("wim_margin", self.source.margin_data(margin))
+            case MarginsDone(margins, usage):
+                yield from self._start([NO_STREAM, *self.tags])
+                yield from self._end("\n".join(margin.text for margin in margins if margin.kept), usage)
+            case AnswerToken(text):
+                yield from self._start(self.tags)
+                yield from self._token(AIMessageChunk(content=text, id=self._message_id))
+            case Answered(result):
+                yield from self._start(self.tags)
+                usage_metadata = _usage_metadata(result.usage)
+                last = AIMessageChunk(
+                    content="", id=self._message_id, usage_metadata=usage_metadata, chunk_position="last"
+                )
+                yield from self._token(last)
+                yield from self._end(result.answer, result.usage)
+                yield from self._custom("wim_answer", answer_data(event))
+
+    def _custom(self, name: str, data: dict[str, Any]) -> Told:
+        data = {"question": self.question, **data}
+        if self.manager.parent_run_id is not None:
+            dispatch: Callable[..., Any] = dispatch_custom_event
+            if self.manager.is_async:
+                dispatch = adispatch_custom_event
+            yield dispatch(name, data, config={"callbacks": self.manager})
+        if self.write is not None:
+            self.write({"event": name, "data": data})
+
+    def _start(self, tags: Sequence[str]) -> Told:
+        if self._run is not None:
+            return
+        manager = self.manager.copy()
+        manager.add_tags(list(tags), inherit=False)
+        runs = yield manager.on_chat_model_start(
+            {"name": "WimKernel", "kwargs": {"model_name": self.model_name}},
+            [[HumanMessage(self.question)]],
+            invocation_params={"model": self.model_name},
+            name="WimKernel",
+        )
+        self._run = runs[0]
+
+    def _token(self, message: AIMessageChunk) -> Told:
+        message.response_metadata = (
+            {"model_name": self.model_name} if message.chunk_position == "last" else {}
+        )
+        yield self._run.on_llm_new_token(str(message.content), chunk=ChatGenerationChunk(message=message))
+
+    def _end(self, text: str, usage: Usage) -> Told:
+        message = AIMessage(
+            content=text,
+            id=self._message_id,
+            usage_metadata=_usage_metadata(usage),
+            response_metadata={"model_name": self.model_name},
+        )
+        run, self._run = self._run, None
+        yield run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
+
+    def _fail(self, error: BaseException) -> Told:
+        run, self._run = self._run, None
+        if run is not None:
+            yield run.on_llm_error(error)
+
+    @property
+    def _message_id(self) -> str:
+        return f"lc_run--{self._run.run_id}"
+
+
+def answer_data(event: Answered) -> dict[str, Any]:
+    """An answer without its margins, which were told before, as plain JSON data."""
+    data = event.result.to_dict()
+    wanted = ("question", "answer", "usage", "timings", "stopped_early")
+    result: dict[str, Any] = plain({name: data[name] for name in wanted})
+    return result
+
+
+def stream_writer(config: RunnableConfig) -> Callable[[Any], None] | None:
+    """The writer of the LangGraph run that this is part of; None outside of one."""
+    if "langgraph" not in sys.modules:
+        return None
+    from langgraph.config import get_stream_writer
+
+    try:
+        return get_stream_writer()
+    except (
+        RuntimeError,
+        KeyError,
+    ):  # no run, a run that is no graph's, or a task on Python 3.10: the config may know
+        runtime = (config.get("configurable") or {}).get("__pregel_runtime")
+        return getattr(runtime, "stream_writer", None)
+
+
+def _usage_metadata(usage: Usage) -> UsageMetadata:
+    read = usage.prefill_tokens + (usage.cached_tokens or 0) + usage.prompt_tokens
+    metadata = UsageMetadata(
+        input_tokens=read, output_tokens=usage.output_tokens, total_tokens=read + usage.output_tokens
+    )
+    if usage.cached_tokens is not None:
+        metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+    return metadata
+
+
+def _finish(told: Told) -> None:
+    value: Any = None
+    try:
+        while True:
+            value = told.send(value)
+    except StopIteration:
+        return
+
+
+async def _afinish(told: Told) -> None:
+    value: Any = None
+    try:
+        while True:
+            value = told.send(value)
+            if isawaitable(value):
+                value = await value
+    except StopIteration:
+        return

@@ -1,0 +1,224 @@
+"""Writing in the Margins as LangChain runnables: the whole, its margins alone, and the answer from margins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.utils import AddableDict
+
+from wim_integrations.langchain.base import DocumentRunnable, Inputs, Outputs, Request
+from wim_integrations.langchain.batching import Batch
+from wim_integrations.langchain.documents import plain
+from wim_integrations.langchain.events import answer_data
+from wim_kernel import Answered, AnswerToken, Event, Margin, MarginsDone, MarginWritten, Options
+
+
+class WimRunnable(DocumentRunnable):
+    """Reads documents once, notes in margins what helps with the question, and answers from them.
+
+    The input has a question (``question``, ``input`` or ``query``) and documents (``documents``, ``context`` or
+    ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, every one in reading
+    order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call;
+    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written.
+
+    Questions of a batch that are about the same documents are answered together, and documents that the kernel has
+    read are not read again.
+
+    Args:
+        kernel: the model and the readings it holds.
+        question_key: which input is the question; by default the first that there is of those named above.
+        documents_key: which input has the documents; likewise.
+        document_prompt: what is read of each document; by default its page content.
+        document_separator: what stands between documents; by default the kernel's own.
+        chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
+        prompts: `Prompts`, or prompt templates by the names of its fields; see `as_prompts`.
+        empty_response: the answer where no document holds text; by default that is an error.
+        answer_tags: tags of the chat model's run that the answer's tokens are told in.
+
+    The other fields are the kernel's `Options`.
+
+    Raises:
+        KeyError: if the input has no question or no documents.
+        EmptyDocumentError: if no document holds text.
+        ContextOverflowError: if documents and question do not fit the model's window.
+
+    Example:
+        >>> chain = WimRunnable(kernel=kernel)  # doctest: +SKIP
+        >>> chain.invoke({"question": "Who owned the ship?", "documents": documents})["answer"]  # doctest: +SKIP
+    """
+
+    output_fields: ClassVar[dict[str, Any]] = {
+        "answer": (str, ...),
+        "margins": (list[dict[str, Any]], ...),
+        "usage": (dict[str, Any], ...),
+        "timings": (dict[str, Any], ...),
+        "stopped_early": (bool, ...),
+    }
+
+    def batch(
+        self,
+        inputs: list[Inputs],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Outputs]:
+        """Outputs for several inputs; questions about the same documents are answered together."""
+        return self._batch_with_config(
+            self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    async def abatch(
+        self,
+        inputs: list[Inputs],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Outputs]:
+        """See `batch`."""
+        return await self._abatch_with_config(
+            self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    def _batch(
+        self,
+        inputs: list[Inputs],
+        run_manager: list[CallbackManagerForChainRun],
+        config: list[RunnableConfig],
+    ) -> list[Exception | Outputs]:
+        return Batch(self, inputs, run_manager, config).run()
+
+    async def _abatch(
+        self,
+        inputs: list[Inputs],
+        run_manager: list[AsyncCallbackManagerForChainRun],
+        config: list[RunnableConfig],
+    ) -> list[Exception | Outputs]:
+        return await Batch(self, inputs, run_manager, config).arun()
+
+    def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
+        return request.reading.stream(request.question, **options)
+
+    def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
+        return request.reading.astream(request.question, **options)
+
+    def _output(self, request: Request, last: Event | None) -> Outputs:
+        if not isinstance(last, Answered):
+            return {
+                "answer": self.empty_response,
+                "margins": [],
+                "usage": {},
+                "timings": {},
+                "stopped_early": False,
+            }
+        data = answer_data(last)
+        return {
+            "answer": data["answer"],
+            "margins": request.margins_data(last.result.margins),
+            "usage": data["usage"],
+            "timings": data["timings"],
+            "stopped_early": data["stopped_early"],
+        }
+
+    def _first_chunk(self, request: Request) -> Outputs:
+        return AddableDict(answer="", margins=[])
+
+    def _chunk(self, request: Request, event: Event) -> Outputs | None:
+        match event:
+            case MarginWritten(margin):
+                return AddableDict(margins=request.margins_data([margin]))
+            case AnswerToken(text):
+                return AddableDict(answer=text)
+        return None
+
+    def _streamed(self) -> tuple[str, ...]:
+        return ("answer", "margins")
+
+
+class WimMargins(DocumentRunnable):
+    """Reads documents and writes margins, for a person or a program to drop, edit, approve or add to; no answer yet.
+
+    Input as for `WimRunnable`. The output has ``margins``, ``usage``, ``timings``, and ``chunks_read``, which
+    `WimAnswer` wants where reading stopped early.
+    """
+
+    output_fields: ClassVar[dict[str, Any]] = {
+        "margins": (list[dict[str, Any]], ...),
+        "usage": (dict[str, Any], ...),
+        "timings": (dict[str, Any], ...),
+        "chunks_read": (int, ...),
+    }
+
+    def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
+        return request.reading.stream_margins(request.question, **options)
+
+    def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
+        return request.reading.astream_margins(request.question, **options)
+
+    def _output(self, request: Request, last: Event | None) -> Outputs:
+        if not isinstance(last, MarginsDone):
+            return {"margins": [], "usage": {}, "timings": {}, "chunks_read": 0}
+        data = plain(last.to_dict())
+        return {
+            "margins": request.margins_data(last.margins),
+            "usage": data["usage"],
+            "timings": data["timings"],
+            "chunks_read": data["chunks_read"],
+        }
+
+    def _first_chunk(self, request: Request) -> Outputs:
+        return AddableDict(margins=[])
+
+    def _chunk(self, request: Request, event: Event) -> Outputs | None:
+        if isinstance(event, MarginWritten):
+            return AddableDict(margins=request.margins_data([event.margin]))
+        return None
+
+    def _streamed(self) -> tuple[str, ...]:
+        return ("margins",)
+
+
+class WimAnswer(WimRunnable):
+    """Answers from margins as they are handed in, by `WimMargins` and whoever went over them since.
+
+    Input as for `WimRunnable`, and ``margins``: those with ``kept`` count, a ``note`` is the reader's remark on one, a
+    string is a margin of the reader's own; and optionally ``chunks_read``. In the process that wrote the margins the
+    documents are not read again; elsewhere they are.
+    """
+
+    margins_key: str = "margins"
+
+    def batch(self, *args: Any, **kwargs: Any) -> list[Outputs]:
+        """One after another, side by side: margins differ from input to input."""
+        return super(WimRunnable, self).batch(*args, **kwargs)
+
+    async def abatch(self, *args: Any, **kwargs: Any) -> list[Outputs]:
+        """See `batch`."""
+        return await super(WimRunnable, self).abatch(*args, **kwargs)
+
+    def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
+        margins, chunks_read = self._handed_in(request)
+        return request.reading.stream_answer(request.question, margins, chunks_read=chunks_read, **options)
+
+    def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
+        margins, chunks_read = self._handed_in(request)
+        return request.reading.astream_answer(request.question, margins, chunks_read=chunks_read, **options)
+
+    def _first_chunk(self, request: Request) -> Outputs:
+        return AddableDict(answer="")
+
+    def _streamed(self) -> tuple[str, ...]:
+        return ("answer",)
+
+    def _handed_in(self, request: Request) -> tuple[list[Margin], int | None]:
+        assert request.source is not None
+        if self.margins_key not in request.inputs:
+            raise KeyError(
+                f"The input has {sorted(map(str, request.inputs))}, and nothing called {self.margins_key}."
+            )
+        given = request.inputs[self.margins_key]
+        return [request.source.margin(item) for item in given], request.inputs.get("chunks_read")
