@@ -6,16 +6,13 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-TinyModel = Callable[[str], PreTrainedModel]
+from helpers import Loaded, TinyModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 

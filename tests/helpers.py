@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel import Margin, Reading, WimResult
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+TinyModel = Callable[[str], PreTrainedModel]
 
 
 def config(new: int, least: int | None = None) -> GenerationConfig:

@@ -16,7 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import Loaded, TinyModel
+from helpers import Loaded, TinyModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 

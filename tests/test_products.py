@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import TinyModel
+from helpers import TinyModel
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -15,20 +15,19 @@ from collections.abc import (
 )
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import BaseMessage
-from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, create_model, model_validator
 from transformers import GenerationConfig
 from typing_extensions import Self
 
-from wim_integrations.langchain.documents import DocumentReading, Documents
+from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading, Documents
 from wim_integrations.langchain.events import Emitter, stream_writer
 from wim_integrations.langchain.prompts import (
     DOCUMENTS_KEYS,
@@ -97,7 +96,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     kernel: WimKernel = Field(exclude=True)
     question_key: str | None = None
     documents_key: str | None = None
-    document_prompt: BasePromptTemplate[Any] | None = None
+    document_prompt: DocumentPrompt = None
     document_separator: str | None = None
     chunk_tokens: int | None = None
     task: str = "answer"
@@ -113,7 +112,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     margin_config: GenerationConfig | None = None
     answer_config: GenerationConfig | None = None
     margin_batch: int | None = None
-    prompts: Prompts | Mapping[str, PromptLike] | None = None
+    prompts: Annotated[Prompts | Mapping[str, PromptLike] | None, SkipValidation()] = None
     empty_response: str | None = None
     answer_tags: list[str] = Field(default_factory=list)
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model
 
-from wim_integrations.langchain.base import Outputs, Request
+from wim_integrations.langchain.base import Inputs, Outputs, Request
 from wim_integrations.langchain.prompts import PromptLike
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_kernel import Answered, AnswerToken, Event, WimKernel
@@ -79,6 +79,31 @@ class WimMapReduceChain(WimRunnable):
     def output_keys(self) -> list[str]:
         """Names of the outputs, beside the inputs, which are echoed."""
         return [self.output_key, *(["intermediate_steps"] if self.return_intermediate_steps else [])]
+
+    def invoke(
+        self,
+        input: Inputs,
+        config: RunnableConfig | None = None,
+        *,
+        return_only_outputs: bool = False,
+        **kwargs: Any,
+    ) -> Outputs:
+        """The inputs, the answer and, if wanted, the intermediate steps; or only what is new."""
+        return self._wanted(super().invoke(input, config, **kwargs), return_only_outputs)
+
+    async def ainvoke(
+        self,
+        input: Inputs,
+        config: RunnableConfig | None = None,
+        *,
+        return_only_outputs: bool = False,
+        **kwargs: Any,
+    ) -> Outputs:
+        """See `invoke`."""
+        return self._wanted(await super().ainvoke(input, config, **kwargs), return_only_outputs)
+
+    def _wanted(self, output: Outputs, return_only_outputs: bool) -> Outputs:
+        return {name: output[name] for name in self.output_keys} if return_only_outputs else output
 
     def get_output_schema(self, config: Any = None) -> type[BaseModel]:
         """The outputs beside the echoed inputs."""

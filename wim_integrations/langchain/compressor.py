@@ -8,7 +8,6 @@ from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import (
     ensure_config,
@@ -18,7 +17,7 @@ from langchain_core.runnables.config import (
 )
 from pydantic import ConfigDict, Field
 
-from wim_integrations.langchain.documents import DocumentReading
+from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading
 from wim_integrations.langchain.events import Emitter
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 
@@ -46,7 +45,7 @@ class WimDocumentCompressor(BaseDocumentCompressor):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     kernel: WimKernel = Field(exclude=True)
-    document_prompt: BasePromptTemplate[Any] | None = None
+    document_prompt: DocumentPrompt = None
     document_separator: str | None = None
     chunk_tokens: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.documents import Document
 from langchain_core.prompts import BasePromptTemplate, format_document
+from pydantic import BeforeValidator, SkipValidation
 from pydantic_core import to_jsonable_python
 
 from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
 
 Documents = str | Document | Sequence[str | Document]
+
+
+def _prompt_template(value: object) -> object:
+    if value is not None and not isinstance(value, BasePromptTemplate):
+        raise ValueError(f"document_prompt is a prompt template, not a {type(value).__name__}.")
+    return value
+
+
+# A template class with its type filled in, which Pydantic would compare with, has no instances.
+DocumentPrompt = Annotated[
+    BasePromptTemplate[Any] | None, SkipValidation(), BeforeValidator(_prompt_template)
+]
 
 _CONTENT = "\ue000page content\ue001"  # stands for a document's text while its prompt is formatted
 

@@ -76,6 +76,10 @@ def as_prompts(
         if isinstance(template, str):
             texts[name] = template
             continue
+        if not isinstance(template, BasePromptTemplate):
+            raise ValueError(
+                f"The prompt {name!r} is a string or a prompt template, not a {type(template).__name__}."
+            )
         holes = dict.fromkeys(question_keys, "{question}")
         above = "the document above" if name in ("answer", "notes") else "the last passage above"
         holes.update(dict.fromkeys(documents_keys, above))
