@@ -332,8 +332,8 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         return as_prompts(
             self.task,
             self.prompts,
-            [self.question_key] if self.question_key else QUESTION_KEYS,
-            [self.documents_key] if self.documents_key else DOCUMENTS_KEYS,
+            question_keys=[*QUESTION_KEYS, self.question_key or "question"],
+            documents_keys=[*DOCUMENTS_KEYS, self.documents_key or "documents"],
         )
 
     def _paced(self, request: Request, live: bool) -> Options:
