@@ -62,7 +62,7 @@ SHAPES = {
 
 
 class GenerateLLM(BaseLLM):
-    """A loaded model as a LangChain language model: prompts go to ``model.generate``, ``prompts_together`` at a time."""
+    """A loaded model as a LangChain language model: so many prompts at a time go to ``model.generate``."""
 
     model: Any
     tokenizer: Any
