@@ -4,10 +4,10 @@
     python benchmarks/langchain.py --shape 8b --tokenizer FOLDER --document-tokens 4096 --documents 8   # on a GPU
 
 The old chain is ``load_qa_chain(chain_type="map_reduce")`` of langchain-classic. Its language model calls
-``model.generate``, once with prompts one by one, as wrappers without batches do, and once with all of a step's prompts
-in one padded batch. Every text has a fixed number of tokens. Margins are all written and kept (``threshold=0``), so that
-both write as many notes. ``--shape`` makes a model of that shape with random weights, whose speed is that of a trained
-one.
+``model.generate``, once with prompts one by one, as wrappers without batches do, and once with all of a step's
+prompts in one padded batch. Every text has a fixed number of tokens. Margins are all written and kept
+(``threshold=0``), so that both write as many notes. ``--shape`` makes a model of that shape with random weights, whose
+speed is that of a trained one.
 """
 
 from __future__ import annotations
