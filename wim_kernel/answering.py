@@ -56,11 +56,13 @@ def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) 
     prompts = settings.prompts
     listed = _listed(kept)
     notes = () if "{margins}" in prompts.answer or not kept else fill(prompts.notes, margins=listed)
+    shape = fill(prompts.schema, schema=settings.answer_schema) if settings.answer_schema else ()
     return Branch(
         at,
-        notes + fill(prompts.answer, **settings.variables, question=question, margins=listed),
+        notes + fill(prompts.answer, **settings.variables, question=question, margins=listed) + shape,
         cue=prompts.answer_cue,
         generation=settings.answer_config,
+        json_schema=settings.answer_schema,
     )
 
 

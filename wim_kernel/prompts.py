@@ -13,7 +13,7 @@ from typing import Literal
 from wim_kernel.engines.base import Prompt, Text
 
 Task = Literal["answer", "summarise"]
-HOLES = ("question", "margins", "note")
+HOLES = ("question", "margins", "note", "schema")
 
 
 def fill(template: str, **holes: str | Prompt) -> Prompt:
@@ -66,6 +66,7 @@ class Prompts:
         decision: asks for the note or NO, after ``question``.
         judgement: asks YES or NO of a written note, after ``question``.
         answer: asks for the answer, given what ``notes`` made. If it has a ``{margins}`` hole itself, they go there.
+        schema: what the answer's prompt says of a JSON schema, behind ``answer``; left out if there is none.
         notes: what the answer's prompt says of the kept margins, in front of ``answer``; left out if there are none.
         margin_cue, decision_cue, judgement_cue, answer_cue: how the reply begins for a base model, which has no turns.
     """
@@ -79,6 +80,7 @@ class Prompts:
     judgement: str = "\n\nNote: {note}\n\nDoes this note help to answer the question? Reply YES or NO."
     notes: str = "\n\nNotes taken while reading the document:\n{margins}"
     answer: str = "\n\nAnswer the question from the document. Be brief.\n\nQuestion: {question}"
+    schema: str = "\n\nReply in JSON that fits this schema: {schema}"
     margin_cue: str = "Note:"
     decision_cue: str = "Reply:"
     judgement_cue: str = "Reply:"

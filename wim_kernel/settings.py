@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from transformers import GenerationConfig
 
@@ -38,6 +39,7 @@ class Options(TypedDict, total=False):
         answer_config: how the answer is generated; greedy, 256 tokens by default.
         margin_tokens: most tokens of a margin, whatever ``margin_config`` says.
         answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
+        answer_schema: a JSON schema that the answer has to fit: it is complete JSON of that schema, whatever the model.
         margin_batch: how many chunks' margins are written together while a document is being read. By default what
             suits the device in a stream, and all at once where nobody waits for margins.
     """
@@ -56,6 +58,7 @@ class Options(TypedDict, total=False):
     answer_config: GenerationConfig | None
     margin_tokens: int | None
     answer_tokens: int | None
+    answer_schema: Mapping[str, Any] | None
     margin_batch: int | None
 
 
@@ -74,6 +77,7 @@ class Settings:
     answer_config: GenerationConfig
     margin_batch: int | None
     variables: Mapping[str, str] = field(default_factory=dict)
+    answer_schema: str | None = None
 
     @property
     def asks(self) -> str:
@@ -126,6 +130,7 @@ def settle(options: Options) -> Settings:
         answer_config=_bounded(options.get("answer_config"), options.get("answer_tokens"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
         variables=_variables(options.get("variables") or {}),
+        answer_schema=_schema(options.get("answer_schema")),
     )
 
 
@@ -140,6 +145,10 @@ def _stop_rule(
         return asked or sum(margin.kept for margin in margins) >= stop_after
 
     return enough
+
+
+def _schema(given: Mapping[str, Any] | None) -> str | None:
+    return None if given is None else json.dumps(given, separators=(",", ":"))
 
 
 def _variables(given: Mapping[str, str]) -> Mapping[str, str]:

@@ -55,6 +55,7 @@ class Branch:
         choices: texts that compete to be the reply's first token. When the branch goes on, the first of them is
             taken as decided, and generation continues after it.
         generation: how to generate; None to measure only.
+        json_schema: a JSON schema, as text, that the generated text has to fit.
     """
 
     at: int
@@ -63,6 +64,7 @@ class Branch:
     scored: int | None = None
     choices: tuple[str, ...] = ()
     generation: GenerationConfig | None = None
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -144,7 +145,7 @@ class LocalEngine:
             key = id(branch.generation)
             if key not in policies:
                 policies[key] = Policy(self.model, self.tokenizer, branch.generation)
-            sampler = policies[key].sampler
+            sampler = partial(policies[key].sampler, json_schema=branch.json_schema)
         choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
         return Row(index, branch, runs, choices, sampler, self.codec.stream())

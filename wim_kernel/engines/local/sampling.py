@@ -11,6 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.logits_process import MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from wim_kernel.engines.local.grammar import Grammars
+
 _HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 
 
@@ -45,13 +47,17 @@ class Policy:
         eos = ready.eos_token_id
         self.eos = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
         self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
+        vocabulary = model.config.get_text_config().vocab_size
+        self.grammars = Grammars(tokenizer, vocabulary, self.eos)
 
-    def sampler(self, prompt: Sequence[int]) -> Sampler:
-        """What chooses tokens behind ``prompt``."""
+    def sampler(self, prompt: Sequence[int], json_schema: str | None = None) -> Sampler:
+        """What chooses tokens behind ``prompt``, such that they fit the schema if there is one."""
         ids = torch.tensor([list(prompt)], device=self.device)
         processors = self.model._get_logits_processor(
             self.config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=str(self.device)
         )
+        if json_schema is not None:
+            processors.append(self.grammars.processor(json_schema, ids.shape[1], self.max_new_tokens))
         return Sampler(self, processors, list(prompt))
 
 
