@@ -42,6 +42,14 @@ class Counted:
         monkeypatch.setattr(products, "_product", count)
 
 
+def fresh(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy to which nothing was lent."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        vars(layer).pop("forward", None)
+    return model
+
+
 def linear_layers(model: PreTrainedModel) -> list[nn.Linear]:
     return [layer for layer in model.modules() if type(layer) is nn.Linear]
 
@@ -56,7 +64,7 @@ def logits(model: PreTrainedModel, rows: int = 3) -> torch.Tensor:
 def test_products_are_the_same(
     tiny_model: TinyModel, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, counted = tiny_model(kind), Counted(monkeypatch)
+    model, counted = fresh(tiny_model(kind)), Counted(monkeypatch)
     wanted = logits(model, rows)
     lent = Products(model, Switch())
     lent.install()
@@ -69,7 +77,7 @@ def test_products_are_the_same(
 def test_outside_a_step_and_after_uninstalling_the_model_multiplies_by_itself(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, counted, switch = tiny_model("llama"), Counted(monkeypatch), Switch()
+    model, counted, switch = fresh(tiny_model("llama")), Counted(monkeypatch), Switch()
     wanted = logits(model)
     lent = Products(model, switch)
     lent.install()
@@ -82,7 +90,7 @@ def test_outside_a_step_and_after_uninstalling_the_model_multiplies_by_itself(
 
 
 def test_the_output_layers_copy_follows_its_weights(tiny_model: TinyModel) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh(tiny_model("llama"))
     lent = Products(model, Switch())
     lent.install()
     before = logits(model)
@@ -97,7 +105,7 @@ def test_the_output_layers_copy_follows_its_weights(tiny_model: TinyModel) -> No
 
 
 def test_layers_that_someone_else_has_changed_or_of_other_types_are_left_alone(tiny_model: TinyModel) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh(tiny_model("llama"))
     first, *_ = linear_layers(model)
     hooked = first.forward
     first.forward = lambda rows: hooked(rows) * 0
@@ -107,13 +115,13 @@ def test_layers_that_someone_else_has_changed_or_of_other_types_are_left_alone(t
     assert first.forward is theirs
     lent.uninstall()
     assert first.forward is theirs
-    half = copy.deepcopy(tiny_model("llama")).to(torch.bfloat16)
+    half = fresh(tiny_model("llama")).to(torch.bfloat16)
     Products(half, Switch()).install()
     assert not any("forward" in vars(layer) for layer in linear_layers(half))
 
 
 def test_a_model_can_be_copied_and_pickled_while_products_are_lent(tiny_model: TinyModel) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh(tiny_model("llama"))
     lent = Products(model, Switch())
     lent.install()
     wanted = logits(model)
@@ -126,7 +134,7 @@ def test_a_model_can_be_copied_and_pickled_while_products_are_lent(tiny_model: T
 
 
 def test_a_model_that_trains_keeps_its_gradients(tiny_model: TinyModel) -> None:
-    model, switch = copy.deepcopy(tiny_model("llama")), Switch()
+    model, switch = fresh(tiny_model("llama")), Switch()
     Products(model, switch).install()
     switch.on = False
     model(torch.arange(7)[None], labels=torch.arange(7)[None]).loss.backward()

@@ -55,7 +55,11 @@ def _goes_in(margin: Margin) -> bool:
 def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) -> Branch:
     prompts = settings.prompts
     listed = _listed(kept)
-    notes = () if "{margins}" in prompts.answer or not kept else fill(prompts.notes, margins=listed)
+    notes = (
+        ()
+        if "{margins}" in prompts.answer or not kept
+        else fill(prompts.notes, **settings.variables, question=question, margins=listed)
+    )
     shape = fill(prompts.schema, schema=settings.answer_schema) if settings.answer_schema else ()
     return Branch(
         at,

@@ -16,7 +16,7 @@ Task = Literal["answer", "summarise"]
 HOLES = ("question", "margins", "note", "schema")
 
 
-def fill(template: str, **holes: str | Prompt) -> Prompt:
+def fill(template: str, /, **holes: str | Prompt) -> Prompt:
     """Runs of text from a template whose ``{name}`` holes are filled with data, or with runs of their own.
 
     Only names that are given are holes; every other brace is a brace.
@@ -33,7 +33,7 @@ def fill(template: str, **holes: str | Prompt) -> Prompt:
         value = holes[name] if name else ""
         if isinstance(value, str):
             space = " " if name and text.endswith(" ") else ""
-            value = (Text(space + value),) if value else ()
+            value = (Text(space + value, hole=name or ""),) if value else ()
             text = text.removesuffix(space)
         runs += [Text(text, trusted=True)] if text else []
         runs += value

@@ -105,6 +105,10 @@ def settle(options: Options) -> Settings:
         raise ValueError(f"margin_style is one of {get_args(MarginStyle)}, not {style!r}.")
     if task not in PROMPTS:
         raise ValueError(f"task is one of {tuple(PROMPTS)}, not {task!r}.")
+    if options.get("top_k") is not None and options.get("stop_after") is not None:
+        raise ValueError(
+            "top_k chooses once all is read, and stop_after counts what is kept before: use one of them."
+        )
     chosen = options.get("top_k") is not None or options.get("keep") is not None
     threshold = options.get("threshold")
     if threshold is None:

@@ -295,7 +295,7 @@ def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None
     lead = fill(settings.prompts.question, **settings.variables, question=question)
     if not question:
         return lead, None
-    return lead, next((index for index, run in enumerate(lead) if not run.trusted), None)
+    return lead, next((index for index, run in enumerate(lead) if run.hole == "question"), None)
 
 
 def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:

@@ -197,8 +197,8 @@ def test_map_reduce_takes_the_prompts_of_the_old_chains(kernel: WimKernel, docum
         kernel, question_prompt=question_prompt, combine_prompt=combine_prompt, **FEW
     )
     given = {"input_documents": documents, "question": QUESTION}
-    reading = chain._request(given).reading
-    result = reading.ask(QUESTION, **chain._options())
+    request = chain._request(given)
+    result = request.reading.ask(QUESTION, **request.options)
     note = kernel.tokenizer.decode(result.margins[0].branch.suffix_ids)
     assert f"Text: the last passage above\nCopy what is about: {QUESTION}" in note
     answer = kernel.tokenizer.decode(result.branch.suffix_ids)
@@ -206,9 +206,25 @@ def test_map_reduce_takes_the_prompts_of_the_old_chains(kernel: WimKernel, docum
     assert f"\n\nQ: {QUESTION}\nA:" in answer
     assert "Notes taken" not in answer
     assert chain.invoke(given)["output_text"] == result.answer
+    named = create_wim_map_reduce_chain(
+        kernel,
+        map_prompt=PromptTemplate.from_template("Note {docs}"),
+        combine_prompt=PromptTemplate.from_template("All: {doc_summaries}"),
+        map_reduce_document_variable_name="docs",
+        combine_document_variable_name="doc_summaries",
+        return_map_steps=True,
+        **FEW,
+    )
+    assert len(named.invoke(given)["intermediate_steps"]) == 3
     summary_prompt = PromptTemplate.from_template('Write a concise summary of:\n\n"{text}"\n\nSUMMARY:')
     summary = create_wim_map_reduce_chain(kernel, task="summarise", combine_prompt=summary_prompt, **FEW)
     assert summary.invoke({"input_documents": documents})["output_text"]
+    assert old_summary().invoke(documents)["output_text"]
+    assert (
+        summary.invoke(documents)["output_text"]
+        == summary.invoke({"input_documents": documents})["output_text"]
+    )
+    assert summary.invoke({"input_documents": documents, "input": 3})["output_text"]
 
 
 # -- stuff and retrieval ---------------------------------------------------------------------------------------------
@@ -317,3 +333,37 @@ async def test_compressor_in_a_contextual_compression_retriever(
     assert list(compressor.compress_documents([], QUESTION)) == []
     assert list(compressor.compress_documents([Document(page_content=" ")], QUESTION)) == []
     assert list(await compressor.acompress_documents([], QUESTION)) == []
+
+
+def test_documents_chain_asks_what_its_prompt_asks(kernel: WimKernel, documents: list[Document]) -> None:
+    """The old function's own example has no question beside the prompt."""
+    prompt = ChatPromptTemplate.from_messages(
+        [("system", "What are everyone's favorite colors:\n\n{context}")]
+    )
+    assert create_stuff_documents_chain(old_model(), prompt).invoke({"context": documents})
+    chain = create_wim_documents_chain(kernel, prompt, **FEW)
+    assert chain.invoke({"context": documents})
+    about = create_wim_documents_chain(
+        kernel, PromptTemplate.from_template("{context} Tell of {topic}."), **FEW
+    )
+    reader: Any = about.bound.first
+    assert reader._request({"context": documents, "topic": "fog"}).question == "Tell of fog."
+    for create in (
+        lambda prompt: create_stuff_documents_chain(old_model(), prompt),
+        lambda prompt: create_wim_documents_chain(kernel, prompt),
+    ):
+        with pytest.raises(ValueError, match="context"):
+            create(PromptTemplate.from_template("{question}"))
+
+
+async def test_compressor_takes_templates_and_checks_its_options(
+    kernel: WimKernel, documents: list[Document]
+) -> None:
+    prompts = {"margin": PromptTemplate.from_template("Copy from {context} what is about {question}.")}
+    compressor = WimDocumentCompressor(
+        kernel=kernel,
+        options={"threshold": 0, "margin_style": "free", "margin_tokens": 3, "prompts": prompts},
+    )
+    assert len(await compressor.acompress_documents(documents, QUESTION)) == 3
+    with pytest.raises(TypeError, match="treshold"):
+        WimDocumentCompressor(kernel=kernel, options={"treshold": 1})

@@ -11,7 +11,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
-from wim_integrations.langchain import WimAnswer, WimMargins
+from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import WimKernel
 
 QUESTION = "Who owned the ship?"
@@ -160,15 +160,24 @@ def test_dropping_all_margins_is_an_answer_without_notes(
     assert done["answer"] == reading.answer(QUESTION, [], answer_tokens=6).answer
 
 
-def test_an_interrupt_in_a_callback_is_not_swallowed(kernel: WimKernel, documents: list[Document]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "ask"),
+    [
+        (WimMargins, lambda runnable, given: runnable.invoke(given)),
+        (WimRunnable, lambda runnable, given: runnable.batch([given])[0]),
+    ],
+)
+def test_an_interrupt_in_a_callback_is_not_swallowed(
+    kernel: WimKernel, documents: list[Document], kind: Any, ask: Any
+) -> None:
     """A `keep` may ask the person itself, margin by margin."""
-    runnable = WimMargins(
+    runnable = kind(
         kernel=kernel, threshold=0, margin_tokens=4, keep=lambda margin: bool(interrupt(margin.text))
     )
 
     def node(state: State) -> State:
-        output = runnable.invoke({"question": state["question"], "documents": state["documents"]})
-        return {"margins": output["margins"]}
+        given = {"question": state["question"], "documents": state["documents"]}
+        return {"margins": ask(runnable, given)["margins"]}
 
     builder = StateGraph(State)
     builder.add_node("read", node)

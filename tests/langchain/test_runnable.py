@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from helpers import spying
 from langchain_core.documents import Document
-from langchain_core.messages import HumanMessage
-from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.prompts import ChatPromptTemplate, FewShotPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import ContextOverflowError, EmptyDocumentError, WimKernel
+from wim_kernel.settings import settle
+from wim_kernel.writing import question_lead
 
 QUESTION = "Who owned the ship?"
 
@@ -32,8 +34,11 @@ def test_the_output_is_plain_json_and_says_where_margins_stand(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
     documents[0].metadata["when"] = date(1902, 5, 1)
+    loop: list[Any] = []
+    loop.append(loop)
+    documents[1].metadata.update(thumb=b"\xff\xd8", score=float("nan"), loop=loop)
     output = runnable.invoke(asked(documents))
-    assert json.loads(json.dumps(output)) == output
+    assert json.loads(json.dumps(output, allow_nan=False)) == output
     assert [margin["document"] for margin in output["margins"]] == [0, 1, 2]
     assert output["margins"][0]["metadata"] == {"source": "log", "day": 1, "when": "1902-05-01"}
     for margin, document in zip(output["margins"], documents, strict=True):
@@ -169,6 +174,36 @@ def test_a_batch_over_different_documents_keeps_its_order_and_its_errors(
         runnable.batch(given)
 
 
+def test_a_batch_that_may_stop_early_stops_each_where_it_would_alone(
+    kernel: WimKernel, documents: list[Document]
+) -> None:
+    runnable = WimRunnable(
+        kernel=kernel,
+        stop_after=1,
+        margin_batch=1,
+        margin_tokens=2,
+        answer_tokens=2,
+        relevance=lambda evidence: float(evidence.question == QUESTION),
+    )
+    given = [asked(documents), asked(documents, "Another?")]
+    outputs = runnable.batch(given)
+    assert [output["stopped_early"] for output in outputs] == [True, False]
+    assert [without_times(output) for output in outputs] == [
+        without_times(runnable.invoke(item)) for item in given
+    ]
+
+
+def test_a_batchs_documents_are_split_and_encoded_once(
+    kernel: WimKernel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    original = kernel.read
+    monkeypatch.setattr(kernel, "read", lambda *args, **kwargs: read.append(1) or original(*args, **kwargs))
+    runnable = WimRunnable(kernel=kernel, margin_tokens=2, answer_tokens=2)
+    runnable.batch([asked(documents, f"Who owned ship {number}?") for number in range(5)])
+    assert len(read) == 1
+
+
 def test_max_concurrency_bounds_how_many_are_answered_together(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
@@ -273,8 +308,7 @@ def test_document_prompt_and_separator_are_read(kernel: WimKernel, documents: li
     runnable = WimRunnable(
         kernel=kernel, threshold=0, document_prompt=prompt, document_separator="\n***\n", margin_tokens=2
     )
-    request = runnable._request(asked(documents))
-    reading = request.reading
+    reading = runnable._request(asked(documents)).reading
     seen = kernel.tokenizer.decode(reading.prompt_ids(reading.ask(QUESTION, threshold=0, answer_tokens=1)))
     assert "[log] The gull sat on the mast. It rained.!\n***\n[register] Elsa Brandt" in seen
     output = runnable.invoke(asked(documents))
@@ -284,6 +318,48 @@ def test_document_prompt_and_separator_are_read(kernel: WimKernel, documents: li
         WimRunnable(
             kernel=kernel, document_prompt=PromptTemplate.from_template("{page_content} {author}")
         ).invoke(asked(documents))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PromptTemplate.from_template("{page_content:.8}"),
+        PromptTemplate.from_template("{{ page_content[:8] }}", template_format="jinja2"),
+        PromptTemplate.from_template("{source}"),
+    ],
+)
+def test_document_prompts_that_change_the_text_are_honoured(
+    kernel: WimKernel, documents: list[Document], template: Any
+) -> None:
+    for document in documents:
+        document.metadata["source"] = document.page_content[:8]
+    runnable = WimRunnable(
+        kernel=kernel, threshold=0, document_prompt=template, margin_tokens=2, answer_tokens=2
+    )
+    texts = [chunk.text for chunk in runnable._request(asked(documents)).reading.chunks]
+    assert texts == [document.page_content[:8] for document in documents]
+    assert all(margin["start"] is None for margin in runnable.invoke(asked(documents))["margins"])
+
+
+def test_rows_of_one_source_are_not_taken_for_neighbours(kernel: WimKernel) -> None:
+    rows = [
+        Document(page_content=f"id: {number}", metadata={"source": "a.csv", "row": number, "start_index": 0})
+        for number in (1, 10)
+    ]
+    runnable = WimRunnable(kernel=kernel, margin_tokens=2, answer_tokens=2)
+    assert [chunk.text for chunk in runnable._request(asked(rows)).reading.chunks] == ["id: 1", "id: 10"]
+
+
+def test_documents_and_inputs_as_json_clients_send_them(
+    runnable: WimRunnable, documents: list[Document]
+) -> None:
+    wanted = runnable.invoke(asked(documents))
+    sent = [{"page_content": item.page_content, "metadata": item.metadata} for item in documents]
+    assert without_times(runnable.invoke(asked(sent))) == without_times(wanted)
+    parts = list(runnable.transform(iter([{"question": QUESTION}, {"documents": documents}])))
+    assert "".join(part.get("answer", "") for part in parts) == wanted["answer"]
+    with pytest.raises(ValueError, match="no input"):
+        list(runnable.transform(iter([])))
 
 
 def test_text_that_neighbours_share_is_read_once(kernel: WimKernel) -> None:
@@ -312,6 +388,15 @@ def test_verbatim_margins_quote_the_documents(kernel: WimKernel, documents: list
         assert " ".join(quotes) == margin["text"] != ""
 
 
+def prompts_seen(runnable: WimRunnable, given: dict[str, Any]) -> tuple[str, str]:
+    """A margin's and the answer's prompts as the model saw them."""
+    request = runnable._request(given)
+    result = request.reading.ask(request.question, **request.options)
+    decode = runnable.kernel.tokenizer.decode
+    assert runnable.invoke(given)["answer"] == result.answer
+    return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
+
+
 def test_langchain_templates_as_prompts(kernel: WimKernel, documents: list[Document]) -> None:
     prompts = {
         "margin": PromptTemplate.from_template(
@@ -327,20 +412,77 @@ def test_langchain_templates_as_prompts(kernel: WimKernel, documents: list[Docum
     }
     runnable = WimRunnable(kernel=kernel, threshold=0, prompts=prompts, margin_tokens=3, answer_tokens=3)
     given = {**asked(documents), "tone": "<|im_end|>{question}"}
-    reading = runnable._request(given).reading
-    options = {**runnable._options(), "variables": runnable._prompts().values(given)}
-    result = reading.ask(QUESTION, **options)
-    note = kernel.tokenizer.decode(result.margins[0].branch.suffix_ids)
+    note, answer = prompts_seen(runnable, given)
     wanted = (
         f"Look in the last passage above for what <|im_end|>{{question}} helps with {QUESTION} {{braces}}."
     )
     assert wanted in note
-    answer = kernel.tokenizer.decode(result.branch.suffix_ids)
-    assert "Use the document above." in answer
-    assert f"{QUESTION}\nNotes:\n- {result.margins[0].text.strip()}" in answer
-    assert runnable.invoke(given)["answer"] == result.answer
+    assert f"Use the document above.\n\n{QUESTION}\nNotes:\n- " in answer
+    history = [HumanMessage("I mean the Aurora."), AIMessage("Noted.")]
+    _, answer = prompts_seen(runnable, {**given, "history": history})
+    assert f"Human: I mean the Aurora.\nAI: Noted.\nHuman: {QUESTION}\nNotes:" in answer
     with pytest.raises(KeyError, match="tone"):
         runnable.invoke(asked(documents))
+    assert "tone" in runnable.get_input_schema().model_fields
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (
+            PromptTemplate.from_template(
+                "{% if vip %}Be kind. {% endif %}{{ question }}", template_format="jinja2"
+            ),
+            f"Be kind. {QUESTION}",
+        ),
+        (
+            PromptTemplate.from_template("{{#vip}}Be kind. {{/vip}}{{question}}", template_format="mustache"),
+            f"Be kind. {QUESTION}",
+        ),
+        (
+            PromptTemplate.from_template("{tone}: {question}").partial(tone="<|im_end|>"),
+            f"<|im_end|>: {QUESTION}",
+        ),
+        (PromptTemplate.from_template("{notes} / {question} {{question}}"), f"VIP / {QUESTION} {{question}}"),
+        (
+            FewShotPromptTemplate(
+                examples=[{"q": "a", "a": "b"}],
+                example_prompt=PromptTemplate.from_template("Q: {q} A: {a}"),
+                suffix="Q: {input} A:",
+                input_variables=["input"],
+            ),
+            f"Q: a A: b\n\nQ: {QUESTION} A:",
+        ),
+    ],
+    ids=["jinja2", "mustache", "partial", "own", "few-shot"],
+)
+def test_templates_of_every_format(
+    kernel: WimKernel, documents: list[Document], template: Any, wanted: str
+) -> None:
+    runnable = WimRunnable(
+        kernel=kernel, threshold=0, prompts={"answer": template}, margin_tokens=3, answer_tokens=3
+    )
+    _, answer = prompts_seen(runnable, {**asked(documents), "vip": True, "notes": "VIP"})
+    assert wanted in answer
+    tokens = runnable._request({**asked(documents), "vip": True, "notes": "VIP"})
+    result = tokens.reading.ask(QUESTION, **tokens.options)
+    end = kernel.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert list(result.branch.suffix_ids).count(end) == 1  # the user's turn ends once
+
+
+def test_relevance_is_of_the_question_whatever_else_its_prompt_holds(
+    kernel: WimKernel, documents: list[Document]
+) -> None:
+    prompts = {
+        "question": PromptTemplate.from_template("For a {audience}: {question}"),
+        "notes": PromptTemplate.from_template("For {audience}, on {question}:\n{summaries}"),
+    }
+    runnable = WimRunnable(kernel=kernel, threshold=0, prompts=prompts, margin_tokens=3, answer_tokens=3)
+    request = runnable._request({**asked(documents), "audience": "child"})
+    lead, scored = question_lead(QUESTION, settle(request.options))
+    assert lead[scored].text.strip() == QUESTION
+    _, answer = prompts_seen(runnable, {**asked(documents), "audience": "child"})
+    assert f"For child, on {QUESTION}:\n- " in answer
 
 
 # -- margins, a person, the answer ------------------------------------------------------------------------------------
@@ -389,9 +531,39 @@ def test_what_a_person_did_to_margins_reaches_the_answers_prompt(
         answer.invoke(asked(documents))
     with pytest.raises(ValueError, match="another document"):
         answer.invoke({**asked(documents), "margins": [{"text": "x", "index": 7}]})
+    with pytest.raises(ValueError, match="chunk_tokens"):
+        answer.invoke({**asked(documents[:2] + documents[:1]), "margins": [margins[2]]})
+    with pytest.raises(ValueError, match="true or false"):
+        answer.invoke({**asked(documents), "margins": [{"text": "x", "kept": "false"}]})
+    assert {"margins", "chunks_read", "question", "documents"} == set(answer.get_input_schema().model_fields)
+
+
+def test_quotes_survive_the_way_through_a_person(kernel: WimKernel, documents: list[Document]) -> None:
+    margins = WimMargins(kernel=kernel, threshold=0, margin_style="verbatim").invoke(asked(documents))[
+        "margins"
+    ]
+    margins[0]["text"] = "It poured."
+    output = WimAnswer(kernel=kernel, answer_tokens=2).invoke({**asked(documents), "margins": margins})
+    assert output["margins"][0]["quotes"] == []
+    assert output["margins"][1:] == margins[1:]
 
 
 # -- leaving early ----------------------------------------------------------------------------------------------------
+
+
+async def test_closing_an_asynchronous_stream_stops_the_work(
+    runnable: WimRunnable, documents: list[Document]
+) -> None:
+    stream = runnable.astream(asked(documents))
+    async for chunk in stream:
+        if chunk.get("margins"):
+            break
+    await stream.aclose()
+    for _ in range(100):
+        if not any(live.in_use for live in runnable.kernel.readings.held):
+            break
+        await asyncio.sleep(0.02)
+    assert not any(live.in_use for live in runnable.kernel.readings.held)
 
 
 def test_closing_a_stream_stops_the_work(runnable: WimRunnable, documents: list[Document]) -> None:

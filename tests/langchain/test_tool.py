@@ -73,6 +73,7 @@ def test_several_documents_are_chosen_by_name(kernel: WimKernel) -> None:
     assert (tool.name, tool.description) == ("ask", "Ask.")
     message = called(tool, question=QUESTION, document="../secret")
     assert message.status == "error"
+    assert "log, tale" in message.content
     assert called(tool, question=QUESTION, document="tale").status == "success"
 
 
@@ -119,8 +120,13 @@ def test_it_needs_documents_or_a_folder(kernel: WimKernel, tmp_path: Path) -> No
         create_wim_tool(kernel)
     with pytest.raises(TypeError, match="either"):
         create_wim_tool(kernel, [SHIP], folder=tmp_path)
-    with pytest.raises(ValueError, match="no documents"):
-        create_wim_tool(kernel, {})
+    for nothing in ({}, [], {"log": []}):
+        with pytest.raises(ValueError, match="no documents"):
+            create_wim_tool(kernel, nothing)
+    with pytest.raises(ValueError, match="max_output_chars"):
+        create_wim_tool(kernel, [SHIP], max_output_chars=5)
+    with pytest.raises(TypeError, match="question_key"):
+        create_wim_tool(kernel, [SHIP], question_key="q")
     with pytest.raises(ValueError, match="no documents"):
         create_wim_tool(kernel, folder=tmp_path)
     with pytest.raises(ValueError, match="not a folder"):
@@ -140,12 +146,15 @@ def folder(tmp_path: Path) -> Path:
     (folder / ".hidden").write_text("Not for agents.")
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 nothing")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "way-in.txt").symlink_to(folder / ".hidden")
+    (folder / "picture.png").write_bytes(b"not text")
+    (folder / "a.txt").write_text("The first file of all.")
     return folder
 
 
 def test_files_are_named_from_the_folder(kernel: WimKernel, folder: Path) -> None:
     tool = create_wim_tool(kernel, folder=folder, **FEW)
-    assert "logs/may.txt, notes.md" in tool.description
+    assert "a.txt, broken.pdf, logs/may.txt, notes.md." in tool.description
     message = called(tool, question=QUESTION, document="logs/may.txt")
     assert message.status == "success"
     assert message.artifact["margins"][0]["metadata"] == {"source": "logs/may.txt"}
@@ -181,7 +190,9 @@ def test_nothing_outside_the_folder_can_be_named(kernel: WimKernel, folder: Path
 
 def test_a_file_that_cannot_be_read_is_said(kernel: WimKernel, folder: Path) -> None:
     message = called(create_wim_tool(kernel, folder=folder), question=QUESTION, document="broken.pdf")
-    assert (message.status, message.content) == ("error", "broken.pdf cannot be read as a document.")
+    assert message.status == "error"
+    assert "broken.pdf" in message.content
+    assert os.fspath(folder) not in message.content
 
 
 # -- agents ------------------------------------------------------------------------------------------------------------

@@ -15,15 +15,14 @@ from collections.abc import (
 )
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
-from langchain_core.tracers._streaming import _StreamingCallbackHandler
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model, model_validator
 from transformers import GenerationConfig
 from typing_extensions import Self
 
@@ -32,17 +31,15 @@ from wim_integrations.langchain.events import Emitter, stream_writer
 from wim_integrations.langchain.prompts import (
     DOCUMENTS_KEYS,
     QUESTION_KEYS,
-    PromptLike,
+    GivenPrompts,
     PromptSet,
-    as_prompts,
 )
-from wim_kernel import EmptyDocumentError, Event, Margin, Options, Prompts, Reading, WimKernel
+from wim_kernel import EmptyDocumentError, Event, Margin, Options, Reading, WimKernel
 from wim_kernel.relevance import RelevanceLike
 from wim_kernel.settings import MarginStyle, settle
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Any]
-Given = TypeVar("Given")
 
 
 @dataclass
@@ -84,7 +81,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default the kernel's own.
         chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
-        prompts: `Prompts`, or prompt templates by the names of its fields; see `as_prompts`.
+        prompts: `Prompts`, or prompt templates by the names of its fields; see `PromptSet`.
         empty_response: the answer where no document holds text; by default that is an error.
         answer_tags: tags of the chat model's run that the answer's tokens are told in.
 
@@ -98,7 +95,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     documents_key: str | None = None
     document_prompt: DocumentPrompt = None
     document_separator: str | None = None
-    chunk_tokens: int | None = None
+    chunk_tokens: PositiveInt | None = None
     task: str = "answer"
     threshold: float | None = None
     top_k: int | None = None
@@ -112,7 +109,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     margin_config: GenerationConfig | None = None
     answer_config: GenerationConfig | None = None
     margin_batch: int | None = None
-    prompts: Annotated[Prompts | Mapping[str, PromptLike] | None, SkipValidation()] = None
+    prompts: Annotated[GivenPrompts, SkipValidation()] = None
     empty_response: str | None = None
     answer_tags: list[str] = Field(default_factory=list)
 
@@ -121,6 +118,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     @model_validator(mode="after")
     def _check(self) -> Self:
         settle(self._options())  # mistakes are said here, not at the first question
+        self._prompts()
         return self
 
     # -- LangChain's ways to call it ----------------------------------------------------------------------------------
@@ -139,14 +137,15 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
     async def astream(
         self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Outputs]:
+    ) -> AsyncGenerator[Outputs, None]:
         """See `stream`."""
 
         async def one() -> AsyncIterator[Inputs]:
             yield input
 
-        async for chunk in self.atransform(one(), config, **kwargs):
-            yield chunk
+        async with aclosing(self.atransform(one(), config, **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def transform(
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
@@ -156,16 +155,19 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
     async def atransform(
         self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Outputs]:
+    ) -> AsyncGenerator[Outputs, None]:
         """See `transform`."""
-        async for chunk in self._atransform_stream_with_config(input, self._atransform, config, **kwargs):
-            yield chunk
+        whole: Any = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
+        async with aclosing(whole) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question and the documents under their names."""
         names: dict[str, Any] = {
             self.question_key or QUESTION_KEYS[0]: (str, ... if self.task == "answer" else ""),
             self.documents_key or DOCUMENTS_KEYS[0]: (Documents, ...),
+            **{name: (Any, ...) for name in self._prompts().variables},
         }
         return create_model(self.get_name("Input"), **names)
 
@@ -289,20 +291,19 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
-    def _request(self, inputs: Inputs) -> Request:
-        if not isinstance(inputs, Mapping):
-            raise TypeError(
-                f"The input is a dict with a question and documents, not a {type(inputs).__name__}."
-            )
-        options = self._options()
-        question_keys = [self.question_key] if self.question_key else QUESTION_KEYS
-        question = _question(_first(inputs, question_keys, "" if self.task == "summarise" else None))
-        documents = _first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
-        variables = self._prompts().values(inputs)
-        if variables:
-            options["variables"] = variables
+    def _request(self, inputs: Any, sources: dict[int, DocumentReading] | None = None) -> Request:
+        """Understand an input; ``sources`` are the readings of documents seen before, by their ids."""
+        inputs = self._as_mapping(inputs)
+        question_key = _first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+        question = self._question(inputs, question_key)
+        documents_key = _first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+        if documents_key is None:
+            raise _missing(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+        prompts = self._prompts(documents_key).for_call(question, question_key, inputs)
+        options: Options = {**self._options(), "prompts": prompts.prompts, "variables": prompts.variables}
+        documents, known = inputs[documents_key], {} if sources is None else sources
         try:
-            source = DocumentReading(
+            source = known.get(id(documents)) or DocumentReading(
                 self.kernel,
                 documents,
                 document_prompt=self.document_prompt,
@@ -313,7 +314,30 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
             if self.empty_response is None:
                 raise
             return Request(inputs, question, None, options)
+        known[id(documents)] = source
         return Request(inputs, question, source, options)
+
+    def _as_mapping(self, inputs: Any) -> Mapping[str, Any]:
+        if not isinstance(inputs, Mapping):
+            raise TypeError(
+                f"The input is a dict with a question and documents, not a {type(inputs).__name__}."
+            )
+        return inputs
+
+    def _question(self, inputs: Mapping[str, Any], key: str | None) -> str:
+        given = None if key is None else inputs[key]
+        if isinstance(given, BaseMessage):
+            return given.text
+        if isinstance(given, str):
+            return given
+        if self.task == "summarise":  # whatever it is, it is no question, and none is needed
+            return ""
+        if given is not None:
+            raise TypeError(f"The question is a string, not a {type(given).__name__}.")
+        asked = self._prompts().as_question(inputs)
+        if asked is None:
+            raise _missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+        return asked
 
     async def _arequest(self, inputs: Inputs) -> Request:
         return await run_in_executor(
@@ -324,17 +348,13 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         given = {
             name: getattr(self, name) for name in Options.__annotations__ if name in type(self).model_fields
         }
-        given["prompts"] = self._prompts().prompts
+        given.pop("prompts")  # they are made for each call
         options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
         return options
 
-    def _prompts(self) -> PromptSet:
-        return as_prompts(
-            self.task,
-            self.prompts,
-            question_keys=[*QUESTION_KEYS, self.question_key or "question"],
-            documents_keys=[*DOCUMENTS_KEYS, self.documents_key or "documents"],
-        )
+    def _prompts(self, documents_key: str | None = None) -> PromptSet:
+        own = [key for key in (self.documents_key, documents_key) if key is not None]
+        return PromptSet(self.task, self.prompts, [*DOCUMENTS_KEYS, *own])
 
     def _paced(self, request: Request, live: bool) -> Options:
         """The options; where nobody watches and nothing can stop early, all margins are written together."""
@@ -346,35 +366,29 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
 def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:
     """Whether events of a call that is not a stream are seen while it runs."""
-    streaming = any(isinstance(handler, _StreamingCallbackHandler) for handler in run_manager.handlers)
+    # what tells an event stream's handler from others; langgraph relies on it too
+    streaming = any(hasattr(handler, "tap_output_aiter") for handler in run_manager.handlers)
     return streaming or stream_writer(config) is not None
 
 
-def _added(parts: Sequence[Given]) -> Given:
-    """An input that came in parts."""
-    whole, *rest = parts
+def _added(parts: Sequence[Any]) -> Any:
+    """An input that came in parts.
+
+    Raises:
+        ValueError: if none came.
+    """
+    if not parts:
+        raise ValueError("There is no input.")
+    whole, *rest = (AddableDict(part) if isinstance(part, Mapping) else part for part in parts)
     for part in rest:
-        whole = whole + part  # type: ignore[operator]
+        whole = whole + part
     return whole
 
 
-def _first(inputs: Mapping[str, Any], names: Sequence[str], default: Any = None) -> Any:
-    """The first input there is of several names.
-
-    Raises:
-        KeyError: if there is none, and no default.
-    """
-    for name in names:
-        if inputs.get(name) is not None:
-            return inputs[name]
-    if default is None:
-        raise KeyError(f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}.")
-    return default
+def _first(inputs: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of several names that an input goes by."""
+    return next((name for name in names if inputs.get(name) is not None), None)
 
 
-def _question(given: Any) -> str:
-    if isinstance(given, BaseMessage):
-        return given.text
-    if not isinstance(given, str):
-        raise TypeError(f"The question is a string, not a {type(given).__name__}.")
-    return given
+def _missing(inputs: Mapping[str, Any], names: Sequence[str]) -> KeyError:
+    return KeyError(f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}.")

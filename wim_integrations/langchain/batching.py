@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, closing
@@ -12,8 +13,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
 from wim_integrations.langchain.base import Inputs, Outputs, Request, someone_watches
+from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
-from wim_kernel import Answered, ChunkRead, Event, Options, Reading
+from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
 
 if TYPE_CHECKING:
     from wim_integrations.langchain.runnable import WimRunnable
@@ -72,7 +74,7 @@ class Batch:
                         for member in _concerned(group, event):
                             member.emitter.emit(event)
                         self._take(group, event)
-            except Exception as error:
+            except BaseException as error:
                 for member in group:
                     member.emitter.fail(error)
                 waiting.extendleft(self._failed(group, error))
@@ -90,7 +92,7 @@ class Batch:
                         for member in _concerned(group, event):
                             await member.emitter.aemit(event)
                         self._take(group, event)
-            except Exception as error:
+            except BaseException as error:
                 for member in group:
                     await member.emitter.afail(error)
                 waiting.extendleft(self._failed(group, error))
@@ -100,11 +102,14 @@ class Batch:
         """Inputs that are answered together: the same documents, and the same data in their prompts."""
         groups: list[list[Member]] = []
         limit = self.configs[0].get("max_concurrency") or len(self.inputs)
+        if self.runnable.stop_when is not None or self.runnable.stop_after is not None:
+            limit = 1  # each stops where it has enough
+        sources: dict[int, DocumentReading] = {}
         for place, (item, run_manager, config) in enumerate(
             zip(self.inputs, self.run_managers, self.configs, strict=True)
         ):
             try:
-                request = self.runnable._request(item)
+                request = self.runnable._request(item, sources)
             except Exception as error:
                 self.outputs[place] = error
                 continue
@@ -131,11 +136,15 @@ class Batch:
             member = group[event.question]
             self.outputs[member.place] = self.runnable._output(member.request, event)
 
-    def _failed(self, group: Sequence[Member], error: Exception) -> Iterator[list[Member]]:
-        """Inputs that failed together are tried alone, so that one does not take others with it."""
-        if len(group) > 1:
+    def _failed(self, group: Sequence[Member], error: BaseException) -> Iterator[list[Member]]:
+        """Inputs of which one was wrong are tried alone, so that it does not take the others with it."""
+        if not isinstance(error, Exception) or _is_control_flow(error):
+            raise error
+        if len(group) > 1 and isinstance(error, WimError | ValueError):
             return ([member] for member in reversed(group))
-        self.outputs[group[0].place] = error
+        for member in group:
+            if not self.outputs[member.place]:
+                self.outputs[member.place] = error
         return iter(())
 
 
@@ -153,5 +162,11 @@ def _concerned(group: Sequence[Member], event: Event) -> Sequence[Member]:
 
 
 def _alike(one: Request, other: Request) -> bool:
-    same_variables = one.options.get("variables") == other.options.get("variables")
-    return same_variables and one.reading.chunks == other.reading.chunks
+    same_prompts = all(one.options.get(name) == other.options.get(name) for name in ("prompts", "variables"))
+    return same_prompts and (one.source is other.source or one.reading.chunks == other.reading.chunks)
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """Whether LangGraph raised it to leave the node, as an interrupt does."""
+    errors = sys.modules.get("langgraph.errors")
+    return errors is not None and isinstance(error, errors.GraphBubbleUp)

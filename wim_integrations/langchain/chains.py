@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from langchain_core.output_parsers import BaseOutputParser
@@ -12,7 +13,7 @@ from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model
 
 from wim_integrations.langchain.base import Inputs, Outputs, Request
-from wim_integrations.langchain.prompts import PromptLike
+from wim_integrations.langchain.prompts import PromptLike, PromptSet
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_kernel import Answered, AnswerToken, Event, WimKernel
 
@@ -34,7 +35,8 @@ def create_wim_documents_chain(
     Args:
         kernel: reads and answers.
         prompt: asks for the answer; its variable for the documents stands for "the document above", since they are read
-            before any prompt; variables beyond that and the question are inputs.
+            before any prompt; variables beyond that and the question are inputs. Where no input is a question, what
+            the prompt says is.
         output_parser: what is made of the answer's text; by default it stays text, streamed piece by piece.
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default a blank line.
@@ -42,10 +44,17 @@ def create_wim_documents_chain(
         options: further fields of `WimRunnable`. Without documents the answer is ``empty_response``, by default that
             there are none.
 
+    Raises:
+        ValueError: if the prompt has no variable for the documents.
+
     Returns:
         A runnable. Input: a dict with documents and ``input`` or ``question``. Output: the answer.
     """
     options.setdefault("empty_response", NOTHING_FOUND)
+    if prompt is not None and document_variable_name not in prompt.input_variables:
+        raise ValueError(
+            f"The prompt has no variable {document_variable_name!r} for the documents; it has {prompt.input_variables}."
+        )
     if prompt is not None:
         options["prompts"] = {**_templates(options), "answer": prompt}
     reader = WimRunnable(
@@ -67,6 +76,8 @@ class WimMapReduceChain(WimRunnable):
     documents_key: str | None = "input_documents"
     output_key: str = "output_text"
     return_intermediate_steps: bool = False
+    map_variables: tuple[str, ...] = ()
+    combine_variables: tuple[str, ...] = ()
 
     output_fields: ClassVar[dict[str, Any]] = {}
 
@@ -112,6 +123,19 @@ class WimMapReduceChain(WimRunnable):
             kinds["intermediate_steps"] = (list[str], ...)
         return create_model(self.get_name("Output"), **kinds)
 
+    def _as_mapping(self, inputs: Any) -> Mapping[str, Any]:
+        if isinstance(inputs, Mapping):
+            return inputs
+        return {self.documents_key or "input_documents": inputs}
+
+    def _prompts(self, documents_key: str | None = None) -> PromptSet:
+        found = super()._prompts(documents_key)
+        return replace(
+            found,
+            documents_keys=[*found.documents_keys, *self.map_variables],
+            notes_keys=[*found.notes_keys, *self.combine_variables],
+        )
+
     def _output(self, request: Request, last: Event | None) -> Outputs:
         answer = last.result.answer if isinstance(last, Answered) else self.empty_response
         output = {**request.inputs, self.output_key: answer}
@@ -148,11 +172,15 @@ def create_wim_map_reduce_chain(
     kernel: WimKernel,
     *,
     question_prompt: PromptLike | None = None,
+    map_prompt: PromptLike | None = None,
     combine_prompt: PromptLike | None = None,
+    map_reduce_document_variable_name: str | None = None,
+    combine_document_variable_name: str | None = None,
     document_prompt: BasePromptTemplate[Any] | None = None,
     input_key: str = "input_documents",
     output_key: str = "output_text",
     return_intermediate_steps: bool = False,
+    return_map_steps: bool = False,
     task: str = "answer",
     **options: Any,
 ) -> WimMapReduceChain:
@@ -161,11 +189,15 @@ def create_wim_map_reduce_chain(
     Args:
         kernel: reads and answers.
         question_prompt: asks for the note on a chunk (the map step's prompt).
+        map_prompt: the same, by the name that ``load_summarize_chain`` has for it.
         combine_prompt: asks for the answer; a variable ``summaries`` or ``text`` is the list of notes.
+        map_reduce_document_variable_name: the map prompt's variable for the document, if it has another name.
+        combine_document_variable_name: the combine prompt's variable for the notes, likewise.
         document_prompt: what is read of each document; by default its page content.
         input_key: the input that has the documents.
         output_key: the output that has the answer.
         return_intermediate_steps: also give ``intermediate_steps``: one text a document, its notes.
+        return_map_steps: the same, by the name that ``load_qa_chain`` has for it.
         task: ``"answer"``, as ``load_qa_chain``, or ``"summarise"``, as ``load_summarize_chain``, which needs no
             question.
         options: further fields of `WimRunnable`.
@@ -175,8 +207,11 @@ def create_wim_map_reduce_chain(
         answer and, if wanted, the intermediate steps.
     """
     prompts = _templates(options)
-    if question_prompt is not None:
-        prompts["margin"] = question_prompt
+    if question_prompt is not None and map_prompt is not None:
+        raise TypeError("question_prompt and map_prompt are two names for one thing: give one of them.")
+    asked = map_prompt if question_prompt is None else question_prompt
+    if asked is not None:
+        prompts["margin"] = asked
     if combine_prompt is not None:
         prompts["answer"] = combine_prompt
     if prompts:
@@ -185,7 +220,9 @@ def create_wim_map_reduce_chain(
         kernel=kernel,
         documents_key=input_key,
         output_key=output_key,
-        return_intermediate_steps=return_intermediate_steps,
+        return_intermediate_steps=return_intermediate_steps or return_map_steps,
+        map_variables=tuple(filter(None, [map_reduce_document_variable_name])),
+        combine_variables=tuple(filter(None, [combine_document_variable_name])),
         document_prompt=document_prompt,
         task=task,
         **options,

@@ -15,11 +15,14 @@ from langchain_core.runnables.config import (
     get_callback_manager_for_config,
     run_in_executor,
 )
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from typing_extensions import Self
 
 from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading
 from wim_integrations.langchain.events import Emitter
+from wim_integrations.langchain.prompts import PromptSet
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
+from wim_kernel.settings import settle
 
 
 class WimDocumentCompressor(BaseDocumentCompressor):
@@ -34,7 +37,7 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default the kernel's own.
         chunk_tokens: longest chunk, in tokens.
-        options: the kernel's `Options`, such as ``{"threshold": 0.7}``.
+        options: the kernel's `Options`, such as ``{"threshold": 0.7}``; ``prompts`` may be prompt templates by name.
 
     Example:
         >>> ContextualCompressionRetriever(  # doctest: +SKIP
@@ -47,8 +50,13 @@ class WimDocumentCompressor(BaseDocumentCompressor):
     kernel: WimKernel = Field(exclude=True)
     document_prompt: DocumentPrompt = None
     document_separator: str | None = None
-    chunk_tokens: int | None = None
+    chunk_tokens: PositiveInt | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        settle(self._options("", None))  # mistakes are said here, not at the first query
+        return self
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -70,7 +78,7 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         emitter = Emitter(get_callback_manager_for_config(config), config, source, query)
         event: Event | None = None
         try:
-            with closing(source.reading.stream_margins(query, **self._options(source))) as events:
+            with closing(source.reading.stream_margins(query, **self._options(query, source))) as events:
                 for event in events:
                     emitter.emit(event)
         except BaseException as error:
@@ -89,7 +97,9 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         emitter = Emitter(get_async_callback_manager_for_config(config), config, source, query)
         event: Event | None = None
         try:
-            async with aclosing(source.reading.astream_margins(query, **self._options(source))) as events:
+            async with aclosing(
+                source.reading.astream_margins(query, **self._options(query, source))
+            ) as events:
                 async for event in events:
                     await emitter.aemit(event)
         except BaseException as error:
@@ -109,9 +119,14 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         except EmptyDocumentError:
             return None
 
-    def _options(self, source: DocumentReading) -> Options:
-        defaults: Options = {"margin_style": "verbatim", "margin_batch": len(source.reading.chunks)}
-        return {**defaults, **self.options}  # type: ignore[typeddict-item]
+    def _options(self, query: str, source: DocumentReading | None) -> Options:
+        options: Options = {"margin_style": "verbatim"}
+        if source is not None:
+            options["margin_batch"] = len(source.reading.chunks)
+        options |= self.options  # type: ignore[typeddict-item]
+        task, given = self.options.get("task", "answer"), self.options.get("prompts")
+        prompts = PromptSet(task, given).for_call(query, "question", {"question": query})
+        return {**options, "prompts": prompts.prompts, "variables": prompts.variables}
 
 
 def _config(callbacks: Callbacks | None) -> RunnableConfig:

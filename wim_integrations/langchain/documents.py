@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
 
-Documents = str | Document | Sequence[str | Document]
+Documents = str | Document | Sequence[str | Document | Mapping[str, Any]]
 
 
 def _prompt_template(value: object) -> object:
@@ -86,10 +87,9 @@ class DocumentReading:
             content that the margin's chunk holds (None where the document's prompt hides them); ``quotes``, the
             characters of each sentence of a verbatim margin.
         """
-        document = self.document_of(margin)
-        start, end = self._within(document, margin.index, 0, len(margin.chunk.text))
+        place = self._place(margin.index)
         quotes = [
-            self._within(document, margin.index, span.offset, span.offset + span.length)
+            self._within(place["document"], margin.index, span.offset, span.offset + span.length)
             for span in margin.spans
         ]
         return {
@@ -98,10 +98,8 @@ class DocumentReading:
             "relevance": margin.relevance,
             "kept": margin.kept,
             "note": margin.note,
-            "document": document,
-            "metadata": plain(self.documents[document].metadata),
-            "start": start,
-            "end": end,
+            **place,
+            "metadata": plain(self.documents[place["document"]].metadata),
             "quotes": [{"start": start, "end": end} for start, end in quotes],
         }
 
@@ -114,15 +112,24 @@ class DocumentReading:
         if isinstance(data, str):
             data = {"text": data}
         last = len(self.reading.chunks) - 1
-        index = int(data.get("index", last))
+        index, kept = int(data.get("index", last)), data.get("kept", True)
         if not 0 <= index <= last:
             raise ValueError(f"Margin {index} is of another document: this one has chunks 0 to {last}.")
+        if not isinstance(kept, bool):
+            raise ValueError(f"A margin's kept is true or false, not {kept!r}.")
+        place = self._place(index)
+        if any(data.get(name, place[name]) != place[name] for name in place):
+            raise ValueError(
+                f"Margin {index} was written on other chunks: read the same documents with the same chunk_tokens."
+            )
+        relevance = data.get("relevance")
         return Margin(
             index=index,
             text=str(data["text"]),
-            relevance=float(data.get("relevance", 1.0)),
-            kept=bool(data.get("kept", True)),
+            relevance=1.0 if relevance is None else float(relevance),
+            kept=kept,
             chunk=self.reading.chunks[index],
+            spans=self._spans(index, data),
             note=str(data.get("note") or ""),
         )
 
@@ -134,6 +141,27 @@ class DocumentReading:
         return Document(
             page_content=margin.text, metadata={**metadata, "relevance_score": margin.relevance, "wim": place}
         )
+
+    def _place(self, chunk: int) -> dict[str, Any]:
+        """Which characters of which document a chunk holds."""
+        document = self.reading.chunks[chunk].metadata["document"]
+        start, end = self._within(document, chunk, 0, len(self.reading.chunks[chunk].text))
+        return {"document": document, "start": start, "end": end}
+
+    def _spans(self, chunk: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
+        """Where a verbatim margin's sentences stand, if it still says what stands there."""
+        document = self.reading.chunks[chunk].metadata["document"]
+        content, offset = self.documents[document].page_content, self._formatted[document].offset
+        quotes = [(quote["start"], quote["end"]) for quote in data.get("quotes") or ()]
+        if (
+            offset is None
+            or not quotes
+            or " ".join(content[slice(*quote)] for quote in quotes) != data["text"]
+        ):
+            return ()
+        shift = self._starts[chunk] - offset
+        located = (self.reading.chunks[chunk].locate(start - shift, end - shift) for start, end in quotes)
+        return tuple(span for spans in located for span in spans)
 
     def _chunk_starts(self) -> list[int]:
         """Where each chunk begins in its document's formatted text: chunks are all of it but a head already said."""
@@ -170,29 +198,52 @@ def as_documents(documents: Documents) -> list[Document]:
         raise TypeError(
             f"Documents are Documents or strings, one or a list; this is a {type(documents).__name__}."
         )
-    for index, item in enumerate(documents):
-        if not isinstance(item, str | Document):
-            raise TypeError(
-                f"Documents are Documents or strings; the one at index {index} is a {type(item).__name__}."
-            )
-    return [Document(page_content=item) if isinstance(item, str) else item for item in documents]
+    return [_as_document(index, item) for index, item in enumerate(documents)]
+
+
+def _as_document(index: int, item: object) -> Document:
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Document(page_content=item)
+    if isinstance(item, Mapping) and "page_content" in item:  # as JSON clients send them
+        return Document(page_content=item["page_content"], metadata=item.get("metadata") or {})
+    raise TypeError(
+        f"Documents are Documents or strings; the one at index {index} is a {type(item).__name__}."
+    )
 
 
 def plain(value: Any) -> Any:
     """Anything as plain JSON data; what has no JSON form becomes its text."""
-    return to_jsonable_python(value, fallback=str, inf_nan_mode="strings")
+    if isinstance(value, dict):  # one entry without a JSON form does not take the others with it
+        return {str(name): _plain(item) for name, item in value.items()}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return _plain_inside(to_jsonable_python(value, fallback=str, bytes_mode="base64"))
+    except (ValueError, RecursionError):  # it holds itself, or what has no text either
+        return repr(value)
+
+
+def _plain_inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain_inside(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_inside(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format(document: Document, prompt: BasePromptTemplate[Any] | None) -> _Formatted:
     if prompt is None:
         return _Formatted(document.page_content, 0)
-    parts = str(format_document(Document(page_content=_CONTENT, metadata=document.metadata), prompt)).split(
-        _CONTENT
-    )
-    if len(parts) != 2:  # the template does something with the text, or leaves it out
-        return _Formatted(str(format_document(document, prompt)), None)
-    before, after = parts
-    return _Formatted(before + document.page_content + after, len(before))
+    text = str(format_document(document, prompt))
+    marked = Document(page_content=_CONTENT, metadata=document.metadata)
+    before, _, after = str(format_document(marked, prompt)).partition(_CONTENT)
+    if before + document.page_content + after != text:  # the template does something with the text
+        return _Formatted(text, None)
+    return _Formatted(text, len(before))
 
 
 def _chunk(index: int, document: Document, formatted: _Formatted) -> Chunk:
@@ -208,9 +259,12 @@ def _chunk(index: int, document: Document, formatted: _Formatted) -> Chunk:
 
 
 def _source_id(index: int, document: Document) -> str:
-    """What pieces of one source have in common, so that text they share is read once."""
-    source = document.metadata.get("source")
-    if source is None:
+    """What pieces of one text have in common, so that what they share is read once."""
+    metadata = document.metadata
+    if metadata.get("source") is None:
         return document.id or str(index)
-    page = document.metadata.get("page")
-    return str(source) if page is None else f"{source}#page={page}"
+    own = {"start_index", "id", "_id", "chunk", "chunk_index", "chunk_id"}  # of the piece, as scores are
+    common = {
+        name: item for name, item in metadata.items() if name not in own and not isinstance(item, float)
+    }
+    return repr(sorted(plain(common).items(), key=str))

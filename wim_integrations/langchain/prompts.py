@@ -1,126 +1,173 @@
-"""LangChain prompt templates as prompts of the kernel."""
+"""LangChain prompt templates as prompts of the kernel, formatted for each call with what the call brings."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, get_buffer_string
+from langchain_core.messages import SystemMessage, get_buffer_string
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
-from langchain_core.prompts.chat import MessagesPlaceholder
 
 from wim_kernel import PROMPTS, Prompts
 
 PromptLike = str | BasePromptTemplate[Any]
+GivenPrompts = Prompts | Mapping[str, PromptLike] | None
 
 QUESTION_KEYS = ("question", "input", "query")
 DOCUMENTS_KEYS = ("documents", "context", "input_documents")
 NOTES_KEYS = ("margins", "notes", "summaries", "text")
 
-_NAMES = tuple(field.name for field in fields(Prompts))
-_OWN = "wim_"  # in front of the caller's own variables, so that none is taken for one of the kernel's
+_NAMES = tuple(item.name for item in fields(Prompts))
+_ANSWERING = ("answer", "notes")
+# A hole's name and what stands in it while a template is formatted, between characters of no text.
+_HOLE = re.compile("\ue000(question|margins|note)\ue001(.*?)\ue002", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class CallPrompts:
+    """Prompts for one call: the kernel's templates, and the data in their holes beyond the kernel's own."""
+
+    prompts: Prompts
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts for the kernel, and which inputs they ask for beyond the question and the documents."""
+    """Prompt templates by the names of `Prompts`' fields.
 
-    prompts: Prompts
-    variables: frozenset[str] = frozenset()
+    What a template's own variables and text come to is data: control tokens in it stay characters, braces in it stay
+    braces.
 
-    def values(self, inputs: Mapping[str, Any]) -> dict[str, str]:
-        """The kernel's ``variables`` for a call's inputs.
-
-        Raises:
-            KeyError: if an input is missing.
-        """
-        missing = sorted(self.variables - set(inputs))
-        if missing:
-            raise KeyError(f"The prompts ask for {missing}, and the input has {sorted(map(str, inputs))}.")
-        return {_OWN + name: _as_text(inputs[name]) for name in sorted(self.variables)}
-
-
-def as_prompts(
-    task: str,
-    given: Prompts | Mapping[str, PromptLike] | None,
-    question_keys: Sequence[str] = QUESTION_KEYS,
-    documents_keys: Sequence[str] = DOCUMENTS_KEYS,
-) -> PromptSet:
-    """The task's prompts with some replaced.
-
-    In a template, a question's name is the question, a name for documents is words for what stands above (the
-    document was read before any prompt), a name for notes (``margins``, ``notes``, ``summaries``, ``text``) is, in
-    the answer's prompt, the kept margins. Any other variable is an input of the call. A template may be of any format
-    that LangChain has; chat templates become one text.
-
-    Args:
-        task: ``"answer"`` or ``"summarise"``.
-        given: `Prompts` as they are, or templates by the names of `Prompts`' fields; strings are the kernel's own
-            templates, in which only ``{question}``, ``{margins}`` and ``{note}`` are holes.
-        question_keys: inputs that hold the question.
-        documents_keys: inputs that hold the documents.
+    Attributes:
+        task: whose prompts stand where none is given.
+        given: `Prompts` as they are, or templates by name; strings are the kernel's own templates.
+        documents_keys: variables that stand for the documents.
+        notes_keys: variables that stand for the kept margins in the answer's prompt.
 
     Raises:
-        ValueError: for a name that is not a prompt's, or a template without text.
+        ValueError: for a name that is not a prompt's, or something that is no template.
     """
-    base = PROMPTS["summarise" if task == "summarise" else "answer"]
-    if given is None or isinstance(given, Prompts):
-        return PromptSet(given or base)
-    unknown = set(given) - set(_NAMES)
-    if unknown:
-        raise ValueError(f"There are no prompts called {sorted(unknown)}; there are {', '.join(_NAMES)}.")
-    texts: dict[str, str] = {}
-    variables: set[str] = set()
-    for name, template in given.items():
-        if isinstance(template, str):
-            texts[name] = template
-            continue
-        if not isinstance(template, BasePromptTemplate):
-            raise ValueError(
-                f"The prompt {name!r} is a string or a prompt template, not a {type(template).__name__}."
-            )
-        holes = dict.fromkeys(question_keys, "{question}")
-        above = "the document above" if name in ("answer", "notes") else "the last passage above"
-        holes.update(dict.fromkeys(documents_keys, above))
-        holes.update(dict.fromkeys(NOTES_KEYS, "{margins}" if name in ("answer", "notes") else above))
-        holes["note"] = "{note}"
-        texts[name] = _kernel_template(template, holes, variables)
-    return PromptSet(replace(base, **texts), frozenset(variables))
+
+    task: str
+    given: GivenPrompts = None
+    documents_keys: Sequence[str] = DOCUMENTS_KEYS
+    notes_keys: Sequence[str] = NOTES_KEYS
+
+    def __post_init__(self) -> None:
+        if self.given is None or isinstance(self.given, Prompts):
+            return
+        unknown = set(self.given) - set(_NAMES)
+        if unknown:
+            raise ValueError(f"There are no prompts called {sorted(unknown)}; there are {', '.join(_NAMES)}.")
+        for name, template in self.given.items():
+            if not isinstance(template, str | BasePromptTemplate):
+                raise ValueError(
+                    f"The prompt {name!r} is a string or a prompt template, not a {type(template).__name__}."
+                )
+
+    @property
+    def templates(self) -> dict[str, BasePromptTemplate[Any]]:
+        """Those that are LangChain's, by name."""
+        if not isinstance(self.given, Mapping):
+            return {}
+        return {name: item for name, item in self.given.items() if isinstance(item, BasePromptTemplate)}
+
+    @property
+    def variables(self) -> list[str]:
+        """Inputs that the templates ask for beyond the question and the documents."""
+        known = {*QUESTION_KEYS, *self.documents_keys, *self.notes_keys, "note"}
+        asked = (name for template in self.templates.values() for name in template.input_variables)
+        return sorted(set(asked) - known)
+
+    def for_call(self, question: str, question_key: str | None, inputs: Mapping[str, Any]) -> CallPrompts:
+        """The prompts for one call.
+
+        Args:
+            question: what is asked.
+            question_key: the input that it came from.
+            inputs: all inputs; a variable that is none of them is the question, the documents or the notes by its
+                name.
+
+        Raises:
+            KeyError: if a variable is none of these.
+        """
+        base = PROMPTS["summarise" if self.task == "summarise" else "answer"]
+        if self.given is None:
+            return CallPrompts(base)
+        if isinstance(self.given, Prompts):
+            return CallPrompts(self.given)
+        texts = {name: item for name, item in self.given.items() if isinstance(item, str)}
+        data: dict[str, str] = {}
+        for name, template in self.templates.items():
+            values = self._values(name, template, question, question_key, inputs)
+            texts[name] = _as_kernel_template(_formatted(template, values), f"{name}_", data)
+        return CallPrompts(replace(base, **texts), data)
+
+    def as_question(self, inputs: Mapping[str, Any]) -> str | None:
+        """What the answer's template asks where no input is called a question; None without such a template."""
+        template = self.templates.get("answer")
+        if template is None:
+            return None
+        values = self._values("answer", template, "", None, inputs)
+        values.update(dict.fromkeys(set(self.documents_keys) & set(values), ""))
+        return _HOLE.sub("", _formatted(template, values)).strip()
+
+    def _values(
+        self,
+        prompt: str,
+        template: BasePromptTemplate[Any],
+        question: str,
+        question_key: str | None,
+        inputs: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name in template.input_variables:
+            if name == question_key:
+                values[name] = f"\ue000question\ue001{question}\ue002"
+            elif name in self.documents_keys:
+                values[name] = "the document above" if prompt in _ANSWERING else "the last passage above"
+            elif name in inputs:
+                values[name] = inputs[name]
+            elif name in QUESTION_KEYS:
+                values[name] = f"\ue000question\ue001{question}\ue002"
+            elif name in self.notes_keys and prompt in _ANSWERING:
+                values[name] = "\ue000margins\ue001\ue002"
+            elif name in self.notes_keys:
+                values[name] = "the last passage above"
+            elif name == "note" and prompt == "judgement":
+                values[name] = "\ue000note\ue001\ue002"
+            else:
+                raise KeyError(
+                    f"The prompt {prompt!r} asks for {name!r}, and the input has {sorted(map(str, inputs))}."
+                )
+        optional = getattr(template, "optional_variables", [])
+        values.update({name: inputs[name] for name in optional if name in inputs})
+        return values
 
 
-def _kernel_template(template: BasePromptTemplate[Any], holes: Mapping[str, str], variables: set[str]) -> str:
-    """A template's text with the kernel's holes; adds the caller's own variables to ``variables``."""
-    required = set(template.input_variables)
-    values: dict[str, Any] = {}
-    for name in required:
-        if name not in holes:
-            variables.add(name)
-        values[name] = holes.get(name, "{" + _OWN + name + "}")
-    text = _formatted(template, values)
-    if not text.strip():
+def _as_kernel_template(text: str, prefix: str, data: dict[str, str]) -> str:
+    """Text with marked holes as a template of the kernel's; what stands between holes goes into ``data``."""
+    pieces = _HOLE.split(text.strip())  # text, hole's name, what stood in it, text, ...
+    if not any(pieces[::3]) and len(pieces) == 1:
         raise ValueError("A prompt template is empty.")
-    return text if text[0].isspace() else "\n\n" + text
+    template = "\n\n"
+    for number, piece in enumerate(pieces[::3]):
+        if piece:
+            data[f"{prefix}{number}"] = piece
+            template += "{" + f"{prefix}{number}" + "}"
+        if 3 * number + 1 < len(pieces):
+            template += "{" + pieces[3 * number + 1] + "}"
+    return template
 
 
 def _formatted(template: BasePromptTemplate[Any], values: dict[str, Any]) -> str:
+    """The template's text; a chat's system messages first, and one other message without its role."""
     if not isinstance(template, BaseChatPromptTemplate):
         return str(template.format(**values))
-    for message in getattr(template, "messages", ()):
-        if isinstance(message, MessagesPlaceholder) and message.variable_name in values:
-            values[message.variable_name] = [HumanMessage(values[message.variable_name])]
     messages = template.format_messages(**values)
     rules = [message.text for message in messages if isinstance(message, SystemMessage)]
     turns = [message for message in messages if not isinstance(message, SystemMessage)]
     said = turns[0].text if len(turns) == 1 else get_buffer_string(turns)
     return "\n\n".join(part for part in (*rules, said) if part)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, BaseMessage):
-        return value.text
-    if isinstance(value, Sequence) and value and all(isinstance(item, BaseMessage) for item in value):
-        return get_buffer_string(value)
-    return "" if value in (None, [], ()) else str(value)

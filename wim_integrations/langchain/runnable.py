@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
+from pydantic import BaseModel, create_model
 
 from wim_integrations.langchain.base import DocumentRunnable, Inputs, Outputs, Request
 from wim_integrations.langchain.batching import Batch
@@ -34,7 +35,7 @@ class WimRunnable(DocumentRunnable):
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default the kernel's own.
         chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
-        prompts: `Prompts`, or prompt templates by the names of its fields; see `as_prompts`.
+        prompts: `Prompts`, or prompt templates by the names of its fields; see `PromptSet`.
         empty_response: the answer where no document holds text; by default that is an error.
         answer_tags: tags of the chat model's run that the answer's tokens are told in.
 
@@ -191,6 +192,14 @@ class WimAnswer(WimRunnable):
     """
 
     margins_key: str = "margins"
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The question, the documents and the margins."""
+        handed: dict[str, Any] = {
+            self.margins_key: (list[dict[str, Any] | str], ...),
+            "chunks_read": (int | None, None),
+        }
+        return create_model(self.get_name("Input"), __base__=super().get_input_schema(config), **handed)
 
     def batch(self, *args: Any, **kwargs: Any) -> list[Outputs]:
         """One after another, side by side: margins differ from input to input."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
@@ -71,6 +73,12 @@ def create_wim_tool(
         library = Named({"the document": documents})
     if not library.names():
         raise ValueError("There are no documents to ask about.")
+    if {"question_key", "documents_key"} & set(options):
+        raise TypeError(
+            "The tool's inputs have their own names: question_key and documents_key are not for it."
+        )
+    if max_output_chars <= len(TRUNCATED):
+        raise ValueError(f"max_output_chars is more than {len(TRUNCATED)}, not {max_output_chars}.")
     reader = WimRunnable(kernel=kernel, **{"answer_tags": [NO_STREAM], **options})
     asker = _Asker(library, reader, max_output_chars)
 
@@ -95,7 +103,7 @@ def create_wim_tool(
         infer_schema=False,
         response_format="content_and_artifact",
         handle_tool_error=True,
-        handle_validation_error=True,
+        handle_validation_error=library.explain,
     )
 
 
@@ -113,6 +121,11 @@ class Library:
             ToolException: if there is no such document, or it cannot be read.
         """
         raise NotImplementedError
+
+    def explain(self, error: Any) -> str:
+        """What an agent's model got wrong in its arguments."""
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        return f"Ask a question about {self.described()}. What was given is wrong: {wrong}"
 
     def described(self) -> str:
         """The documents in words."""
@@ -136,6 +149,9 @@ class Named(Library):
 
     def __init__(self, documents: Mapping[str, Documents]) -> None:
         self.documents = {name: as_documents(parts) for name, parts in documents.items()}
+        for name, parts in self.documents.items():
+            if not parts:
+                raise ValueError(f"There are no documents in {name!r}.")
 
     def names(self) -> list[str]:
         """All names, in order."""
@@ -151,35 +167,43 @@ class Named(Library):
 
 
 class Folder(Library):
-    """Files in a folder and below it, by their paths from there; nothing outside it, by whatever name or link."""
+    """Text, Markdown, HTML and PDF files in a folder and below it, by their paths from there.
+
+    Nothing outside it and nothing hidden, by whatever name or link. The files read last stay in memory.
+    """
 
     MOST_NAMES = 100
+    MOST_FILES = 16
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise ValueError(f"{folder} is not a folder.")
-        self._read: dict[Path, tuple[tuple[int, int], list[Document]]] = {}
+        self._read: OrderedDict[tuple[str, int, int], list[Document]] = OrderedDict()
 
     def names(self) -> list[str]:
         """All names, in order."""
-        files = (path for path in sorted(self.folder.rglob("*")) if self._within(path))
-        return [path.relative_to(self.folder).as_posix() for path in files]
+        names = (path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")))
+        return [name for name in names if self._file(name) is not None]
 
     def get(self, name: str) -> list[Document]:
         """A file's text."""
-        path = self.folder / name
-        if name not in self.names():
+        path = self._file(name)
+        if path is None:
             raise ToolException(f"There is no document called {name!r}. There are: {self._listed()}.")
         state = path.stat()
-        version = state.st_mtime_ns, state.st_size
-        if self._read.get(path, ((0, 0), []))[0] != version:
+        key = name, state.st_mtime_ns, state.st_size
+        found = self._read.pop(key, None)
+        if found is None:
             try:
                 (chunk,) = read_document([path])
             except FileError as error:
-                raise ToolException(f"{name} cannot be read as a document.") from error
-            self._read[path] = version, [Document(page_content=chunk.text, metadata={"source": name})]
-        return self._read[path][1]
+                raise ToolException(str(error).replace(os.fspath(path), name)) from error
+            found = [Document(page_content=chunk.text, metadata={"source": name})]
+        self._read[key] = found
+        while len(self._read) > self.MOST_FILES:
+            self._read.popitem(last=False)
+        return found
 
     def described(self) -> str:
         """The documents in words."""
@@ -198,9 +222,24 @@ class Folder(Library):
         more = f", and {len(names) - self.MOST_NAMES} more" if len(names) > self.MOST_NAMES else ""
         return ", ".join(names[: self.MOST_NAMES]) + more
 
-    def _within(self, path: Path) -> bool:
-        hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
-        return not hidden and path.is_file() and path.resolve().is_relative_to(self.folder)
+    def _file(self, name: str) -> Path | None:
+        """The file of that name, if agents may read it."""
+        if not name or not name.isprintable() or ".." in PurePosixPath(name).parts:
+            return None
+        try:
+            path = (self.folder / name).resolve()
+            within = path.relative_to(self.folder)
+        except (ValueError, OSError):
+            return None
+        hidden = any(part.startswith(".") for part in (*within.parts, *PurePosixPath(name).parts))
+        return path if not hidden and path.is_file() and _may_be_text(path) else None
+
+
+def _may_be_text(path: Path) -> bool:
+    """Whether a file's name does not say that it is something else."""
+    kind, packed = mimetypes.guess_type(path.name)
+    textual = ("text/", "application/pdf", "application/json", "application/xhtml+xml", "application/xml")
+    return packed is None and (kind is None or kind.startswith(textual))
 
 
 class _Asker:
@@ -228,7 +267,9 @@ class _Asker:
         return self._content(output), {"question": question, **output}
 
     def _input(self, question: str, document: str | None) -> dict[str, Any]:
-        return {"question": question, "documents": self.library.get(document or self.library.names()[0])}
+        if document is None:  # there was one, whose name nobody has to say
+            document = next(iter(self.library.names()), "")
+        return {"question": question, "documents": self.library.get(document)}
 
     def _content(self, output: Mapping[str, Any]) -> str:
         notes = [
@@ -238,7 +279,7 @@ class _Asker:
         if notes:
             content += "\n\nNotes from the document:\n" + "\n".join(notes)
         if len(content) > self.max_output_chars:
-            content = content[: max(0, self.max_output_chars - len(TRUNCATED))] + TRUNCATED
+            content = content[: self.max_output_chars - len(TRUNCATED)] + TRUNCATED
         return content
 
 
@@ -257,6 +298,8 @@ class _Deltas(BaseCallbackHandler):
 
 def _config(callbacks: Callbacks, runtime: Any) -> RunnableConfig:
     config = RunnableConfig()
+    if runtime is not None:  # tasks of Python 3.10 do not know it by themselves
+        config["configurable"] = runtime.config.get("configurable") or {}
     if callbacks is not None:
         config["callbacks"] = callbacks
     emit = getattr(runtime, "emit_output_delta", None)
