@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -18,6 +18,12 @@ _END = object()
 def _threads() -> ThreadPoolExecutor:
     """Threads of our own, so that an application's default executor is never full of our waiting."""
     return ThreadPoolExecutor(max_workers=32, thread_name_prefix="wim")
+
+
+async def in_thread(function: Callable[..., Result], *args: object) -> Result:
+    """Call a function in one of these threads."""
+    context = contextvars.copy_context()
+    return await asyncio.wrap_future(_threads().submit(context.run, function, *args))
 
 
 async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGenerator[Item, None]:

@@ -217,7 +217,7 @@ class MarginWriter:
         trials = [
             Trial(place.inquiry, place.index, of=place, span=span)
             for place in places
-            for span in _sentences(self.chunks[place.index].text)
+            for span in _sentences(self.chunks[place.index])
         ]
         likelihoods: dict[int, list[tuple[float, tuple[int, int]]]] = {id(place): [] for place in places}
         for item in self._decode([(trial, self._sentence_branch(trial, trial.span)) for trial in trials]):
@@ -324,12 +324,26 @@ def _blank(chunk: Chunk) -> bool:
     return not chunk.text.strip()
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of a chunk's sentences, without white space around them; none without a letter or digit."""
+def _sentences(chunk: Chunk) -> list[tuple[int, int]]:
+    """Spans of the sentences of a chunk's sources, without white space around them; none without a letter or digit."""
     spans = []
-    for start, end in sentence_spans(text):
-        sentence = text[start:end]
-        if any(char.isalnum() for char in sentence):
-            left = len(sentence) - len(sentence.lstrip())
-            spans.append((start + left, start + len(sentence.rstrip())))
+    for begin, text in _sourced(chunk):
+        for start, end in sentence_spans(text):
+            sentence = text[start:end]
+            if any(char.isalnum() for char in sentence):
+                left = begin + start + len(sentence) - len(sentence.lstrip())
+                spans.append((left, begin + start + len(sentence.rstrip())))
     return spans
+
+
+def _sourced(chunk: Chunk) -> list[tuple[int, str]]:
+    """The runs of a chunk's text that come from its sources, and where they begin; what stands around them is left out."""
+    if not chunk.spans:
+        return [(0, chunk.text)]
+    runs: list[list[int]] = []
+    for span in sorted(chunk.spans, key=lambda span: span.offset):
+        if runs and runs[-1][1] >= span.offset:
+            runs[-1][1] = max(runs[-1][1], span.offset + span.length)
+        else:
+            runs.append([span.offset, span.offset + span.length])
+    return [(start, chunk.text[start:end]) for start, end in runs]

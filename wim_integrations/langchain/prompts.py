@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from langchain_core.messages import SystemMessage, get_buffer_string
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 
 from wim_kernel import PROMPTS, Prompts
+from wim_kernel.templates import CallPrompts, adopt, marked, unmarked
 
 PromptLike = str | BasePromptTemplate[Any]
 GivenPrompts = Prompts | Mapping[str, PromptLike] | None
@@ -21,16 +21,6 @@ NOTES_KEYS = ("margins", "notes", "summaries", "text")
 
 _NAMES = tuple(item.name for item in fields(Prompts))
 _ANSWERING = ("answer", "notes")
-# A hole's name and what stands in it while a template is formatted, between characters of no text.
-_HOLE = re.compile("\ue000(question|margins|note)\ue001(.*?)\ue002", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class CallPrompts:
-    """Prompts for one call: the kernel's templates, and the data in their holes beyond the kernel's own."""
-
-    prompts: Prompts
-    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,12 +88,12 @@ class PromptSet:
             return CallPrompts(base)
         if isinstance(self.given, Prompts):
             return CallPrompts(self.given)
-        texts = {name: item for name, item in self.given.items() if isinstance(item, str)}
-        data: dict[str, str] = {}
-        for name, template in self.templates.items():
-            values = self._values(name, template, question, question_key, inputs)
-            texts[name] = _as_kernel_template(_formatted(template, values), f"{name}_", data)
-        return CallPrompts(replace(base, **texts), data)
+        kernels = {name: item for name, item in self.given.items() if isinstance(item, str)}
+        formatted = {
+            name: _formatted(template, self._values(name, template, question, question_key, inputs))
+            for name, template in self.templates.items()
+        }
+        return adopt(base, kernels, formatted)
 
     def as_question(self, inputs: Mapping[str, Any]) -> str | None:
         """What the answer's template asks where no input is called a question; None without such a template."""
@@ -112,7 +102,7 @@ class PromptSet:
             return None
         values = self._values("answer", template, "", None, inputs)
         values.update(dict.fromkeys(set(self.documents_keys) & set(values), ""))
-        return _HOLE.sub("", _formatted(template, values)).strip()
+        return unmarked(_formatted(template, values)).strip()
 
     def _values(
         self,
@@ -125,19 +115,19 @@ class PromptSet:
         values: dict[str, Any] = {}
         for name in template.input_variables:
             if name == question_key:
-                values[name] = f"\ue000question\ue001{question}\ue002"
+                values[name] = marked("question", question)
             elif name in self.documents_keys:
                 values[name] = "the document above" if prompt in _ANSWERING else "the last passage above"
             elif name in inputs:
                 values[name] = inputs[name]
             elif name in QUESTION_KEYS:
-                values[name] = f"\ue000question\ue001{question}\ue002"
+                values[name] = marked("question", question)
             elif name in self.notes_keys and prompt in _ANSWERING:
-                values[name] = "\ue000margins\ue001\ue002"
+                values[name] = marked("margins")
             elif name in self.notes_keys:
                 values[name] = "the last passage above"
             elif name == "note" and prompt == "judgement":
-                values[name] = "\ue000note\ue001\ue002"
+                values[name] = marked("note")
             else:
                 raise KeyError(
                     f"The prompt {prompt!r} asks for {name!r}, and the input has {sorted(map(str, inputs))}."
@@ -145,21 +135,6 @@ class PromptSet:
         optional = getattr(template, "optional_variables", [])
         values.update({name: inputs[name] for name in optional if name in inputs})
         return values
-
-
-def _as_kernel_template(text: str, prefix: str, data: dict[str, str]) -> str:
-    """Text with marked holes as a template of the kernel's; what stands between holes goes into ``data``."""
-    pieces = _HOLE.split(text.strip())  # text, hole's name, what stood in it, text, ...
-    if not any(pieces[::3]) and len(pieces) == 1:
-        raise ValueError("A prompt template is empty.")
-    template = "\n\n"
-    for number, piece in enumerate(pieces[::3]):
-        if piece:
-            data[f"{prefix}{number}"] = piece
-            template += "{" + f"{prefix}{number}" + "}"
-        if 3 * number + 1 < len(pieces):
-            template += "{" + pieces[3 * number + 1] + "}"
-    return template
 
 
 def _formatted(template: BasePromptTemplate[Any], values: dict[str, Any]) -> str:

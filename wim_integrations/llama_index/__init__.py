@@ -1,1 +1,18 @@
-"""Writing in the Margins as LlamaIndex synthesizer, node postprocessor, tool and events."""
+"""Writing in the Margins as a LlamaIndex response synthesizer, a node postprocessor and a tool."""
+
+from wim_integrations.llama_index.events import WimAnswerEnd, WimAnswerStart, WimChunkRead, WimMarginWritten
+from wim_integrations.llama_index.postprocessor import WimNodePostprocessor
+from wim_integrations.llama_index.synthesizer import WimSynthesizer
+from wim_integrations.llama_index.tool import WimMargin, WimProgress, create_wim_tool
+
+__all__ = [
+    "WimAnswerEnd",
+    "WimAnswerStart",
+    "WimChunkRead",
+    "WimMargin",
+    "WimMarginWritten",
+    "WimNodePostprocessor",
+    "WimProgress",
+    "WimSynthesizer",
+    "create_wim_tool",
+]

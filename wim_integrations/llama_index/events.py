@@ -1,0 +1,163 @@
+"""What a reading does, told to LlamaIndex's instrumentation and to its older callbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.base.llms.types import CompletionResponse
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.instrumentation.span import active_span_id
+
+from wim_integrations.llama_index.nodes import NodeReading
+from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Usage
+
+dispatcher = get_dispatcher(__name__)
+
+
+class WimChunkRead(BaseEvent):
+    """A chunk was read, or found read.
+
+    Attributes:
+        query_str: the question.
+        index: the chunk, from 0.
+        chunks: how many there are.
+        tokens: document tokens so far.
+        total_tokens: document tokens in all.
+        cached: whether it was read before.
+    """
+
+    query_str: str
+    index: int
+    chunks: int
+    tokens: int
+    total_tokens: int
+    cached: bool
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimChunkRead"
+
+
+class WimMarginWritten(BaseEvent):
+    """A margin was written, or its chunk found not relevant enough.
+
+    Attributes:
+        query_str: the question.
+        margin: see `NodeReading.margin_data`.
+    """
+
+    query_str: str
+    margin: dict[str, Any]
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimMarginWritten"
+
+
+class WimAnswerStart(BaseEvent):
+    """The answer's first token is there."""
+
+    query_str: str
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimAnswerStart"
+
+
+class WimAnswerEnd(BaseEvent):
+    """The answer is written.
+
+    Attributes:
+        query_str: the question.
+        answer: its text.
+        usage: tokens that the call cost.
+        timings: seconds that the call took.
+    """
+
+    query_str: str
+    answer: str
+    usage: dict[str, Any]
+    timings: dict[str, Any]
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimAnswerEnd"
+
+
+class Teller:
+    """Tells of one question's events, in the span in which it was made, wherever they are told from.
+
+    Args:
+        callbacks: the older callbacks: a ``TREE`` event for each margin, one ``LLM`` event for the whole call.
+        source: the nodes.
+        question: what is asked.
+    """
+
+    def __init__(self, callbacks: CallbackManager, source: NodeReading, question: str) -> None:
+        self.callbacks = callbacks
+        self.source = source
+        self.question = question
+        self.span_id = active_span_id.get()
+        self._answering = False
+        payload: dict[str, Any] = {EventPayload.PROMPT: question, EventPayload.MODEL_NAME: self._model_name}
+        self._llm_event: str | None = callbacks.on_event_start(CBEventType.LLM, payload=payload)
+
+    def tell(self, event: Event) -> None:
+        """Tell of an event."""
+        asked: dict[str, Any] = {"query_str": self.question, "span_id": self.span_id}
+        match event:
+            case ChunkRead(index, chunks, tokens, total_tokens, cached):
+                read: dict[str, Any] = {"tokens": tokens, "total_tokens": total_tokens, "cached": cached}
+                dispatcher.event(WimChunkRead(index=index, chunks=chunks, **read, **asked))
+            case MarginWritten(margin):
+                data = self.source.margin_data(margin)
+                dispatcher.event(WimMarginWritten(margin=data, **asked))
+                with self.callbacks.event(
+                    CBEventType.TREE, payload={EventPayload.QUERY_STR: self.question}
+                ) as told:
+                    told.on_end(payload={EventPayload.RESPONSE: data})
+            case AnswerToken():
+                self._start(asked)
+            case Answered(result):
+                self._start(asked)
+                data = result.to_dict()
+                dispatcher.event(
+                    WimAnswerEnd(answer=result.answer, usage=data["usage"], timings=data["timings"], **asked)
+                )
+                self.end(result.answer, result.usage)
+            case MarginsDone(margins, usage):
+                self.end("\n".join(margin.text for margin in margins if margin.kept), usage)
+
+    def end(self, text: str, usage: Usage | None = None) -> None:
+        """The call is over, at its end or before."""
+        if self._llm_event is None:
+            return
+        counts = usage or Usage()
+        read = counts.prefill_tokens + (counts.cached_tokens or 0) + counts.prompt_tokens
+        raw = {"usage": {"prompt_tokens": read, "completion_tokens": counts.output_tokens}}
+        completion = CompletionResponse(text=text, raw=raw if usage else None)
+        event_id, self._llm_event = self._llm_event, None
+        payload: dict[str, Any] = {EventPayload.PROMPT: self.question, EventPayload.COMPLETION: completion}
+        self.callbacks.on_event_end(CBEventType.LLM, payload=payload, event_id=event_id)
+
+    def fail(self, error: BaseException) -> None:
+        """The call ended before its end."""
+        if self._llm_event is not None:
+            event_id, self._llm_event = self._llm_event, None
+            payload: dict[str, Any] = {EventPayload.EXCEPTION: error}
+            self.callbacks.on_event_end(CBEventType.LLM, payload=payload, event_id=event_id)
+
+    def _start(self, asked: dict[str, Any]) -> None:
+        if not self._answering:
+            self._answering = True
+            dispatcher.event(WimAnswerStart(**asked))
+
+    @property
+    def _model_name(self) -> str:
+        return self.source.reading.kernel.engine.model_name

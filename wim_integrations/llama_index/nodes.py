@@ -1,0 +1,163 @@
+"""Nodes as a reading, and margins as data that says which characters of which nodes they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Literal
+
+from llama_index.core.schema import BaseNode, MetadataMode
+
+from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
+from wim_kernel.chunks import contiguous, drop_overlaps, join_adjacent
+
+Order = Literal["given", "document"]
+
+
+class NodeReading:
+    """A reading of nodes.
+
+    Of each node is read what LlamaIndex would show a model: its text and such metadata as is not excluded. Metadata
+    that a neighbour from the same document has too is read once, and so is text that they share.
+
+    Args:
+        kernel: reads.
+        nodes: what to read.
+        order: as given, or by document and position in it.
+        chunk_tokens: longest chunk; longer nodes are split at sentence ends. By default the kernel's own.
+        join_small: small neighbours of one document share a chunk.
+
+    Raises:
+        EmptyDocumentError: if no node holds text.
+        ContextOverflowError: if they do not fit the model's window.
+    """
+
+    def __init__(
+        self,
+        kernel: WimKernel,
+        nodes: Sequence[BaseNode],
+        *,
+        order: Order = "given",
+        chunk_tokens: int | None = None,
+        join_small: bool = False,
+    ) -> None:
+        self.nodes = list(nodes) if order == "given" else in_document_order(nodes)
+        longest = chunk_tokens or kernel.chunk_tokens
+        chunks = self._chunks()
+        if join_small:
+            chunks = [
+                joined
+                for _, group in groupby(chunks, key=self._document_of)
+                for joined in join_adjacent(list(group), longest, kernel.count_tokens, kernel.frame.separator)
+            ]
+        self.reading: Reading = kernel.read(chunks, chunk_tokens=longest)
+
+    def nodes_of(self, margin: Margin) -> list[int]:
+        """Which nodes a margin is about, by their places in ``nodes``: those of its sentences, or of its chunk."""
+        return (
+            _places(margin.chunk)
+            if not margin.spans
+            else sorted({int(span.source_id) for span in margin.spans})
+        )
+
+    def margin_data(self, margin: Margin) -> dict[str, Any]:
+        """A margin as plain data.
+
+        Returns:
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``node_ids`` and ``ref_doc_ids``
+            of the nodes it is about; ``spans``, what its chunk holds of each node, and ``quotes``, each sentence of a
+            verbatim margin: with ``node_id``, ``start`` and ``end`` in the node's text, and ``start_char_idx`` and
+            ``end_char_idx`` in the node's document (None where that is not known).
+        """
+        nodes = [self.nodes[place] for place in self.nodes_of(margin)]
+        return {
+            "index": margin.index,
+            "text": margin.text,
+            "relevance": margin.relevance,
+            "kept": margin.kept,
+            "note": margin.note,
+            "node_ids": [node.node_id for node in nodes],
+            "ref_doc_ids": list(dict.fromkeys(node.ref_doc_id for node in nodes if node.ref_doc_id)),
+            "spans": [self._place(span) for span in margin.chunk.spans if span.length],
+            "quotes": [self._place(span) for span in margin.spans],
+        }
+
+    def relevance_of_nodes(self, margins: Sequence[Margin]) -> dict[str, float]:
+        """The highest relevance of each node's chunks, by node id; nodes that were not read are not in it."""
+        found: dict[str, float] = {}
+        for margin in margins:
+            for place in _places(margin.chunk):
+                node_id = self.nodes[place].node_id
+                found[node_id] = max(found.get(node_id, 0.0), margin.relevance)
+        return found
+
+    def _place(self, span: Span) -> dict[str, Any]:
+        node = self.nodes[int(span.source_id)]
+        begin: int | None = getattr(node, "start_char_idx", None)
+        known = begin is not None and span.start is not None and span.end is not None
+        return {
+            "node_id": node.node_id,
+            "start": span.start,
+            "end": span.end,
+            "start_char_idx": begin + span.start if known else None,  # type: ignore[operator]
+            "end_char_idx": begin + span.end if known else None,  # type: ignore[operator]
+        }
+
+    def _chunks(self) -> list[Chunk]:
+        """Each node as a chunk whose span's source is the node's place in ``nodes``."""
+        parts = [_parts(node) for node in self.nodes]
+        kept = drop_overlaps(
+            Chunk.of(content, _document(place, node), getattr(node, "start_char_idx", None))
+            for place, (node, (_, content, _)) in enumerate(zip(self.nodes, parts, strict=True))
+        )
+        chunks: list[Chunk] = []
+        for place, (rest, (before, content, after)) in enumerate(zip(kept, parts, strict=True)):
+            same = place > 0 and _document(place, self.nodes[place]) == _document(
+                place - 1, self.nodes[place - 1]
+            )
+            if same and (before, after) == parts[place - 1][::2]:
+                before = after = ""  # said of the neighbour already
+            dropped = len(content) - len(rest.text)
+            span = Span(str(place), dropped, len(content), len(before), len(rest.text))
+            follows = (
+                not before and place > 0 and contiguous(kept[place - 1], rest) and not parts[place - 1][2]
+            )
+            text = before + rest.text + after if rest.text else ""
+            span = span if rest.text else replace(span, offset=0)
+            chunks.append(Chunk(text, (span,), {"nodes": [place]}, continues=follows and bool(rest.text)))
+        return chunks
+
+    def _document_of(self, chunk: Chunk) -> str:
+        place = _places(chunk)[0]
+        return _document(place, self.nodes[place])
+
+
+def in_document_order(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    """Nodes by document, documents in the order they first come in, and by position; unknown positions stay put."""
+    first: dict[str, int] = {}
+    keys = []
+    for place, node in enumerate(nodes):
+        document = first.setdefault(_document(place, node), place)
+        begin = getattr(node, "start_char_idx", None)
+        keys.append((document, begin is None, begin or 0, place))
+    return [nodes[key[-1]] for key in sorted(keys)]
+
+
+def _document(place: int, node: BaseNode) -> str:
+    """What nodes of one document have in common; a node of none is a document of its own."""
+    return node.ref_doc_id or f"node {place}"
+
+
+def _parts(node: BaseNode) -> tuple[str, str, str]:
+    """What is read before a node's own text, that text, and what is read behind it."""
+    text, content = node.get_content(MetadataMode.LLM), node.get_content(MetadataMode.NONE)
+    start = text.rfind(content)
+    if not content or start < 0:
+        return "", text, ""
+    return text[:start], content, text[start + len(content) :]
+
+
+def _places(chunk: Chunk) -> list[int]:
+    joined: Sequence[Mapping[str, Any]] = chunk.metadata.get("joined") or [chunk.metadata]
+    return [place for item in joined for place in item["nodes"]]

@@ -1,0 +1,133 @@
+"""Margins as nodes, in place of the nodes they are about, for any synthesizer."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, closing
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, TextNode
+
+from wim_integrations.llama_index.events import Teller
+from wim_integrations.llama_index.nodes import NodeReading, Order
+from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
+from wim_kernel.asynchrony import in_thread
+from wim_kernel.settings import settle
+
+
+class WimNodePostprocessor(BaseNodePostprocessor):
+    """Reads nodes as one document and gives kept margins as new nodes, with their relevance as score.
+
+    A margin's node has its source nodes' metadata and, as ``SOURCE``, the first of them; ``metadata["wim"]`` says
+    where it stands (see `NodeReading.margin_data`). By default margins are whole sentences, copied.
+
+    Args:
+        kernel: reads.
+        callback_manager: the older callbacks.
+        order: nodes ``"given"`` as they come, or in ``"document"`` order.
+        chunk_tokens: longest chunk; longer nodes are split.
+        join_small: small neighbours of one document share a chunk.
+        options: the kernel's `Options`.
+    """
+
+    order: Order = "given"
+    chunk_tokens: int | None = None
+    join_small: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+    _kernel: WimKernel = PrivateAttr()
+
+    def __init__(
+        self,
+        kernel: WimKernel,
+        *,
+        callback_manager: CallbackManager | None = None,
+        order: Order = "given",
+        chunk_tokens: int | None = None,
+        join_small: bool = False,
+        **options: Any,
+    ) -> None:
+        settle({**options})  # type: ignore[typeddict-item]
+        fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
+        fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}
+        super().__init__(**fields)
+        self._kernel = kernel
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The postprocessor's name."""
+        return "WimNodePostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        source, question = self._read(nodes), _question(query_bundle)
+        if source is None:
+            return []
+        teller, last = Teller(self.callback_manager, source, question), None
+        try:
+            with closing(source.reading.stream_margins(question, **self._options(source))) as events:
+                for last in events:
+                    teller.tell(last)
+        except BaseException as error:
+            teller.fail(error)
+            raise
+        return _margin_nodes(source, last)
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        source, question = await in_thread(self._read, nodes), _question(query_bundle)
+        if source is None:
+            return []
+        teller, last = Teller(self.callback_manager, source, question), None
+        try:
+            async with aclosing(source.reading.astream_margins(question, **self._options(source))) as events:
+                async for last in events:
+                    teller.tell(last)
+        except BaseException as error:
+            teller.fail(error)
+            raise
+        return _margin_nodes(source, last)
+
+    def _read(self, nodes: list[NodeWithScore]) -> NodeReading | None:
+        try:
+            return NodeReading(
+                self._kernel,
+                [item.node for item in nodes],
+                order=self.order,
+                chunk_tokens=self.chunk_tokens,
+                join_small=self.join_small,
+            )
+        except EmptyDocumentError:
+            return None
+
+    def _options(self, source: NodeReading) -> Options:
+        defaults: Options = {"margin_style": "verbatim", "margin_batch": len(source.reading.chunks)}
+        return {**defaults, **self.options}  # type: ignore[typeddict-item]
+
+
+def _question(query: QueryBundle | None) -> str:
+    if query is None:
+        raise ValueError("Margins are written for a question: give postprocess_nodes a query.")
+    return query.query_str
+
+
+def _margin_nodes(source: NodeReading, last: Event | None) -> list[NodeWithScore]:
+    assert isinstance(last, MarginsDone)
+    kept = (margin for margin in last.margins if margin.kept and margin.text.strip())
+    return [NodeWithScore(node=_margin_node(source, margin), score=margin.relevance) for margin in kept]
+
+
+def _margin_node(source: NodeReading, margin: Margin) -> TextNode:
+    data = source.margin_data(margin)
+    first = source.nodes[source.nodes_of(margin)[0]]
+    place = {name: data[name] for name in ("index", "node_ids", "ref_doc_ids", "spans", "quotes")}
+    return TextNode(
+        text=margin.text,
+        metadata={**first.metadata, "wim": place},
+        excluded_llm_metadata_keys=[*first.excluded_llm_metadata_keys, "wim"],
+        excluded_embed_metadata_keys=[*first.excluded_embed_metadata_keys, "wim"],
+        relationships={NodeRelationship.SOURCE: first.as_related_node_info()},
+    )

@@ -1,0 +1,76 @@
+"""LlamaIndex prompt templates as prompts of the kernel, formatted for each call with what the call brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_index.core.base.llms.types import MessageRole
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+
+from wim_kernel import Prompts
+from wim_kernel.templates import CallPrompts, adopt, marked
+
+ANSWER, MARGIN = "text_qa_template", "margin_template"
+_FIELDS = {ANSWER: "answer", MARGIN: "margin"}
+
+
+class Templates:
+    """The templates that ``get_prompts`` shows and ``update_prompts`` replaces: one for the answer, one for margins.
+
+    Args:
+        base: all of the kernel's prompts; those that no template replaces stay.
+        given: templates, by LlamaIndex's names.
+    """
+
+    def __init__(self, base: Prompts, given: Mapping[str, BasePromptTemplate | None]) -> None:
+        self.base = base
+        self._defaults = {
+            name: PromptTemplate(getattr(base, _FIELDS[name]).replace("{question}", "{query_str}"))
+            for name in _FIELDS
+        }
+        self.shown: dict[str, BasePromptTemplate] = dict(self._defaults)
+        self.update({name: template for name, template in given.items() if template is not None})
+
+    def update(self, prompts: Mapping[str, BasePromptTemplate]) -> None:
+        """Replace templates; ``summary_template``, as summarising synthesizers call it, is the answer's."""
+        for name, template in prompts.items():
+            name = ANSWER if name == "summary_template" else name
+            if name in _FIELDS:
+                self.shown[name] = template
+
+    def for_call(self, question: str, variables: Mapping[str, Any]) -> CallPrompts:
+        """The kernel's prompts for one call, whose templates' other variables are ``variables``.
+
+        Raises:
+            KeyError: if a template asks for one that is not there.
+        """
+        formatted = {
+            _FIELDS[name]: self._formatted(name, template, question, variables)
+            for name, template in self.shown.items()
+            if template is not self._defaults[name]
+        }
+        return adopt(self.base, {}, formatted)
+
+    def _formatted(
+        self, name: str, template: BasePromptTemplate, question: str, variables: Mapping[str, Any]
+    ) -> str:
+        above = "the document above" if name == ANSWER else "the last passage above"
+        values = {
+            **dict.fromkeys(("context_str", "context_msg", "context_messages"), above),
+            "query_str": marked("question", question),
+            **{key: item for key, item in variables.items() if key not in ("query_str", "context_str")},
+        }
+        known = {*values, *template.kwargs, *(template.template_var_mappings or {}).values()}
+        known |= set(template.function_mappings or {})
+        missing = sorted(set(template.template_vars) - known)
+        if missing:
+            raise KeyError(f"The prompt {name!r} asks for {missing}, and the call has {sorted(variables)}.")
+        messages = template.format_messages(llm=None, **values)
+        rules = [message.content or "" for message in messages if message.role == MessageRole.SYSTEM]
+        turns = [message for message in messages if message.role != MessageRole.SYSTEM]
+        if len(turns) == 1:
+            said = turns[0].content or ""
+        else:
+            said = "\n".join(f"{message.role.value}: {message.content}" for message in turns)
+        return "\n\n".join(part for part in (*rules, said) if part)

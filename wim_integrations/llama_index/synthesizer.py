@@ -1,0 +1,366 @@
+"""A response synthesizer that reads nodes once, notes in margins what helps, and answers from them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.bridge.pydantic import BaseModel, ValidationError
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
+from llama_index.core.llms import LLM, MockLLM
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from typing_extensions import Unpack
+
+from wim_integrations.llama_index.events import Teller
+from wim_integrations.llama_index.nodes import NodeReading, Order
+from wim_integrations.llama_index.prompts import ANSWER, MARGIN, Templates
+from wim_kernel import (
+    PROMPTS,
+    Answered,
+    AnswerToken,
+    EmptyDocumentError,
+    Event,
+    Margin,
+    MarginWritten,
+    Options,
+    WimKernel,
+)
+from wim_kernel.asynchrony import in_thread
+from wim_kernel.settings import settle
+
+dispatcher = get_dispatcher(__name__)
+
+
+@dataclass
+class Call:
+    """What one call of ``synthesize`` knows beyond the texts that ``get_response`` is given.
+
+    Attributes:
+        nodes: the nodes.
+        source: their reading, once there is one.
+        margins: the margins so far.
+        metadata: what the response's metadata has beside the node map; filled as it becomes known.
+    """
+
+    nodes: Sequence[NodeWithScore]
+    source: NodeReading | None = None
+    margins: list[Margin] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+_call: ContextVar[Call | None] = ContextVar("wim_call", default=None)
+
+
+class WimSynthesizer(BaseSynthesizer):
+    """Reads nodes once, in order, and answers from margins written on the way.
+
+    For every query engine that takes a response synthesizer. The response's ``metadata`` has, beside the map of nodes,
+    ``margins`` (every one, in reading order; see `NodeReading.margin_data`), ``usage``, ``timings`` and
+    ``stopped_early``; its source nodes have their relevance as score. When streaming, margins are written before the
+    response is returned, and usage and timings are there once the stream has ended.
+
+    Args:
+        kernel: the model and the readings it holds.
+        llm: not called; a `StructuredLLM` says what the answer is to be. ``synthesizer.llm`` can be given to callers
+        that
+            would otherwise look for one in `Settings`.
+        callback_manager: the older callbacks.
+        streaming: whether the answer streams.
+        output_cls: what the answer is to be an object of; it is decoded so that it always fits.
+        empty_response: the answer where there is nothing to read.
+        order: nodes ``"given"`` as they come, or in ``"document"`` order.
+        chunk_tokens: longest chunk; longer nodes are split.
+        join_small: small neighbours of one document share a chunk.
+        text_qa_template: asks for the answer (``query_str``; ``context_str`` stands for "the document above").
+        margin_template: asks for a margin.
+        options: the kernel's `Options`.
+
+    Example:
+        >>> synthesizer = WimSynthesizer(kernel)  # doctest: +SKIP
+        >>> index.as_query_engine(llm=synthesizer.llm, response_synthesizer=synthesizer)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        kernel: WimKernel,
+        *,
+        llm: LLM | None = None,
+        callback_manager: CallbackManager | None = None,
+        streaming: bool = False,
+        output_cls: type[BaseModel] | None = None,
+        empty_response: str | None = None,
+        order: Order = "given",
+        chunk_tokens: int | None = None,
+        join_small: bool = False,
+        text_qa_template: BasePromptTemplate | None = None,
+        margin_template: BasePromptTemplate | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        llm = llm or MockLLM()
+        super().__init__(
+            llm=llm,
+            callback_manager=callback_manager,
+            prompt_helper=PromptHelper.from_llm_metadata(llm.metadata, tokenizer=_tokenizer(kernel)),
+            chat_prompt_helper=ChatPromptHelper.from_llm_metadata(llm.metadata, tokenizer=_tokenizer(kernel)),
+            streaming=streaming,
+            output_cls=output_cls,
+            empty_response=empty_response,
+        )
+        settle(options)  # mistakes are said here, not at the first question
+        self.kernel = kernel
+        self.order: Order = order
+        self.chunk_tokens = chunk_tokens
+        self.join_small = join_small
+        self.options = options
+        base = options.get("prompts") or PROMPTS[options.get("task", "answer")]
+        self._templates = Templates(base, {ANSWER: text_qa_template, MARGIN: margin_template})
+
+    @property
+    def llm(self) -> LLM:
+        """The language model that LlamaIndex is told of; it is not called."""
+        return self._llm
+
+    # -- LlamaIndex's ways to call it ---------------------------------------------------------------------------------
+
+    def synthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """A response from nodes."""
+        with _knowing(nodes):
+            return super().synthesize(query, nodes, additional_source_nodes, **response_kwargs)
+
+    async def asynthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """See `synthesize`."""
+        with _knowing(nodes):
+            return await super().asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """The answer's text, a generator of its pieces, or an object of ``output_cls``."""
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
+        call = _known_call(text_chunks)
+        try:
+            call.source = self._read(call.nodes)
+        except EmptyDocumentError:
+            return self._streamed_empty() if self._streams else self._empty_response
+        told = self._told(call, query_str, self._asked(query_str, response_kwargs))
+        if self._streams:
+            response: RESPONSE_TEXT_TYPE = _pieces(_first_piece(told), told)
+        else:
+            with closing(told):
+                response = self._shaped("".join(told))
+        dispatcher.event(GetResponseEndEvent())
+        return response
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """See `get_response`."""
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
+        call = _known_call(text_chunks)
+        try:
+            call.source = await in_thread(self._read, call.nodes)
+        except EmptyDocumentError:
+            return self._astreamed_empty() if self._streams else self._empty_response
+        told = self._atold(call, query_str, self._asked(query_str, response_kwargs))
+        if self._streams:
+            response: RESPONSE_TEXT_TYPE = _apieces(await _afirst_piece(told), told)
+        else:
+            async with aclosing(told):
+                response = self._shaped("".join([piece async for piece in told]))
+        dispatcher.event(GetResponseEndEvent())
+        return response
+
+    def _prepare_response_output(
+        self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
+    ) -> RESPONSE_TYPE:
+        call = _call.get()
+        assert call is not None, "responses are made within synthesize"
+        relevance = call.source.relevance_of_nodes(call.margins) if call.source else {}
+        scored = [
+            NodeWithScore(node=item.node, score=relevance.get(item.node.node_id, item.score))
+            for item in source_nodes
+        ]
+        response = super()._prepare_response_output(response_str, scored)
+        call.metadata.update(response.metadata or {})
+        response.metadata = call.metadata  # a stream's end is still to add to it
+        return response
+
+    def _get_prompts(self) -> PromptDictType:
+        return dict(self._templates.shown)
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        self._templates.update(prompts)
+
+    # -- one call -----------------------------------------------------------------------------------------------------
+
+    def _read(self, nodes: Sequence[NodeWithScore]) -> NodeReading:
+        return NodeReading(
+            self.kernel,
+            [item.node for item in nodes],
+            order=self.order,
+            chunk_tokens=self.chunk_tokens,
+            join_small=self.join_small,
+        )
+
+    def _asked(self, question: str, variables: dict[str, Any]) -> Options:
+        prompts = self._templates.for_call(question, variables)
+        options: Options = {**self.options, "prompts": prompts.prompts, "variables": prompts.variables}
+        shape = self._shape
+        if shape is not None:
+            options["answer_schema"] = shape.model_json_schema()
+            options.setdefault("answer_tokens", 512)
+        return options
+
+    @property
+    def _shape(self) -> type[BaseModel] | None:
+        """What the answer is to be an object of."""
+        return self._llm.output_cls if isinstance(self._llm, StructuredLLM) else self._output_cls
+
+    @property
+    def _streams(self) -> bool:
+        return self._streaming and self._shape is None  # half an object is none
+
+    def _shaped(self, answer: str) -> RESPONSE_TEXT_TYPE:
+        if self._output_cls is None or isinstance(self._llm, StructuredLLM):
+            return answer
+        try:
+            return self._output_cls.model_validate_json(answer)
+        except ValidationError as error:
+            raise ValueError(
+                f"The answer does not fit {self._output_cls.__name__}: {answer!r}. Give it more "
+                "answer_tokens, or a schema that says all that is asked of a value."
+            ) from error
+
+    def _told(self, call: Call, question: str, options: Options) -> Generator[str, None, None]:
+        """The answer's pieces; everything else is told, and noted in the call."""
+        assert call.source is not None
+        teller = Teller(self._callback_manager, call.source, question)
+        try:
+            with closing(call.source.reading.stream(question, **self._paced(call, options))) as events:
+                for event in events:
+                    teller.tell(event)
+                    _note(call, event)
+                    if isinstance(event, AnswerToken):
+                        yield event.text
+        except BaseException as error:
+            teller.fail(error)
+            raise
+
+    async def _atold(self, call: Call, question: str, options: Options) -> AsyncGenerator[str, None]:
+        assert call.source is not None
+        teller = Teller(self._callback_manager, call.source, question)
+        try:
+            async with aclosing(
+                call.source.reading.astream(question, **self._paced(call, options))
+            ) as events:
+                async for event in events:
+                    teller.tell(event)
+                    _note(call, event)
+                    if isinstance(event, AnswerToken):
+                        yield event.text
+        except BaseException as error:
+            teller.fail(error)
+            raise
+
+    def _paced(self, call: Call, options: Options) -> Options:
+        """Where nobody watches margins come, they are all written together."""
+        watched = self._streams or bool(self._callback_manager.handlers) or _has_handlers()
+        early = options.get("stop_when") is not None or options.get("stop_after") is not None
+        if watched or early or options.get("margin_batch") is not None or call.source is None:
+            return options
+        return {**options, "margin_batch": len(call.source.reading.chunks)}
+
+    def _streamed_empty(self) -> Generator[str, None, None]:
+        yield self._empty_response
+
+    async def _astreamed_empty(self) -> AsyncGenerator[str, None]:
+        yield self._empty_response
+
+
+@contextmanager
+def _knowing(nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
+    """Within, ``get_response`` knows which nodes its texts are of."""
+    token = _call.set(Call(nodes))
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def _known_call(texts: Sequence[str]) -> Call:
+    """The call that this is part of; texts that come alone are nodes of their own."""
+    call = _call.get()
+    if call is not None and call.source is None and len(call.nodes) == len(texts):
+        return call
+    nodes: list[BaseNode] = [TextNode(text=text, id_=str(place)) for place, text in enumerate(texts)]
+    return Call([NodeWithScore(node=node) for node in nodes])
+
+
+def _note(call: Call, event: Event) -> None:
+    assert call.source is not None
+    if isinstance(event, MarginWritten):
+        call.margins.append(event.margin)
+        call.margins.sort(key=lambda margin: margin.index)
+        call.metadata["margins"] = [call.source.margin_data(margin) for margin in call.margins]
+    elif isinstance(event, Answered):
+        data = event.result.to_dict()
+        call.margins = list(event.result.margins)
+        call.metadata["margins"] = [call.source.margin_data(margin) for margin in call.margins]
+        call.metadata.update({name: data[name] for name in ("usage", "timings", "stopped_early")})
+
+
+def _first_piece(told: Generator[str, None, None]) -> str:
+    return next(told, "")
+
+
+async def _afirst_piece(told: AsyncGenerator[str, None]) -> str:
+    return await anext(told, "")
+
+
+def _pieces(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:
+    with closing(rest):
+        yield first
+        yield from rest
+
+
+async def _apieces(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+def _tokenizer(kernel: WimKernel) -> Any:
+    """The model's own tokenizer as LlamaIndex counts with one."""
+    return lambda text: [0] * kernel.count_tokens(text)
+
+
+def _has_handlers() -> bool:
+    """Whether somebody listens to instrumentation."""
+    from llama_index.core.instrumentation import root_dispatcher
+
+    return bool(root_dispatcher.event_handlers)
