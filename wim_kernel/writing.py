@@ -337,7 +337,7 @@ def _sentences(chunk: Chunk) -> list[tuple[int, int]]:
 
 
 def _sourced(chunk: Chunk) -> list[tuple[int, str]]:
-    """The runs of a chunk's text that come from its sources, and where they begin; what stands around them is left out."""
+    """The runs of a chunk's text that come from its sources, with where they begin; what stands around them is not."""
     if not chunk.spans:
         return [(0, chunk.text)]
     runs: list[list[int]] = []
