@@ -40,11 +40,7 @@ class Templates:
                 self.shown[name] = template
 
     def for_call(self, question: str, variables: Mapping[str, Any]) -> CallPrompts:
-        """The kernel's prompts for one call, whose templates' other variables are ``variables``.
-
-        Raises:
-            KeyError: if a template asks for one that is not there.
-        """
+        """The kernel's prompts for one call, whose templates' other variables are ``variables``."""
         formatted = {
             _FIELDS[name]: self._formatted(name, template, question, variables)
             for name, template in self.shown.items()
@@ -61,11 +57,6 @@ class Templates:
             "query_str": marked("question", question),
             **{key: item for key, item in variables.items() if key not in ("query_str", "context_str")},
         }
-        known = {*values, *template.kwargs, *(template.template_var_mappings or {}).values()}
-        known |= set(template.function_mappings or {})
-        missing = sorted(set(template.template_vars) - known)
-        if missing:
-            raise KeyError(f"The prompt {name!r} asks for {missing}, and the call has {sorted(variables)}.")
         messages = template.format_messages(llm=None, **values)
         rules = [message.content or "" for message in messages if message.role == MessageRole.SYSTEM]
         turns = [message for message in messages if message.role != MessageRole.SYSTEM]
