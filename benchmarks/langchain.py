@@ -16,9 +16,8 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +31,12 @@ from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402
 from langchain_core.documents import Document  # noqa: E402
 from langchain_core.language_models.llms import BaseLLM  # noqa: E402
 from langchain_core.outputs import Generation, LLMResult  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
 from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
+from benchmarks.shapes import Run, add_model_options, counted, load, split_texts, timed  # noqa: E402
 from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
-
-SHAPES = {
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-}
 
 
 class GenerateLLM(BaseLLM):
@@ -109,16 +87,6 @@ class GenerateLLM(BaseLLM):
         return texts
 
 
-@dataclass
-class Run:
-    """One question: seconds in all and until the first sign of work a user could be shown, and what the model ran."""
-
-    total: float = 0.0
-    first_sign: float | None = None
-    forward_passes: int = 0
-    tokens_run: int = 0
-
-
 class FirstSign(BaseCallbackHandler):
     """When a note was first to be seen: a map step's end, or a margin."""
 
@@ -139,33 +107,11 @@ class FirstSign(BaseCallbackHandler):
             self._see()
 
 
-@contextmanager
-def counted(model: PreTrainedModel, run: Run) -> Iterator[None]:
-    """Count what goes through the model, padding included."""
-
-    def count(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        run.forward_passes += 1
-        run.tokens_run += ids.numel()
-
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def ask(model: PreTrainedModel, question: str, call: Callable[[str, Any], Any]) -> Run:
     """Time one question."""
     run, sign = Run(), FirstSign()
     with counted(model, run):
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        begun = sign.begun = time.perf_counter()
-        call(question, {"callbacks": [sign]})
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        run.total = time.perf_counter() - begun
+        run.total = timed(model, lambda: call(question, {"callbacks": [sign]}))
     run.first_sign = sign.seen
     return run
 
@@ -211,75 +157,25 @@ LABELS = {
 }
 
 
-def split_documents(
-    tokenizer: PreTrainedTokenizerBase, path: Path, count: int, tokens: int
-) -> list[Document]:
-    """``count`` documents of ``tokens`` tokens each, from a text that is begun again where it is too short."""
-    ids = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
-    ids = ids * (count * tokens // len(ids) + 1)
-    texts = [tokenizer.decode(ids[start : start + tokens]) for start in range(0, count * tokens, tokens)]
-    return [
-        Document(page_content=str(text), metadata={"source": str(number)})
-        for number, text in enumerate(texts)
-    ]
-
-
-def load(args: argparse.Namespace) -> WimKernel:
-    """The kernel: a model by name, or a shape with random weights."""
-    longest = 2 * args.document_tokens  # a document is one chunk for both
-    if args.shape is None:
-        return WimKernel.from_pretrained(args.model, chunk_tokens=longest)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    config = LlamaConfig(
-        **SHAPES[args.shape],
-        num_key_value_heads=8,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=131_072,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(args.device):
-        model = LlamaForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    return WimKernel(model, tokenizer, chunk_tokens=longest)
-
-
-def options() -> argparse.Namespace:
-    """The command line."""
+def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
-    parser.add_argument("--tokenizer", help="folder with the tokenizer, with --shape")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="with --shape"
-    )
-    parser.add_argument(
-        "--document", type=Path, default=ROOT / "examples" / "data" / "alice-chapters-3-4.txt"
-    )
+    add_model_options(parser)
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--document-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--question", default="What prize was Alice given after the race, and by whom?")
-    parser.add_argument("--second-question", default="What did the White Rabbit tell Alice to fetch for him?")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "langchain-cpu.json")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Measure, print and write."""
-    args = options()
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = machine()
-    kernel = load(args)
+    kernel = load(args, chunk_tokens=2 * args.document_tokens)  # a document is one chunk for both
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
-    documents = split_documents(kernel.tokenizer, args.document, args.documents, args.document_tokens)
+    texts = split_texts(kernel.tokenizer, args.document, args.documents, args.document_tokens)
+    documents = [
+        Document(page_content=text, metadata={"source": str(place)}) for place, text in enumerate(texts)
+    ]
     for call in paths(kernel, [Document(page_content="A few words.")] * 2, 4).values():
         call("What is said?", {})  # nobody pays for first calls
     runs: dict[str, dict[str, Run]] = {}

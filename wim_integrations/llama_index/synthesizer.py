@@ -12,7 +12,8 @@ from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.bridge.pydantic import BaseModel, ValidationError
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher, root_dispatcher
+from llama_index.core.instrumentation.event_handlers import NullEventHandler
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
 from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
@@ -361,6 +362,4 @@ def _tokenizer(kernel: WimKernel) -> Any:
 
 def _has_handlers() -> bool:
     """Whether somebody listens to instrumentation."""
-    from llama_index.core.instrumentation import root_dispatcher
-
-    return bool(root_dispatcher.event_handlers)
+    return any(not isinstance(handler, NullEventHandler) for handler in root_dispatcher.event_handlers)

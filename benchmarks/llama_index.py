@@ -1,0 +1,124 @@
+"""LlamaIndex's own response synthesizers against `WimSynthesizer`: same model object, nodes and token limits, one run.
+
+    python benchmarks/llama_index.py                     # on the CPU, the embedded model
+    python benchmarks/llama_index.py --shape 8b --tokenizer FOLDER --node-tokens 2048    # on a GPU
+
+The rivals are tree_summarize, refine, compact and accumulate through `HuggingFaceLLM` on the kernel's own model. Every
+text has a fixed number of tokens. Margins are all written and kept (``threshold=0``). Rivals that pack several nodes
+into one call write fewer texts, and are told the model's real window. ``--shape`` makes a model of that shape with
+random weights, whose speed is that of a trained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# This file has the name of a package that others may import: nothing is to be found beside it under that name.
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+
+import torch  # noqa: E402
+from llama_index.core.indices.prompt_helper import PromptHelper  # noqa: E402
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer  # noqa: E402
+from llama_index.core.schema import NodeWithScore, TextNode  # noqa: E402
+from llama_index.llms.huggingface import HuggingFaceLLM  # noqa: E402
+from transformers import GenerationConfig  # noqa: E402
+
+from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
+from benchmarks.shapes import Run, add_model_options, counted, load, split_texts, timed  # noqa: E402
+from wim_integrations.llama_index import WimSynthesizer  # noqa: E402
+from wim_kernel import WimKernel  # noqa: E402
+
+MODES = ("tree_summarize", "refine", "compact", "accumulate")
+
+
+def paths(kernel: WimKernel, nodes: list[NodeWithScore], new_tokens: int) -> dict[str, Callable[[str], Any]]:
+    """Every way to answer, as a function of the question."""
+    forced = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    synthesizer = WimSynthesizer(kernel, threshold=0, margin_config=forced, answer_config=forced)
+    window = min(kernel.engine.window or 131_072, 131_072)
+    llm = HuggingFaceLLM(
+        model=kernel.model,
+        tokenizer=kernel.tokenizer,
+        context_window=window,
+        max_new_tokens=new_tokens,
+        generate_kwargs={"min_new_tokens": new_tokens, "do_sample": False},
+        is_chat_model=bool(kernel.tokenizer.chat_template),
+    )
+    helper = PromptHelper(context_window=window, num_output=new_tokens, tokenizer=kernel.tokenizer.encode)
+
+    def rival(mode: str) -> Callable[[str], Any]:
+        own = get_response_synthesizer(llm=llm, response_mode=ResponseMode(mode), prompt_helper=helper)
+        return lambda question: own.synthesize(question, nodes)
+
+    found: dict[str, Callable[[str], Any]] = {"wim": lambda question: synthesizer.synthesize(question, nodes)}
+    return {**found, **{mode: rival(mode) for mode in MODES}}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_options(parser)
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--node-tokens", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "llama-index-cpu.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    about = machine()
+    kernel = load(args, chunk_tokens=2 * args.node_tokens)
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    texts = split_texts(kernel.tokenizer, args.document, args.nodes, args.node_tokens)
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=str(place))) for place, text in enumerate(texts)]
+    few = [NodeWithScore(node=TextNode(text="A few words."))] * 2
+    for call in paths(kernel, few, 4).values():
+        call("What is said?")  # nobody pays for first calls
+    runs: dict[str, dict[str, Run]] = {}
+    for name, call in paths(kernel, nodes, args.new_tokens).items():
+        kernel.readings.clear()
+        runs[name] = {}
+        for which, question in (("first", args.question), ("second", args.second_question)):
+            run = runs[name][which] = Run()
+            with counted(kernel.model, run):
+                run.total = timed(kernel.model, lambda call=call, question=question: call(question))
+        print(f"  {name}: {runs[name]}", flush=True)
+    rows = [
+        [
+            "WimSynthesizer" if name == "wim" else name,
+            f"{run['first'].total:.2f}",
+            f"{run['second'].total:.2f}",
+            f"{run['first'].forward_passes} + {run['second'].forward_passes}",
+            f"{run['first'].tokens_run:,} + {run['second'].tokens_run:,}",
+        ]
+        for name, run in runs.items()
+    ]
+    header = ["synthesizer", "first question s", "second question s", "forward passes", "tokens run"]
+    print("\n" + table(header, rows) + "\n")
+    write_json(
+        args.out,
+        {
+            "machine": about,
+            "workload": {
+                "model": args.shape or args.model,
+                "dtype": str(kernel.model.dtype),
+                "nodes": args.nodes,
+                "node_tokens": args.node_tokens,
+                "new_tokens": args.new_tokens,
+                "questions": [args.question, args.second_question],
+            },
+            "runs": {
+                name: {which: asdict(run) for which, run in pair.items()} for name, pair in runs.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
