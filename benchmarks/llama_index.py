@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 import torch  # noqa: E402
+from llama_index.core import set_global_tokenizer  # noqa: E402
 from llama_index.core.indices.prompt_helper import PromptHelper  # noqa: E402
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer  # noqa: E402
 from llama_index.core.schema import NodeWithScore, TextNode  # noqa: E402
@@ -75,6 +76,7 @@ def main() -> None:
     kernel = load(args, chunk_tokens=2 * args.node_tokens)
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
+    set_global_tokenizer(kernel.tokenizer.encode)  # so that rivals count as the model does
     texts = split_texts(kernel.tokenizer, args.document, args.nodes, args.node_tokens)
     nodes = [NodeWithScore(node=TextNode(text=text, id_=str(place))) for place, text in enumerate(texts)]
     few = [NodeWithScore(node=TextNode(text="A few words."))] * 2
