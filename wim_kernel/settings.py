@@ -152,7 +152,21 @@ def _stop_rule(
 
 
 def _schema(given: Mapping[str, Any] | None) -> str | None:
-    return None if given is None else json.dumps(given, separators=(",", ":"))
+    return None if given is None else json.dumps(_bare(given), separators=(",", ":"))
+
+
+def _bare(schema: Any) -> Any:
+    """A schema without titles, which only repeat names, and whose objects have no keys but those they name."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    bare = {
+        name: _bare(item) for name, item in schema.items() if not (name == "title" and isinstance(item, str))
+    }
+    if isinstance(bare.get("properties"), dict) and bare.get("type") == "object":
+        bare.setdefault("additionalProperties", False)
+    return bare
 
 
 def _variables(given: Mapping[str, str]) -> Mapping[str, str]:

@@ -16,6 +16,9 @@ from wim_kernel.prompts import Prompts
 # A hole's name and what stands in it meanwhile, between characters that no text has.
 _MARK = re.compile("\ue000(question|margins|note)\ue001(.*?)\ue002", re.DOTALL)
 
+# What is left of a mark that the template changed: the question in capitals, or its beginning.
+_STRAY = re.compile("\ue000[^\ue001\ue002]*(\ue001|$)|\ue002")
+
 
 @dataclass(frozen=True)
 class CallPrompts:
@@ -48,7 +51,8 @@ def adopt(base: Prompts, kernels: Mapping[str, str], formatted: Mapping[str, str
     """
     templates, data = dict(kernels), {}
     for name, text in formatted.items():
-        pieces = _MARK.split(text.strip())  # text, hole's name, what stood in it, text, ...
+        # text, hole's name, what stood in it, text, ...
+        pieces = [_STRAY.sub("", piece) for piece in _MARK.split(text.strip())]
         if pieces == [""]:
             raise ValueError(f"The prompt {name!r} is empty.")
         template = "\n\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,9 +38,10 @@ from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool, ToolMetadata
 from pieces import LOG
 from pydantic import BaseModel
+from transformers import GenerationConfig
 
 from wim_integrations.llama_index import WimSynthesizer
-from wim_kernel import WimKernel
+from wim_kernel import PROMPTS, WimKernel
 
 QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 5}
@@ -291,7 +293,7 @@ async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithS
             assert isinstance(response, PydanticResponse)
             assert isinstance(response.response, Owner)
             assert response.metadata["margins"]
-    with pytest.raises(ValueError, match="answer_tokens"):
+    with pytest.raises(ValueError, match="answer_tokens"), pytest.warns(UserWarning, match="ran short"):
         WimSynthesizer(kernel, output_cls=Owner, answer_tokens=2).synthesize(QUESTION, nodes)
 
 
@@ -344,6 +346,54 @@ def test_templates(kernel: WimKernel, nodes: list[NodeWithScore], template: Any)
     assert f"Note what the last passage above says of {QUESTION}." in note
 
 
+def test_a_template_that_changes_the_question(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+    template = RichPromptTemplate("{{ query_str | upper }}\n{{ margins }}")
+    synthesizer = WimSynthesizer(kernel, text_qa_template=template, **FEW)
+    _, answer = asked(synthesizer, nodes)
+    assert QUESTION.upper() in answer
+    assert "\n- " in answer
+    assert not any("\ue000" <= char <= "\ue002" for char in answer)
+
+
+def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+    prompts = replace(PROMPTS["answer"], answer="\n\nIn a {tone} tone: {question}")
+    _, answer = asked(WimSynthesizer(kernel, prompts=prompts, variables={"tone": "kind"}, **FEW), nodes)
+    assert f"In a kind tone: {QUESTION}" in answer
+    config = GenerationConfig(max_new_tokens=700, do_sample=False)
+    options = WimSynthesizer(kernel, output_cls=Owner, answer_config=config)._asked(QUESTION, {})
+    assert options.get("answer_tokens") is None
+
+
+def test_texts_that_a_subclass_changed_are_what_is_read(
+    kernel: WimKernel, nodes: list[NodeWithScore]
+) -> None:
+    class Masking(WimSynthesizer):
+        def get_response(self, query_str: str, text_chunks: Any, **kwargs: Any) -> Any:
+            return super().get_response(
+                query_str, [text.replace("Elsa", "****") for text in text_chunks], **kwargs
+            )
+
+    kernel.readings.clear()
+    mark = kernel.tokenizer.encode(" Elsa", add_special_tokens=False)[0]
+    with spying(kernel.model) as spy:
+        assert str(Masking(kernel, **FEW).synthesize(QUESTION, nodes))
+    assert spy.batches
+    assert spy.count(mark) == 0
+
+
+def test_margins_are_written_together_where_nobody_watches(
+    kernel: WimKernel, nodes: list[NodeWithScore]
+) -> None:
+    def passes(**options: Any) -> int:
+        kernel.readings.clear()
+        with spying(kernel.model) as spy:
+            WimSynthesizer(kernel, **FEW, **options).synthesize(QUESTION, nodes)
+        return len(spy.batches)
+
+    assert passes() < passes(margin_batch=1)
+    assert passes() == passes(margin_batch=3)
+
+
 # -- nothing to read, and bad input ------------------------------------------------------------------------------------
 
 
@@ -357,6 +407,10 @@ async def test_nothing_to_read(kernel: WimKernel) -> None:
         assert "".join(streaming.synthesize(QUESTION, nodes).response_gen) == "Nothing."
         stream = await streaming.asynthesize(QUESTION, nodes)
         assert "".join([piece async for piece in stream.async_response_gen()]) == "Nothing."
+        shaped = WimSynthesizer(
+            kernel, empty_response="Nothing.", llm=StructuredLLM(llm=MockLLM(), output_cls=Owner)
+        )
+        assert str(shaped.synthesize(QUESTION, nodes)) == "Nothing."
 
 
 def test_wrong_options_are_refused_at_once(kernel: WimKernel) -> None:

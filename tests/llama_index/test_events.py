@@ -107,6 +107,8 @@ async def test_events_of_every_way(
         assert mine[0].span_id is not None
         assert all(event.query_str == QUESTION for event in mine)
     assert not spans.open_spans
+    outer = [span for span in spans.completed_spans if "synthesize" in span.id_]
+    assert len(outer) == len(ways)
 
 
 def test_events_carry_what_happened(kernel: WimKernel, nodes: list[NodeWithScore], heard: Heard) -> None:

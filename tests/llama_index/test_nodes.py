@@ -6,8 +6,12 @@ import random
 from typing import Any
 
 import pytest
+from llama_index.core import SummaryIndex, get_response_synthesizer
+from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import Document, MetadataMode, NodeRelationship, NodeWithScore, TextNode
 from pieces import LOG, piece
 
@@ -99,6 +103,57 @@ def test_nothing_to_read(kernel: WimKernel) -> None:
             NodeReading(kernel, nodes)
 
 
+def test_white_space_around_a_text_does_not_hide_its_place(kernel: WimKernel) -> None:
+    text = "  \nElsa Brandt owned the ship.  \n"
+    for node in (
+        Document(text=text, metadata={"file_path": "/a.txt"}),
+        TextNode(text=text, metadata={"page": 1}, start_char_idx=100, end_char_idx=100 + len(text)),
+    ):
+        source = NodeReading(kernel, [node])
+        (margin,) = source.reading.margins(QUESTION, threshold=0, margin_style="verbatim")
+        assert margin.text == text.strip()
+        (quote,) = source.margin_data(margin)["quotes"]
+        assert text[quote["start"] : quote["end"]] == margin.text
+        assert quote["start_char_idx"] == (None if isinstance(node, Document) else 100 + quote["start"])
+
+
+def test_metadata_is_read_with_the_first_text_it_is_of(kernel: WimKernel) -> None:
+    first, inside, later = (
+        piece("log", 0, 60, page="1"),
+        piece("log", 10, 40, page="2"),
+        piece("log", 60, 90, page="2"),
+    )
+    source = NodeReading(kernel, [first, inside, later])
+    assert texts(source) == ["page: 1\n\n" + LOG[:60], "", "page: 2\n\n" + LOG[60:90].strip()]
+    assert NodeReading(kernel, [first, piece("log", 10, 40), piece("log", 60, 90, page="1")]).reading.tokens
+
+
+def test_a_node_that_a_neighbour_said_already_keeps_its_score(kernel: WimKernel) -> None:
+    nodes = [
+        NodeWithScore(node=piece("log", 0, 60), score=0.4),
+        NodeWithScore(node=piece("log", 10, 40), score=0.9),
+    ]
+    synthesizer = WimSynthesizer(kernel, margin_tokens=2, answer_tokens=2, relevance=about_elsa)
+    response = synthesizer.synthesize(QUESTION, nodes)
+    assert [item.score for item in response.source_nodes] == [0.9, 0.9]
+    assert response.source_nodes[1].node.node_id == "log-10"
+
+
+def test_offsets_of_a_text_that_was_replaced_are_not_believed(kernel: WimKernel) -> None:
+    node = piece("log", 26, 46)
+    node.set_content(LOG[:81])  # as a window in place of its sentence
+    (margin,) = NodeReading(kernel, [node]).reading.margins(QUESTION, threshold=0, margin_tokens=2)
+    (span,) = NodeReading(kernel, [node]).margin_data(margin)["spans"]
+    assert (span["start"], span["end"], span["start_char_idx"]) == (0, 81, None)
+
+
+def test_options_of_a_reading_are_checked(kernel: WimKernel) -> None:
+    with pytest.raises(ValueError, match="order"):
+        WimSynthesizer(kernel, order="documents")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunk_tokens"):
+        WimNodePostprocessor(kernel, chunk_tokens=0)
+
+
 # -- the postprocessor -------------------------------------------------------------------------------------------------
 
 
@@ -143,3 +198,29 @@ def test_source_nodes_carry_relevance_and_are_not_changed(
     assert [item.score for item in response.source_nodes] == [0.1, 0.9, 0.1, 0.3]
     assert [item.node for item in response.source_nodes[:3]] == [item.node for item in nodes]
     assert nodes == before
+
+
+def test_the_postprocessor_before_a_synthesizer_of_llama_index(
+    kernel: WimKernel, nodes: list[NodeWithScore]
+) -> None:
+    engine = RetrieverQueryEngine(
+        SummaryIndex([item.node for item in nodes]).as_retriever(),
+        response_synthesizer=get_response_synthesizer(llm=MockLLM(), response_mode=ResponseMode.COMPACT),
+        node_postprocessors=[WimNodePostprocessor(kernel, relevance=about_elsa)],
+    )
+    response = engine.query(QUESTION)
+    assert [item.score for item in response.source_nodes] == [0.9]
+    assert "Elsa Brandt owned the ship Aurora." in str(response)
+
+
+def test_the_postprocessor_stops_early_and_can_be_made_again(
+    kernel: WimKernel, nodes: list[NodeWithScore]
+) -> None:
+    postprocessor = WimNodePostprocessor(kernel, threshold=0, stop_after=1)
+    (margin,) = postprocessor.postprocess_nodes(nodes, query_str=QUESTION)
+    assert margin.node.metadata["wim"]["index"] == 0
+    assert kernel.readings.held[-1].chunks == 1
+    again = WimNodePostprocessor(
+        kernel, **{name: getattr(postprocessor, name) for name in ("order", "options")}
+    )
+    assert again.options == postprocessor.options

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher, root_dispatcher
+from llama_index.core.instrumentation.event_handlers import NullEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 
 from wim_integrations.llama_index.nodes import NodeReading
-from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Usage
+from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Options, Usage
 
 dispatcher = get_dispatcher(__name__)
 
@@ -90,6 +92,20 @@ class WimAnswerEnd(BaseEvent):
         return "WimAnswerEnd"
 
 
+def paced(
+    source: NodeReading, options: Options, callbacks: CallbackManager, *, streams: bool = False
+) -> Options:
+    """The options; where nobody watches margins come and nothing stops early, they are all written together."""
+    listening = (*root_dispatcher.event_handlers, *dispatcher.event_handlers)
+    watched = (
+        streams or callbacks.handlers or any(not isinstance(item, NullEventHandler) for item in listening)
+    )
+    early = options.get("stop_when") is not None or options.get("stop_after") is not None
+    if watched or early or options.get("margin_batch") is not None:
+        return options
+    return {**options, "margin_batch": len(source.reading.chunks)}
+
+
 class Teller:
     """Tells of one question's events, in the span in which it was made, wherever they are told from.
 
@@ -141,6 +157,8 @@ class Teller:
         counts = usage or Usage()
         read = counts.prefill_tokens + (counts.cached_tokens or 0) + counts.prompt_tokens
         raw = {"usage": {"prompt_tokens": read, "completion_tokens": counts.output_tokens}}
+        if usage and not usage.output_tokens:
+            text = ""  # a count of 0 is counted again, from the text
         completion = CompletionResponse(text=text, raw=raw if usage else None)
         event_id, self._llm_event = self._llm_event, None
         payload: dict[str, Any] = {EventPayload.PROMPT: self.question, EventPayload.COMPLETION: completion}
@@ -151,7 +169,8 @@ class Teller:
         if self._llm_event is not None:
             event_id, self._llm_event = self._llm_event, None
             payload: dict[str, Any] = {EventPayload.EXCEPTION: error}
-            self.callbacks.on_event_end(CBEventType.LLM, payload=payload, event_id=event_id)
+            with contextlib.suppress(Exception):  # the error that ended it is the one to be told
+                self.callbacks.on_event_end(CBEventType.LLM, payload=payload, event_id=event_id)
 
     def _start(self, asked: dict[str, Any]) -> None:
         if not self._answering:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llama_index.core.schema import BaseNode, MetadataMode
 
@@ -42,6 +42,7 @@ class NodeReading:
         chunk_tokens: int | None = None,
         join_small: bool = False,
     ) -> None:
+        check_reading_options(order, chunk_tokens)
         self.nodes = list(nodes) if order == "given" else in_document_order(nodes)
         longest = chunk_tokens or kernel.chunk_tokens
         chunks = self._chunks()
@@ -87,14 +88,14 @@ class NodeReading:
         """The highest relevance of each node's chunks, by node id; nodes that were not read are not in it."""
         found: dict[str, float] = {}
         for margin in margins:
-            for place in _places(margin.chunk):
+            for place in (int(span.source_id) for span in margin.chunk.spans if span.length):
                 node_id = self.nodes[place].node_id
                 found[node_id] = max(found.get(node_id, 0.0), margin.relevance)
         return found
 
     def _place(self, span: Span) -> dict[str, Any]:
         node = self.nodes[int(span.source_id)]
-        begin: int | None = getattr(node, "start_char_idx", None)
+        begin = _begin(node)
         known = begin is not None and span.start is not None and span.end is not None
         return {
             "node_id": node.node_id,
@@ -108,29 +109,46 @@ class NodeReading:
         """Each node as a chunk whose span's source is the node's place in ``nodes``."""
         parts = [_parts(node) for node in self.nodes]
         kept = drop_overlaps(
-            Chunk.of(content, _document(place, node), getattr(node, "start_char_idx", None))
-            for place, (node, (_, content, _)) in enumerate(zip(self.nodes, parts, strict=True))
+            Chunk.of(part.content, _document(place, node), part.origin)
+            for place, (node, part) in enumerate(zip(self.nodes, parts, strict=True))
         )
         chunks: list[Chunk] = []
-        for place, (rest, (before, content, after)) in enumerate(zip(kept, parts, strict=True)):
-            same = place > 0 and _document(place, self.nodes[place]) == _document(
-                place - 1, self.nodes[place - 1]
-            )
-            if same and (before, after) == parts[place - 1][::2]:
-                before = after = ""  # said of the neighbour already
-            dropped = len(content) - len(rest.text)
-            span = Span(str(place), dropped, len(content), len(before), len(rest.text))
-            follows = (
-                not before and place > 0 and contiguous(kept[place - 1], rest) and not parts[place - 1][2]
-            )
-            text = before + rest.text + after if rest.text else ""
-            span = span if rest.text else replace(span, offset=0)
-            chunks.append(Chunk(text, (span,), {"nodes": [place]}, continues=follows and bool(rest.text)))
+        last: int | None = None  # the last node that added text
+        for place, (rest, part) in enumerate(zip(kept, parts, strict=True)):
+            before, after = part.before, part.after
+            dropped = part.lead + len(part.content) - len(rest.text)
+            if not rest.text:
+                chunks.append(Chunk("", (Span(str(place), dropped, dropped, 0, 0),), {"nodes": [place]}))
+                continue
+            follows = False
+            if last is not None and self._same_document(last, place):
+                if (before, after) == (parts[last].before, parts[last].after):
+                    before = after = ""  # said of the neighbour already
+                follows = not before and not parts[last].after and contiguous(kept[last], rest)
+            end = part.lead + len(part.content)
+            span = Span(str(place), dropped, end, len(before), len(rest.text))
+            chunks.append(Chunk(before + rest.text + after, (span,), {"nodes": [place]}, continues=follows))
+            last = place
         return chunks
+
+    def _same_document(self, place: int, other: int) -> bool:
+        return _document(place, self.nodes[place]) == _document(other, self.nodes[other])
 
     def _document_of(self, chunk: Chunk) -> str:
         place = _places(chunk)[0]
         return _document(place, self.nodes[place])
+
+
+def check_reading_options(order: str, chunk_tokens: int | None) -> None:
+    """See that options make sense.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if order not in get_args(Order):
+        raise ValueError(f"order is one of {get_args(Order)}, not {order!r}.")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is at least 1, not {chunk_tokens}.")
 
 
 def in_document_order(nodes: Sequence[BaseNode]) -> list[BaseNode]:
@@ -149,13 +167,40 @@ def _document(place: int, node: BaseNode) -> str:
     return node.ref_doc_id or f"node {place}"
 
 
-def _parts(node: BaseNode) -> tuple[str, str, str]:
-    """What is read before a node's own text, that text, and what is read behind it."""
-    text, content = node.get_content(MetadataMode.LLM), node.get_content(MetadataMode.NONE)
-    start = text.rfind(content)
+@dataclass(frozen=True)
+class _Parts:
+    """What is read of a node: its own text without white space around it, between what else is shown of it.
+
+    ``lead`` is where that text begins in the node's, ``origin`` where it begins in the node's document, if that is
+    known.
+    """
+
+    before: str
+    content: str
+    after: str
+    lead: int
+    origin: int | None
+
+
+def _parts(node: BaseNode) -> _Parts:
+    text, whole = node.get_content(MetadataMode.LLM), node.get_content(MetadataMode.NONE)
+    content = whole.strip()
+    lead, start = len(whole) - len(whole.lstrip()), text.rfind(content)
     if not content or start < 0:
-        return "", text, ""
-    return text[:start], content, text[start + len(content) :]
+        return _Parts("", text, "", 0, None)
+    begin = _begin(node)
+    after = text[start + len(content) :]
+    if text[:start].strip() or after.strip():
+        return _Parts(text[:start], content, after, lead, None if begin is None else begin + lead)
+    return _Parts("", whole, "", 0, begin)
+
+
+def _begin(node: BaseNode) -> int | None:
+    """Where a node's text begins in its document; None where that is not known, or the node holds another text now."""
+    begin, end = getattr(node, "start_char_idx", None), getattr(node, "end_char_idx", None)
+    if begin is None or (end is not None and end - begin != len(node.get_content(MetadataMode.NONE))):
+        return None
+    return int(begin)
 
 
 def _places(chunk: Chunk) -> list[int]:

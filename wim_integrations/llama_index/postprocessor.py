@@ -10,8 +10,8 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, TextNode
 
-from wim_integrations.llama_index.events import Teller
-from wim_integrations.llama_index.nodes import NodeReading, Order
+from wim_integrations.llama_index.events import Teller, paced
+from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.settings import settle
@@ -29,7 +29,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         order: nodes ``"given"`` as they come, or in ``"document"`` order.
         chunk_tokens: longest chunk; longer nodes are split.
         join_small: small neighbours of one document share a chunk.
-        options: the kernel's `Options`.
+        options: the kernel's `Options`, which may be given as keyword arguments too.
     """
 
     order: Order = "given"
@@ -46,9 +46,12 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         order: Order = "given",
         chunk_tokens: int | None = None,
         join_small: bool = False,
-        **options: Any,
+        options: dict[str, Any] | None = None,
+        **more: Any,
     ) -> None:
+        options = {**(options or {}), **more}
         settle({**options})  # type: ignore[typeddict-item]
+        check_reading_options(order, chunk_tokens)
         fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
         fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}
         super().__init__(**fields)
@@ -104,8 +107,8 @@ class WimNodePostprocessor(BaseNodePostprocessor):
             return None
 
     def _options(self, source: NodeReading) -> Options:
-        defaults: Options = {"margin_style": "verbatim", "margin_batch": len(source.reading.chunks)}
-        return {**defaults, **self.options}  # type: ignore[typeddict-item]
+        options: Options = {"margin_style": "verbatim", **self.options}  # type: ignore[typeddict-item]
+        return paced(source, options, self.callback_manager)
 
 
 def _question(query: QueryBundle | None) -> str:

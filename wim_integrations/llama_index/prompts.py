@@ -55,6 +55,7 @@ class Templates:
         values = {
             **dict.fromkeys(("context_str", "context_msg", "context_messages"), above),
             "query_str": marked("question", question),
+            "margins": marked("margins"),
             **{key: item for key, item in variables.items() if key not in ("query_str", "context_str")},
         }
         messages = template.format_messages(llm=None, **values)

@@ -8,24 +8,23 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
 from llama_index.core.bridge.pydantic import BaseModel, ValidationError
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
-from llama_index.core.instrumentation import get_dispatcher, root_dispatcher
-from llama_index.core.instrumentation.event_handlers import NullEventHandler
+from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
 from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType, TextNode
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
-from wim_integrations.llama_index.events import Teller
-from wim_integrations.llama_index.nodes import NodeReading, Order
+from wim_integrations.llama_index.events import Teller, paced
+from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
 from wim_integrations.llama_index.prompts import ANSWER, MARGIN, Templates
 from wim_kernel import (
     PROMPTS,
@@ -49,19 +48,23 @@ class Call:
     """What one call of ``synthesize`` knows beyond the texts that ``get_response`` is given.
 
     Attributes:
+        owner: whose call it is.
         nodes: the nodes.
         source: their reading, once there is one.
         margins: the margins so far.
         metadata: what the response's metadata has beside the node map; filled as it becomes known.
     """
 
+    owner: BaseSynthesizer
     nodes: Sequence[NodeWithScore]
     source: NodeReading | None = None
     margins: list[Margin] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=lambda: {"margins": [], "usage": {}, "timings": {}})
 
 
 _call: ContextVar[Call | None] = ContextVar("wim_call", default=None)
+_synthesize: Any = getattr(BaseSynthesizer.synthesize, "__wrapped__", BaseSynthesizer.synthesize)
+_asynthesize: Any = getattr(BaseSynthesizer.asynthesize, "__wrapped__", BaseSynthesizer.asynthesize)
 
 
 class WimSynthesizer(BaseSynthesizer):
@@ -120,6 +123,7 @@ class WimSynthesizer(BaseSynthesizer):
             empty_response=empty_response,
         )
         settle(options)  # mistakes are said here, not at the first question
+        check_reading_options(order, chunk_tokens)
         self.kernel = kernel
         self.order: Order = order
         self.chunk_tokens = chunk_tokens
@@ -143,8 +147,11 @@ class WimSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """A response from nodes."""
-        with _knowing(nodes):
-            return super().synthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        with _knowing(self, nodes):  # the undecorated one, for there is a span already
+            response: RESPONSE_TYPE = _synthesize(
+                self, query, nodes, additional_source_nodes, **response_kwargs
+            )
+            return response
 
     async def asynthesize(
         self,
@@ -154,22 +161,25 @@ class WimSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """See `synthesize`."""
-        with _knowing(nodes):
-            return await super().asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        with _knowing(self, nodes):
+            asked = _asynthesize(self, query, nodes, additional_source_nodes, **response_kwargs)
+            response: RESPONSE_TYPE = await asked
+            return response
 
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """The answer's text, a generator of its pieces, or an object of ``output_cls``."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        call = _known_call(text_chunks)
+        call, streams = self._known_call(text_chunks), self._streams
         try:
             call.source = self._read(call.nodes)
         except EmptyDocumentError:
-            return self._streamed_empty() if self._streams else self._empty_response
-        told = self._told(call, query_str, self._asked(query_str, response_kwargs))
-        if self._streams:
-            response: RESPONSE_TEXT_TYPE = _pieces(_first_piece(told), told)
+            dispatcher.event(GetResponseEndEvent())
+            return self._empty_response_generator() if streams else self._empty_response
+        told = self._told(call, query_str, self._asked(query_str, response_kwargs), streams)
+        if streams:
+            response: RESPONSE_TEXT_TYPE = _pieces(next(told, ""), told)
         else:
             with closing(told):
                 response = self._shaped("".join(told))
@@ -181,14 +191,15 @@ class WimSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """See `get_response`."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        call = _known_call(text_chunks)
+        call, streams = self._known_call(text_chunks), self._streams
         try:
             call.source = await in_thread(self._read, call.nodes)
         except EmptyDocumentError:
-            return self._astreamed_empty() if self._streams else self._empty_response
-        told = self._atold(call, query_str, self._asked(query_str, response_kwargs))
-        if self._streams:
-            response: RESPONSE_TEXT_TYPE = _apieces(await _afirst_piece(told), told)
+            dispatcher.event(GetResponseEndEvent())
+            return self._empty_response_agenerator() if streams else self._empty_response
+        told = self._atold(call, query_str, self._asked(query_str, response_kwargs), streams)
+        if streams:
+            response: RESPONSE_TEXT_TYPE = _apieces(await anext(told, ""), told)
         else:
             async with aclosing(told):
                 response = self._shaped("".join([piece async for piece in told]))
@@ -205,6 +216,10 @@ class WimSynthesizer(BaseSynthesizer):
             NodeWithScore(node=item.node, score=relevance.get(item.node.node_id, item.score))
             for item in source_nodes
         ]
+        if (
+            call.source is None and self._shape is not None
+        ):  # nothing was read, and nothing said about it is an object
+            return Response(self._empty_response, source_nodes=scored, metadata=call.metadata)
         response = super()._prepare_response_output(response_str, scored)
         call.metadata.update(response.metadata or {})
         response.metadata = call.metadata  # a stream's end is still to add to it
@@ -229,11 +244,13 @@ class WimSynthesizer(BaseSynthesizer):
 
     def _asked(self, question: str, variables: dict[str, Any]) -> Options:
         prompts = self._templates.for_call(question, variables)
-        options: Options = {**self.options, "prompts": prompts.prompts, "variables": prompts.variables}
-        shape = self._shape
+        known = {**(self.options.get("variables") or {}), **prompts.variables}
+        options: Options = {**self.options, "prompts": prompts.prompts, "variables": known}
+        shape, config = self._shape, options.get("answer_config")
         if shape is not None:
             options["answer_schema"] = shape.model_json_schema()
-            options.setdefault("answer_tokens", 512)
+            if config is None or config.max_new_tokens is None:
+                options.setdefault("answer_tokens", 512)
         return options
 
     @property
@@ -256,12 +273,13 @@ class WimSynthesizer(BaseSynthesizer):
                 "answer_tokens, or a schema that says all that is asked of a value."
             ) from error
 
-    def _told(self, call: Call, question: str, options: Options) -> Generator[str, None, None]:
+    def _told(self, call: Call, question: str, options: Options, streams: bool) -> Generator[str, None, None]:
         """The answer's pieces; everything else is told, and noted in the call."""
         assert call.source is not None
         teller = Teller(self._callback_manager, call.source, question)
+        options = paced(call.source, options, self._callback_manager, streams=streams)
         try:
-            with closing(call.source.reading.stream(question, **self._paced(call, options))) as events:
+            with closing(call.source.reading.stream(question, **options)) as events:
                 for event in events:
                     teller.tell(event)
                     _note(call, event)
@@ -271,13 +289,14 @@ class WimSynthesizer(BaseSynthesizer):
             teller.fail(error)
             raise
 
-    async def _atold(self, call: Call, question: str, options: Options) -> AsyncGenerator[str, None]:
+    async def _atold(
+        self, call: Call, question: str, options: Options, streams: bool
+    ) -> AsyncGenerator[str, None]:
         assert call.source is not None
         teller = Teller(self._callback_manager, call.source, question)
+        options = paced(call.source, options, self._callback_manager, streams=streams)
         try:
-            async with aclosing(
-                call.source.reading.astream(question, **self._paced(call, options))
-            ) as events:
+            async with aclosing(call.source.reading.astream(question, **options)) as events:
                 async for event in events:
                     teller.tell(event)
                     _note(call, event)
@@ -287,38 +306,24 @@ class WimSynthesizer(BaseSynthesizer):
             teller.fail(error)
             raise
 
-    def _paced(self, call: Call, options: Options) -> Options:
-        """Where nobody watches margins come, they are all written together."""
-        watched = self._streams or bool(self._callback_manager.handlers) or _has_handlers()
-        early = options.get("stop_when") is not None or options.get("stop_after") is not None
-        if watched or early or options.get("margin_batch") is not None or call.source is None:
-            return options
-        return {**options, "margin_batch": len(call.source.reading.chunks)}
-
-    def _streamed_empty(self) -> Generator[str, None, None]:
-        yield self._empty_response
-
-    async def _astreamed_empty(self) -> AsyncGenerator[str, None]:
-        yield self._empty_response
+    def _known_call(self, texts: Sequence[str]) -> Call:
+        """The call that this is part of, if these are its nodes' texts; others are nodes of their own."""
+        call = _call.get()
+        mine = call is not None and call.owner is self and call.source is None
+        if call and mine and list(texts) == [item.node.get_content(MetadataMode.LLM) for item in call.nodes]:
+            return call
+        nodes = [TextNode(text=text, id_=str(place)) for place, text in enumerate(texts)]
+        return Call(self, [NodeWithScore(node=node) for node in nodes])
 
 
 @contextmanager
-def _knowing(nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
+def _knowing(owner: BaseSynthesizer, nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
     """Within, ``get_response`` knows which nodes its texts are of."""
-    token = _call.set(Call(nodes))
+    token = _call.set(Call(owner, nodes))
     try:
         yield
     finally:
         _call.reset(token)
-
-
-def _known_call(texts: Sequence[str]) -> Call:
-    """The call that this is part of; texts that come alone are nodes of their own."""
-    call = _call.get()
-    if call is not None and call.source is None and len(call.nodes) == len(texts):
-        return call
-    nodes: list[BaseNode] = [TextNode(text=text, id_=str(place)) for place, text in enumerate(texts)]
-    return Call([NodeWithScore(node=node) for node in nodes])
 
 
 def _note(call: Call, event: Event) -> None:
@@ -332,14 +337,6 @@ def _note(call: Call, event: Event) -> None:
         call.margins = list(event.result.margins)
         call.metadata["margins"] = [call.source.margin_data(margin) for margin in call.margins]
         call.metadata.update({name: data[name] for name in ("usage", "timings", "stopped_early")})
-
-
-def _first_piece(told: Generator[str, None, None]) -> str:
-    return next(told, "")
-
-
-async def _afirst_piece(told: AsyncGenerator[str, None]) -> str:
-    return await anext(told, "")
 
 
 def _pieces(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:
@@ -358,8 +355,3 @@ async def _apieces(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerato
 def _tokenizer(kernel: WimKernel) -> Any:
     """The model's own tokenizer as LlamaIndex counts with one."""
     return lambda text: [0] * kernel.count_tokens(text)
-
-
-def _has_handlers() -> bool:
-    """Whether somebody listens to instrumentation."""
-    return any(not isinstance(handler, NullEventHandler) for handler in root_dispatcher.event_handlers)

@@ -104,7 +104,7 @@ def create_wim_tool(
 
 def _response(source: NodeReading, last: Answered, max_output_chars: int) -> Response:
     result = last.result
-    text = result.answer.strip()
+    text = result.answer.strip() or "(The model gave no answer.)"
     notes = [f"- {margin.text.strip()}" for margin in result.kept if margin.text.strip()]
     if notes:
         text += "\n\nNotes from the document:\n" + "\n".join(notes)

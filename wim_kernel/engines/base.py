@@ -136,6 +136,9 @@ class Engine(Protocol[PrefixT]):
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
 
+    def check_schema(self, json_schema: str) -> None:
+        """See that answers can be made to fit a JSON schema, before anything is read; raises if they cannot."""
+
     def open(self) -> PrefixT:
         """An empty prefix."""
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
+from wim_kernel.engines.local.grammar import Grammars
 from wim_kernel.engines.local.loading import load_model
 from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
@@ -57,6 +58,7 @@ class LocalEngine:
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
+        self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
         self.window = window or _window(model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
@@ -88,6 +90,23 @@ class LocalEngine:
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
         return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
+
+    def check_schema(self, json_schema: str) -> None:
+        """See that answers can be made to fit a JSON schema.
+
+        Raises:
+            SchemaError: if no grammar can be made of it.
+            ImportError: if llguidance is not installed.
+        """
+        self._grammars(frozenset()).matcher(json_schema)
+
+    def _grammars(self, eos: frozenset[int]) -> Grammars:
+        """Grammars for texts that end with one of ``eos``; kept, since they take a second to make."""
+        ends = eos or frozenset(filter(None, [self.tokenizer.eos_token_id]))
+        if ends not in self._kept_grammars:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            self._kept_grammars[ends] = Grammars(self.tokenizer, vocabulary, ends)
+        return self._kept_grammars[ends]
 
     # -- the two verbs ------------------------------------------------------------------------------------------------
 
@@ -145,7 +164,10 @@ class LocalEngine:
             key = id(branch.generation)
             if key not in policies:
                 policies[key] = Policy(self.model, self.tokenizer, branch.generation)
-            sampler = partial(policies[key].sampler, json_schema=branch.json_schema)
+            sampler = policies[key].sampler
+            if branch.json_schema is not None:
+                grammars = self._grammars(policies[key].eos)
+                sampler = partial(sampler, grammars=grammars, json_schema=branch.json_schema)
         choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
         return Row(index, branch, runs, choices, sampler, self.codec.stream())

@@ -6,7 +6,8 @@ so when the tokens that are left run short, the shortest way to a complete value
 
 from __future__ import annotations
 
-import json
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +18,12 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from wim_kernel.errors import WimError
 
-# What ends values, in the order of preference, and then what is a shortest value.
-_CLOSING = ('"', "}", "]", '"}', ",", "null", "0", "false", "{", "[")
+# What brings a value to its end the soonest, the most wanted first: within a string, and elsewhere.
+_IN_STRING = ('"',)
+_ELSEWHERE = ("}", "]", "null", ",", "1", "0", "false", '"', "{", "[")
+
+
+SLACK = 8  # tokens to finish what is under way when the shortest way begins
 
 
 class SchemaError(WimError, ValueError):
@@ -45,22 +50,54 @@ class Grammars:
         Raises:
             SchemaError: if there is no such grammar.
         """
+        grammar = JsonGrammar(self, self.matcher(schema), prompt_tokens)
+        grammar.closing_from = room - self._shortest(schema, room) - SLACK
+        return grammar
+
+    def matcher(self, schema: str) -> Any:
+        """The grammar of a schema at its start.
+
+        Raises:
+            SchemaError: if there is no such grammar.
+        """
         library = _library()
         grammar = library.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
-        matcher = library.LLMatcher(self._tokens, grammar, log_level=0)
+        matcher = library.LLMatcher(self.tokens, grammar, log_level=0)
         if matcher.is_error():
             raise SchemaError(f"No grammar can be made of this JSON schema: {matcher.get_error()}")
-        least = len(self.tokenizer.encode(json.dumps(json.loads(schema)), add_special_tokens=False))
-        return JsonGrammar(self, matcher, prompt_tokens, room - min(least, 3 * room // 4))
+        return matcher
 
-    @cached_property
-    def closing(self) -> list[int]:
+    def _shortest(self, schema: str, room: int) -> int:
+        """How many tokens the shortest way through a schema takes, ``room`` at most."""
+        grammar, taken = JsonGrammar(self, self.matcher(schema), 0), 0
+        while taken < room:
+            allowed = grammar.shortest_way(grammar.allowed(self.vocabulary))
+            token = int(allowed.int().argmax())
+            if token in self.eos:
+                break
+            grammar.take([token])
+            taken += 1
+        return taken
+
+    def closing(self, in_string: bool) -> list[int]:
         """Tokens that bring a value to its end, the most wanted first."""
-        encoded = (self.tokenizer.encode(text, add_special_tokens=False) for text in _CLOSING)
-        return [*self.eos, *(ids[0] for ids in encoded if len(ids) == 1)]
+        return self._in_string if in_string else self._elsewhere
 
     @cached_property
-    def _tokens(self) -> Any:
+    def _in_string(self) -> list[int]:
+        return self._single(_IN_STRING)
+
+    @cached_property
+    def _elsewhere(self) -> list[int]:
+        return [*self.eos, *self._single(_ELSEWHERE)]
+
+    def _single(self, texts: Sequence[str]) -> list[int]:
+        found = (self.tokens.greedy_tokenize(text) for text in texts)
+        return [ids[0] for ids in found if len(ids) == 1]
+
+    @cached_property
+    def tokens(self) -> Any:
+        """Llguidance's view of the tokenizer; takes a second to make."""
         import llguidance.hf
 
         tokenizer: Any = self.tokenizer
@@ -70,38 +107,66 @@ class Grammars:
 class JsonGrammar(LogitsProcessor):
     """Masks what the grammar forbids; from the token ``closing_from`` on, all but the way to the end."""
 
-    def __init__(self, grammars: Grammars, matcher: Any, prompt_tokens: int, closing_from: int) -> None:
+    def __init__(self, grammars: Grammars, matcher: Any, prompt_tokens: int) -> None:
         self.grammars = grammars
         self.matcher = matcher
         self.prompt_tokens = prompt_tokens
-        self.closing_from = closing_from
+        self.closing_from = 0
         self._taken = 0
+        self._in_string = False
+        self._escaped = False
+        self._warned = False
 
     def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
         """Scores (1, vocabulary) with minus infinity for every token that cannot come next."""
-        new = input_ids[0, self.prompt_tokens + self._taken :].tolist()
-        self.matcher.consume_tokens(new)
-        self._taken += len(new)
-        allowed = self._allowed(scores)
-        if self._taken >= self.closing_from:
-            allowed = self._closing(allowed)
-        masked: FloatTensor = scores.masked_fill(~allowed, -torch.inf)  # type: ignore[assignment]
+        self.take(input_ids[0, self.prompt_tokens + self._taken :].tolist())
+        allowed = self.allowed(scores.shape[-1])
+        if self._taken >= self.closing_from and not any(allowed[token] for token in self.grammars.eos):
+            self._warn()
+            allowed = self.shortest_way(allowed)
+        masked: FloatTensor = scores.masked_fill(~allowed.to(scores.device), -torch.inf)  # type: ignore[assignment]
         return masked
 
-    def _allowed(self, scores: Tensor) -> Tensor:
-        bits = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        allowed = torch.zeros(scores.shape[-1], dtype=torch.bool)
-        count = min(len(bits), len(allowed))
-        allowed[:count] = torch.from_numpy(bits[:count].astype(bool))
-        return allowed.to(scores.device)
+    def take(self, tokens: list[int]) -> None:
+        """Take in the tokens that were chosen."""
+        if tokens and not self.matcher.consume_tokens(tokens):
+            raise SchemaError(
+                f"A token was chosen that the schema does not allow: {self.matcher.get_error()}"
+            )
+        self._taken += len(tokens)
+        for byte in self.grammars.tokens.decode_bytes(tokens):
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string and byte == ord("\\"):
+                self._escaped = True
+            elif byte == ord('"'):
+                self._in_string = not self._in_string
 
-    def _closing(self, allowed: Tensor) -> Tensor:
-        for token in self.grammars.closing:
+    def allowed(self, vocabulary: int) -> Tensor:
+        """Which tokens can come next, (vocabulary,)."""
+        bits = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        allowed = torch.zeros(vocabulary, dtype=torch.bool)
+        count = min(len(bits), vocabulary)
+        allowed[:count] = torch.from_numpy(bits[:count].astype(bool))
+        return allowed
+
+    def shortest_way(self, allowed: Tensor) -> Tensor:
+        """Of the allowed tokens the one that leads to the end the soonest, or all if none does more than others."""
+        for token in self.grammars.closing(self._in_string):
             if allowed[token]:
                 only = torch.zeros_like(allowed)
                 only[token] = True
                 return only
         return allowed
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "The answer ran short of tokens: what its schema still asks for is filled with the shortest values. "
+                "Give it more answer_tokens.",
+                stacklevel=2,
+            )
 
 
 def _library() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,25 +48,43 @@ class Policy:
         eos = ready.eos_token_id
         self.eos = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
         self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
-        vocabulary = model.config.get_text_config().vocab_size
-        self.grammars = Grammars(tokenizer, vocabulary, self.eos)
 
-    def sampler(self, prompt: Sequence[int], json_schema: str | None = None) -> Sampler:
+    def sampler(
+        self, prompt: Sequence[int], grammars: Grammars | None = None, json_schema: str | None = None
+    ) -> Sampler:
         """What chooses tokens behind ``prompt``, such that they fit the schema if there is one."""
         ids = torch.tensor([list(prompt)], device=self.device)
+        config, own = self.config, LogitsProcessorList()
+        if grammars is not None and json_schema is not None:
+            own.append(grammars.processor(json_schema, ids.shape[1], self.max_new_tokens))
+            config = _without_bans(config)
         processors = self.model._get_logits_processor(
-            self.config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=str(self.device)
+            config,
+            input_ids_seq_length=ids.shape[1],
+            encoder_input_ids=ids,
+            logits_processor=own,
+            device=str(self.device),
         )
-        if json_schema is not None:
-            processors.append(self.grammars.processor(json_schema, ids.shape[1], self.max_new_tokens))
-        return Sampler(self, processors, list(prompt))
+        return Sampler(self, processors, list(prompt), stops=json_schema is None)
+
+
+def _without_bans(config: GenerationConfig) -> GenerationConfig:
+    """The config without what could forbid the only token that a grammar allows."""
+    free = copy.deepcopy(config)
+    free.min_length, free.min_new_tokens, free.no_repeat_ngram_size = 0, None, 0
+    free.bad_words_ids = free.suppress_tokens = free.begin_suppress_tokens = None
+    free.forced_bos_token_id = free.forced_eos_token_id = free.sequence_bias = None
+    return free
 
 
 class Sampler:
     """Chooses one branch's tokens, one after another."""
 
-    def __init__(self, policy: Policy, processors: LogitsProcessorList, prompt: list[int]) -> None:
+    def __init__(
+        self, policy: Policy, processors: LogitsProcessorList, prompt: list[int], *, stops: bool = True
+    ) -> None:
         self.policy = policy
+        self.stop = policy.stop if stops else None
         self.processors = processors
         self.prompt_tokens = len(prompt)
         self.ids = torch.tensor([[*prompt, *[0] * policy.max_new_tokens]], device=policy.device)
@@ -99,9 +118,9 @@ class Sampler:
         self.token_ids.append(token)
         if len(self.token_ids) >= self.policy.max_new_tokens:
             return True
-        if self.policy.stop is None:
+        if self.stop is None:
             return False
-        return bool(self.policy.stop(self._seen, None).all())
+        return bool(self.stop(self._seen, None).all())
 
     @property
     def _seen(self) -> Any:
