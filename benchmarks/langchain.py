@@ -17,7 +17,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from langchain_core.language_models.llms import BaseLLM  # noqa: E402
 from langchain_core.outputs import Generation, LLMResult  # noqa: E402
 from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
-from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
-from benchmarks.shapes import Run, add_model_options, counted, load, split_texts, timed  # noqa: E402
+from benchmarks.report import ROOT, machine, table  # noqa: E402
+from benchmarks.shapes import Run, add_model_options, counted, load, report, split_texts, timed  # noqa: E402
 from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
 
@@ -210,23 +209,7 @@ def main() -> None:
     for which in ("first", "second"):
         ratio = old[which].total / runs["wim"][which].total
         print(f"{which} question: {ratio:.2f} times faster than the quicker old chain")
-    write_json(
-        args.out,
-        {
-            "machine": about,
-            "workload": {
-                "model": args.shape or args.model,
-                "dtype": str(kernel.model.dtype),
-                "documents": args.documents,
-                "document_tokens": args.document_tokens,
-                "new_tokens": args.new_tokens,
-                "questions": [args.question, args.second_question],
-            },
-            "runs": {
-                name: {which: asdict(run) for which, run in pair.items()} for name, pair in runs.items()
-            },
-        },
-    )
+    report(args, about, kernel, {"documents": args.documents, "document_tokens": args.document_tokens}, runs)
 
 
 if __name__ == "__main__":

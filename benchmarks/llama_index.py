@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from llama_index.core.schema import NodeWithScore, TextNode  # noqa: E402
 from llama_index.llms.huggingface import HuggingFaceLLM  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
-from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
-from benchmarks.shapes import Run, add_model_options, counted, load, split_texts, timed  # noqa: E402
+from benchmarks.report import ROOT, machine, table  # noqa: E402
+from benchmarks.shapes import Run, add_model_options, counted, load, report, split_texts, timed  # noqa: E402
 from wim_integrations.llama_index import WimSynthesizer  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
 
@@ -103,23 +102,7 @@ def main() -> None:
     ]
     header = ["synthesizer", "first question s", "second question s", "forward passes", "tokens run"]
     print("\n" + table(header, rows) + "\n")
-    write_json(
-        args.out,
-        {
-            "machine": about,
-            "workload": {
-                "model": args.shape or args.model,
-                "dtype": str(kernel.model.dtype),
-                "nodes": args.nodes,
-                "node_tokens": args.node_tokens,
-                "new_tokens": args.new_tokens,
-                "questions": [args.question, args.second_question],
-            },
-            "runs": {
-                name: {which: asdict(run) for which, run in pair.items()} for name, pair in runs.items()
-            },
-        },
-    )
+    report(args, about, kernel, {"nodes": args.nodes, "node_tokens": args.node_tokens}, runs)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, write_json
 from wim_kernel import WimKernel
 
 SHAPES = {
@@ -119,3 +119,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default="What prize was Alice given after the race, and by whom?")
     parser.add_argument("--second-question", default="What did the White Rabbit tell Alice to fetch for him?")
     parser.add_argument("--threads", type=int, default=2)
+
+
+def report(
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    kernel: WimKernel,
+    sizes: dict[str, int],
+    runs: dict[str, Any],
+) -> None:
+    """Write what was measured, and of what."""
+    workload = {
+        "model": args.shape or args.model,
+        "dtype": str(kernel.model.dtype),
+        **sizes,
+        "new_tokens": args.new_tokens,
+        "questions": [args.question, args.second_question],
+    }
+    plain = {name: {which: asdict(run) for which, run in pair.items()} for name, pair in runs.items()}
+    write_json(args.out, {"machine": about, "workload": workload, "runs": plain})

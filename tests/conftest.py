@@ -7,12 +7,16 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import transformers
 from helpers import Loaded, TinyModel
 from transformers import PreTrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from wim_kernel import WimKernel
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 
@@ -229,3 +233,29 @@ def tiny_model() -> TinyModel:
         return model.eval()
 
     return build
+
+
+# What the adapters' tests run on.
+
+
+@pytest.fixture(scope="session")
+def real_kernel(smollm2: Loaded) -> WimKernel:
+    """A kernel on SmolLM2."""
+    from wim_kernel import WimKernel
+
+    return WimKernel(*smollm2)
+
+
+@pytest.fixture(scope="session")
+def tiny_kernel(tiny_model: TinyModel, smollm2: Loaded) -> WimKernel:
+    """A random model with a real tokenizer: everything runs, in milliseconds, and says nothing."""
+    from wim_kernel import WimKernel
+
+    return WimKernel(tiny_model("llama"), smollm2[1])
+
+
+@pytest.fixture
+def kernel(tiny_kernel: WimKernel) -> WimKernel:
+    """The tiny kernel, with nothing read."""
+    tiny_kernel.readings.clear()
+    return tiny_kernel
