@@ -14,7 +14,7 @@ from transformers import pipeline
 from wim_integrations.langchain import create_wim_map_reduce_chain
 from wim_kernel import WimKernel
 
-text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:4500]
 splitter = CharacterTextSplitter(separator="\n\n", chunk_size=1500, chunk_overlap=0)
 documents = splitter.split_documents([Document(text, metadata={"source": "Alice"})])
 asked = {"input_documents": documents, "question": "What did the Mouse say is the driest thing it knows?"}

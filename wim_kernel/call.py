@@ -87,7 +87,7 @@ class Call:
         self._given = False
         self._check_room()
         if self.settings.answer_schema is not None:
-            self.engine.check_schema(self.settings.answer_schema)
+            self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
         self.lease = readings.hold(pieces)
         self.writer = MarginWriter(self.engine, self.lease, chunks, self.settings)
         self._fresh = not self.lease.has(len(chunks))

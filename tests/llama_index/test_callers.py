@@ -293,8 +293,10 @@ async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithS
             assert isinstance(response, PydanticResponse)
             assert isinstance(response.response, Owner)
             assert response.metadata["margins"]
-    with pytest.raises(ValueError, match="answer_tokens"), pytest.warns(UserWarning, match="ran short"):
+    kernel.readings.clear()
+    with spying(kernel.model) as spy, pytest.raises(ValueError, match="more answer_tokens"):
         WimSynthesizer(kernel, output_cls=Owner, answer_tokens=2).synthesize(QUESTION, nodes)
+    assert not spy.batches
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------

@@ -330,8 +330,8 @@ def _note(call: Call, event: Event) -> None:
     assert call.source is not None
     if isinstance(event, MarginWritten):
         call.margins.append(event.margin)
-        call.margins.sort(key=lambda margin: margin.index)
-        call.metadata["margins"] = [call.source.margin_data(margin) for margin in call.margins]
+        call.metadata["margins"].append(call.source.margin_data(event.margin))
+        call.metadata["margins"].sort(key=lambda data: data["index"])
     elif isinstance(event, Answered):
         data = event.result.to_dict()
         call.margins = list(event.result.margins)

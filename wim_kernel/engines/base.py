@@ -136,8 +136,8 @@ class Engine(Protocol[PrefixT]):
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
 
-    def check_schema(self, json_schema: str) -> None:
-        """See that answers can be made to fit a JSON schema, before anything is read; raises if they cannot."""
+    def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
+        """See that what is generated can be made to fit a JSON schema, before anything is read; raises if not."""
 
     def open(self) -> PrefixT:
         """An empty prefix."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
@@ -91,14 +91,15 @@ class LocalEngine:
         """Tokens of a branch's prompt, to the point where the reply begins."""
         return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
 
-    def check_schema(self, json_schema: str) -> None:
-        """See that answers can be made to fit a JSON schema.
+    def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
+        """See that what is generated can be made to fit a JSON schema.
 
         Raises:
-            SchemaError: if no grammar can be made of it.
+            SchemaError: if no grammar can be made of it, or nothing that fits it is short enough.
             ImportError: if llguidance is not installed.
         """
-        self._grammars(frozenset()).matcher(json_schema)
+        policy = Policy(self.model, self.tokenizer, generation)
+        self._grammars(policy.eos).processor(json_schema, 0, policy.max_new_tokens)
 
     def _grammars(self, eos: frozenset[int]) -> Grammars:
         """Grammars for texts that end with one of ``eos``; kept, since they take a second to make."""

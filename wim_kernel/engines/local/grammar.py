@@ -48,18 +48,13 @@ class Grammars:
         """What lets a branch choose only tokens of JSON that fits ``schema``, complete within ``room`` tokens.
 
         Raises:
-            SchemaError: if there is no such grammar.
+            SchemaError: if there is no such grammar, or nothing that fits it is so short.
         """
-        grammar = JsonGrammar(self, self.matcher(schema), prompt_tokens)
+        grammar = JsonGrammar(self, self._matcher(schema), prompt_tokens)
         grammar.closing_from = room - self._shortest(schema, room) - SLACK
         return grammar
 
-    def matcher(self, schema: str) -> Any:
-        """The grammar of a schema at its start.
-
-        Raises:
-            SchemaError: if there is no such grammar.
-        """
+    def _matcher(self, schema: str) -> Any:
         library = _library()
         grammar = library.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         matcher = library.LLMatcher(self.tokens, grammar, log_level=0)
@@ -68,16 +63,17 @@ class Grammars:
         return matcher
 
     def _shortest(self, schema: str, room: int) -> int:
-        """How many tokens the shortest way through a schema takes, ``room`` at most."""
-        grammar, taken = JsonGrammar(self, self.matcher(schema), 0), 0
-        while taken < room:
+        """How many tokens the shortest way through a schema takes."""
+        grammar = JsonGrammar(self, self._matcher(schema), 0)
+        for taken in range(room + 1):
             allowed = grammar.shortest_way(grammar.allowed(self.vocabulary))
             token = int(allowed.int().argmax())
             if token in self.eos:
-                break
+                return taken
             grammar.take([token])
-            taken += 1
-        return taken
+        raise SchemaError(
+            f"What this JSON schema asks for takes more than {room} tokens at the least: give more answer_tokens."
+        )
 
     def closing(self, in_string: bool) -> list[int]:
         """Tokens that bring a value to its end, the most wanted first."""
