@@ -158,10 +158,12 @@ def answer_data(event: Answered) -> dict[str, Any]:
 
 def stream_writer(config: RunnableConfig) -> Callable[[Any], None] | None:
     """The writer of the LangGraph run that this is part of; None outside of one."""
-    if "langgraph" not in sys.modules:
+    if "langgraph" not in sys.modules:  # whoever runs a graph has loaded it
         return None
-    from langgraph.config import get_stream_writer
-
+    try:
+        from langgraph.config import get_stream_writer
+    except ImportError:  # a part of it alone is installed
+        return None
     try:
         return get_stream_writer()
     except (
