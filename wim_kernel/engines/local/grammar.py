@@ -21,8 +21,6 @@ from wim_kernel.errors import WimError
 # What brings a value to its end the soonest, the most wanted first: within a string, and elsewhere.
 _IN_STRING = ('"',)
 _ELSEWHERE = ("}", "]", "null", ",", "1", "0", "false", '"', "{", "[")
-
-
 SLACK = 8  # tokens to finish what is under way when the shortest way begins
 
 
@@ -43,6 +41,7 @@ class Grammars:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.eos = eos
+        self._lengths: dict[str, int] = {}
 
     def processor(self, schema: str, prompt_tokens: int, room: int) -> JsonGrammar:
         """What lets a branch choose only tokens of JSON that fits ``schema``, complete within ``room`` tokens.
@@ -63,14 +62,18 @@ class Grammars:
         return matcher
 
     def _shortest(self, schema: str, room: int) -> int:
-        """How many tokens the shortest way through a schema takes."""
-        grammar = JsonGrammar(self, self._matcher(schema), 0)
-        for taken in range(room + 1):
-            allowed = grammar.shortest_way(grammar.allowed(self.vocabulary))
-            token = int(allowed.int().argmax())
-            if token in self.eos:
-                return taken
-            grammar.take([token])
+        """How many tokens the shortest way through a schema takes; walked once."""
+        if schema not in self._lengths:
+            grammar = JsonGrammar(self, self._matcher(schema), 0)
+            for taken in range(room + 1):
+                allowed = grammar.shortest_way(grammar.allowed(self.vocabulary))
+                token = int(allowed.int().argmax())
+                if token in self.eos:
+                    self._lengths[schema] = taken
+                    break
+                grammar.take([token])
+        if self._lengths.get(schema, room + 1) <= room:
+            return self._lengths[schema]
         raise SchemaError(
             f"What this JSON schema asks for takes more than {room} tokens at the least: give more answer_tokens."
         )
