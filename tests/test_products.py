@@ -130,6 +130,7 @@ def test_a_model_can_be_copied_and_pickled_while_products_are_lent(tiny_model: T
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(logits(other), wanted)  # the copy multiplies by its own weights
+    # as worker processes are sent a model; what is loaded was made on this line
     assert torch.equal(logits(pickle.loads(pickle.dumps(other))), wanted)
 
 
