@@ -93,6 +93,11 @@ class Usage:
     prompt_tokens: int = 0
     output_tokens: int = 0
 
+    @property
+    def input_tokens(self) -> int:
+        """Every token that was read or found read: the document's and the prompts'."""
+        return self.prefill_tokens + (self.cached_tokens or 0) + self.prompt_tokens
+
 
 @dataclass(frozen=True)
 class Timings:

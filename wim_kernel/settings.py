@@ -138,6 +138,15 @@ def settle(options: Options) -> Settings:
     )
 
 
+def together(options: Options, chunks: int) -> Options:
+    """Options by which a stream that nobody watches writes the margins of all ``chunks`` together, which is quickest.
+
+    Unless the caller says how many, or may stop early and so waits for margins.
+    """
+    asked = any(options.get(name) is not None for name in ("margin_batch", "stop_when", "stop_after"))
+    return options if asked else {**options, "margin_batch": chunks}
+
+
 def _stop_rule(
     stop_when: Callable[[list[Margin]], bool] | None, stop_after: int | None
 ) -> Callable[[list[Margin]], bool] | None:

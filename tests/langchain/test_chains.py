@@ -367,3 +367,10 @@ async def test_compressor_takes_templates_and_checks_its_options(
     assert len(await compressor.acompress_documents(documents, QUESTION)) == 3
     with pytest.raises(TypeError, match="treshold"):
         WimDocumentCompressor(kernel=kernel, options={"treshold": 1})
+
+
+def test_compressor_stops_early(kernel: WimKernel, documents: list[Document]) -> None:
+    compressor = WimDocumentCompressor(kernel=kernel, options={"threshold": 0, "stop_after": 1})
+    (margin,) = compressor.compress_documents(documents, QUESTION)
+    assert margin.metadata["wim"]["document"] == 0
+    assert kernel.readings.held[-1].chunks == 1

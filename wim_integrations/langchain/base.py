@@ -20,7 +20,6 @@ from typing import Annotated, Any, ClassVar
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model, model_validator
 from transformers import GenerationConfig
@@ -35,8 +34,9 @@ from wim_integrations.langchain.prompts import (
     PromptSet,
 )
 from wim_kernel import EmptyDocumentError, Event, Margin, Options, Reading, WimKernel
+from wim_kernel.asynchrony import in_thread
 from wim_kernel.relevance import RelevanceLike
-from wim_kernel.settings import MarginStyle, settle
+from wim_kernel.settings import MarginStyle, settle, together
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Any]
@@ -71,22 +71,7 @@ class Request:
 
 
 class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
-    """A runnable that reads documents for a question.
-
-    Args:
-        kernel: the model and the readings it holds.
-        question_key: which input is the question; by default the first there is of ``question``, ``input``, ``query``.
-        documents_key: which input has the documents, as `Document` objects or strings; by default the first there is of
-            ``documents``, ``context``, ``input_documents``.
-        document_prompt: what is read of each document; by default its page content.
-        document_separator: what stands between documents; by default the kernel's own.
-        chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
-        prompts: `Prompts`, or prompt templates by the names of its fields; see `PromptSet`.
-        empty_response: the answer where no document holds text; by default that is an error.
-        answer_tags: tags of the chat model's run that the answer's tokens are told in.
-
-    The other fields are the kernel's `Options`.
-    """
+    """A runnable that reads documents for a question; `WimRunnable` says what its fields are."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -340,15 +325,13 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         return asked
 
     async def _arequest(self, inputs: Inputs) -> Request:
-        return await run_in_executor(
-            None, self._request, inputs
-        )  # splitting and encoding a book takes seconds
+        return await in_thread(self._request, inputs)  # splitting and encoding a book takes seconds
 
     def _options(self) -> Options:
-        given = {
-            name: getattr(self, name) for name in Options.__annotations__ if name in type(self).model_fields
-        }
-        given.pop("prompts")  # they are made for each call
+        mine = (Options.__annotations__.keys() & type(self).model_fields.keys()) - {
+            "prompts"
+        }  # made for each call
+        given = {name: getattr(self, name) for name in mine}
         options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
         return options
 
@@ -357,11 +340,8 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         return PromptSet(self.task, self.prompts, [*DOCUMENTS_KEYS, *own])
 
     def _paced(self, request: Request, live: bool) -> Options:
-        """The options; where nobody watches and nothing can stop early, all margins are written together."""
-        together = self.margin_batch is None and self.stop_when is None and self.stop_after is None
-        if live or not together or request.source is None:
-            return request.options
-        return {**request.options, "margin_batch": len(request.source.reading.chunks)}
+        """The options; where nobody watches, margins are written together."""
+        return request.options if live else together(request.options, len(request.reading.chunks))
 
 
 def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import run_in_executor
 
 from wim_integrations.langchain.base import Inputs, Outputs, Request, someone_watches
 from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
+from wim_kernel.asynchrony import in_thread
 
 if TYPE_CHECKING:
     from wim_integrations.langchain.runnable import WimRunnable
@@ -82,7 +82,7 @@ class Batch:
 
     async def arun(self) -> list[Exception | Outputs]:
         """See `run`."""
-        waiting = deque(await run_in_executor(None, self._groups))
+        waiting = deque(await in_thread(self._groups))
         while waiting:
             group = waiting.popleft()
             try:

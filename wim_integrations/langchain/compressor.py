@@ -13,7 +13,6 @@ from langchain_core.runnables.config import (
     ensure_config,
     get_async_callback_manager_for_config,
     get_callback_manager_for_config,
-    run_in_executor,
 )
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 from typing_extensions import Self
@@ -22,7 +21,8 @@ from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading
 from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.prompts import PromptSet
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
-from wim_kernel.settings import settle
+from wim_kernel.asynchrony import in_thread
+from wim_kernel.settings import settle, together
 
 
 class WimDocumentCompressor(BaseDocumentCompressor):
@@ -90,7 +90,7 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """See `compress_documents`."""
-        source = await run_in_executor(None, self._source, documents)
+        source = await in_thread(self._source, documents)
         if source is None:
             return []
         config = _config(callbacks)
@@ -120,10 +120,9 @@ class WimDocumentCompressor(BaseDocumentCompressor):
             return None
 
     def _options(self, query: str, source: DocumentReading | None) -> Options:
-        options: Options = {"margin_style": "verbatim"}
+        options: Options = {"margin_style": "verbatim", **self.options}  # type: ignore[typeddict-item]
         if source is not None:
-            options["margin_batch"] = len(source.reading.chunks)
-        options |= self.options  # type: ignore[typeddict-item]
+            options = together(options, len(source.reading.chunks))
         task, given = self.options.get("task", "answer"), self.options.get("prompts")
         prompts = PromptSet(task, given).for_call(query, "question", {"question": query})
         return {**options, "prompts": prompts.prompts, "variables": prompts.variables}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
 from inspect import isawaitable
 from typing import Any
 
@@ -18,7 +19,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 
-from wim_integrations.langchain.documents import DocumentReading, plain
+from wim_integrations.langchain.documents import DocumentReading
 from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Usage
 
 NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
@@ -150,10 +151,14 @@ class Emitter:
 
 def answer_data(event: Answered) -> dict[str, Any]:
     """An answer without its margins, which were told before, as plain JSON data."""
-    data = event.result.to_dict()
-    wanted = ("question", "answer", "usage", "timings", "stopped_early")
-    result: dict[str, Any] = plain({name: data[name] for name in wanted})
-    return result
+    result = event.result
+    return {
+        "question": result.question,
+        "answer": result.answer,
+        "usage": asdict(result.usage),
+        "timings": asdict(result.timings),
+        "stopped_early": result.stopped_early,
+    }
 
 
 def stream_writer(config: RunnableConfig) -> Callable[[Any], None] | None:
@@ -166,18 +171,17 @@ def stream_writer(config: RunnableConfig) -> Callable[[Any], None] | None:
         return None
     try:
         return get_stream_writer()
-    except (
-        RuntimeError,
-        KeyError,
-    ):  # no run, a run that is no graph's, or a task on Python 3.10: the config may know
+    except (RuntimeError, KeyError):
+        # no run, a run that is no graph's, or a task on Python 3.10: the config may know
         runtime = (config.get("configurable") or {}).get("__pregel_runtime")
         return getattr(runtime, "stream_writer", None)
 
 
 def _usage_metadata(usage: Usage) -> UsageMetadata:
-    read = usage.prefill_tokens + (usage.cached_tokens or 0) + usage.prompt_tokens
     metadata = UsageMetadata(
-        input_tokens=read, output_tokens=usage.output_tokens, total_tokens=read + usage.output_tokens
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
     )
     if usage.cached_tokens is not None:
         metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)

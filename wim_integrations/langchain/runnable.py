@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -12,7 +13,6 @@ from pydantic import BaseModel, create_model
 
 from wim_integrations.langchain.base import DocumentRunnable, Inputs, Outputs, Request
 from wim_integrations.langchain.batching import Batch
-from wim_integrations.langchain.documents import plain
 from wim_integrations.langchain.events import answer_data
 from wim_kernel import Answered, AnswerToken, Event, Margin, MarginsDone, MarginWritten, Options
 
@@ -117,13 +117,8 @@ class WimRunnable(DocumentRunnable):
                 "stopped_early": False,
             }
         data = answer_data(last)
-        return {
-            "answer": data["answer"],
-            "margins": request.margins_data(last.result.margins),
-            "usage": data["usage"],
-            "timings": data["timings"],
-            "stopped_early": data["stopped_early"],
-        }
+        del data["question"]
+        return {**data, "margins": request.margins_data(last.result.margins)}
 
     def _first_chunk(self, request: Request) -> Outputs:
         return AddableDict(answer="", margins=[])
@@ -163,12 +158,11 @@ class WimMargins(DocumentRunnable):
     def _output(self, request: Request, last: Event | None) -> Outputs:
         if not isinstance(last, MarginsDone):
             return {"margins": [], "usage": {}, "timings": {}, "chunks_read": 0}
-        data = plain(last.to_dict())
         return {
             "margins": request.margins_data(last.margins),
-            "usage": data["usage"],
-            "timings": data["timings"],
-            "chunks_read": data["chunks_read"],
+            "usage": asdict(last.usage),
+            "timings": asdict(last.timings),
+            "chunks_read": last.chunks_read,
         }
 
     def _first_chunk(self, request: Request) -> Outputs:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
-from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import StructuredTool, ToolException
-from pydantic import BaseModel, Field, create_model
 
-from wim_integrations.langchain.documents import Documents, as_documents
+from wim_integrations.langchain.documents import Documents
 from wim_integrations.langchain.events import NO_STREAM
+from wim_integrations.langchain.library import Folder, Library, Named
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_kernel import WimError, WimKernel
-from wim_kernel.files import FileError, read_document
-
-DESCRIPTION = (
-    "Answers a question from {documents}. The whole text is read, with notes taken on the way, so ask what you want to "
-    "know in one plain question; the text itself is not returned."
-)
-TRUNCATED = "\n[truncated]"
+from wim_kernel.asynchrony import in_thread
+from wim_kernel.reports import DESCRIPTION, TRUNCATED, report
 
 
 def create_wim_tool(
@@ -107,141 +97,6 @@ def create_wim_tool(
     )
 
 
-class Library:
-    """The documents that a tool may read, by name."""
-
-    def names(self) -> list[str]:
-        """All names, in order."""
-        raise NotImplementedError
-
-    def get(self, name: str) -> list[Document]:
-        """A document's parts.
-
-        Raises:
-            ToolException: if there is no such document, or it cannot be read.
-        """
-        raise NotImplementedError
-
-    def explain(self, error: Any) -> str:
-        """What an agent's model got wrong in its arguments."""
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        return f"Ask a question about {self.described()}. What was given is wrong: {wrong}"
-
-    def described(self) -> str:
-        """The documents in words."""
-        names = self.names()
-        return names[0] if len(names) == 1 else "one of these documents: " + ", ".join(names)
-
-    def arguments(self) -> type[BaseModel]:
-        """What the agent's model fills in."""
-        asked: dict[str, Any] = {
-            "question": (str, Field(description="A plain question, complete in itself."))
-        }
-        names = self.names()
-        if len(names) > 1:
-            kind: Any = Literal[tuple(names)]
-            asked["document"] = (kind, Field(description="Which document to read."))
-        return create_model("AskDocument", **asked)
-
-
-class Named(Library):
-    """Documents given by name."""
-
-    def __init__(self, documents: Mapping[str, Documents]) -> None:
-        self.documents = {name: as_documents(parts) for name, parts in documents.items()}
-        for name, parts in self.documents.items():
-            if not parts:
-                raise ValueError(f"There are no documents in {name!r}.")
-
-    def names(self) -> list[str]:
-        """All names, in order."""
-        return list(self.documents)
-
-    def get(self, name: str) -> list[Document]:
-        """A document's parts."""
-        if name not in self.documents:
-            raise ToolException(
-                f"There is no document called {name!r}. There are: {', '.join(self.documents)}."
-            )
-        return self.documents[name]
-
-
-class Folder(Library):
-    """Text, Markdown, HTML and PDF files in a folder and below it, by their paths from there.
-
-    Nothing outside it and nothing hidden, by whatever name or link. The files read last stay in memory.
-    """
-
-    MOST_NAMES = 100
-    MOST_FILES = 16
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).resolve()
-        if not self.folder.is_dir():
-            raise ValueError(f"{folder} is not a folder.")
-        self._read: OrderedDict[tuple[str, int, int], list[Document]] = OrderedDict()
-
-    def names(self) -> list[str]:
-        """All names, in order."""
-        names = (path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")))
-        return [name for name in names if self._file(name) is not None]
-
-    def get(self, name: str) -> list[Document]:
-        """A file's text."""
-        path = self._file(name)
-        if path is None:
-            raise ToolException(f"There is no document called {name!r}. There are: {self._listed()}.")
-        state = path.stat()
-        key = name, state.st_mtime_ns, state.st_size
-        found = self._read.pop(key, None)
-        if found is None:
-            try:
-                (chunk,) = read_document([path])
-            except FileError as error:
-                raise ToolException(str(error).replace(os.fspath(path), name)) from error
-            found = [Document(page_content=chunk.text, metadata={"source": name})]
-        self._read[key] = found
-        while len(self._read) > self.MOST_FILES:
-            self._read.popitem(last=False)
-        return found
-
-    def described(self) -> str:
-        """The documents in words."""
-        return f"one of these documents: {self._listed()}"
-
-    def arguments(self) -> type[BaseModel]:
-        """What the agent's model fills in."""
-        return create_model(
-            "AskDocument",
-            question=(str, Field(description="A plain question, complete in itself.")),
-            document=(str, Field(description="Which document to read, by its name.")),
-        )
-
-    def _listed(self) -> str:
-        names = self.names()
-        more = f", and {len(names) - self.MOST_NAMES} more" if len(names) > self.MOST_NAMES else ""
-        return ", ".join(names[: self.MOST_NAMES]) + more
-
-    def _file(self, name: str) -> Path | None:
-        """The file of that name, if agents may read it."""
-        if not name or not name.isprintable() or ".." in PurePosixPath(name).parts:
-            return None
-        try:
-            path = (self.folder / name).resolve()
-            within = path.relative_to(self.folder)
-        except (ValueError, OSError):
-            return None
-        hidden = any(part.startswith(".") for part in (*within.parts, *PurePosixPath(name).parts))
-        return path if not hidden and path.is_file() and _may_be_text(path) else None
-
-
-def _may_be_text(path: Path) -> bool:
-    """Whether a file's name does not say that it is something else."""
-    kind, packed = mimetypes.guess_type(path.name)
-    textual = ("text/", "application/pdf", "application/json", "application/xhtml+xml", "application/xml")
-    return packed is None and (kind is None or kind.startswith(textual))
-
-
 class _Asker:
     """What the tool does."""
 
@@ -260,7 +115,7 @@ class _Asker:
     ) -> tuple[str, dict[str, Any]]:
         """Content and artifact."""
         with _as_messages():
-            asked = await run_in_executor(None, self._input, question, document)
+            asked = await in_thread(self._input, question, document)
             return self._result(question, await self.reader.ainvoke(asked, config))
 
     def _result(self, question: str, output: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -272,15 +127,8 @@ class _Asker:
         return {"question": question, "documents": self.library.get(document)}
 
     def _content(self, output: Mapping[str, Any]) -> str:
-        notes = [
-            f"- {margin['text'].strip()}{_place(margin)}" for margin in output["margins"] if margin["kept"]
-        ]
-        content = str(output["answer"]).strip()
-        if notes:
-            content += "\n\nNotes from the document:\n" + "\n".join(notes)
-        if len(content) > self.max_output_chars:
-            content = content[: self.max_output_chars - len(TRUNCATED)] + TRUNCATED
-        return content
+        notes = [margin["text"].strip() + _place(margin) for margin in output["margins"] if margin["kept"]]
+        return report(str(output["answer"]), notes, self.max_output_chars)
 
 
 class _Deltas(BaseCallbackHandler):

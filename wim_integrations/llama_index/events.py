@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from typing import Any
 
 from llama_index.core.base.llms.types import CompletionResponse
@@ -14,6 +15,7 @@ from llama_index.core.instrumentation.span import active_span_id
 
 from wim_integrations.llama_index.nodes import NodeReading
 from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Options, Usage
+from wim_kernel.settings import together
 
 dispatcher = get_dispatcher(__name__)
 
@@ -95,15 +97,12 @@ class WimAnswerEnd(BaseEvent):
 def paced(
     source: NodeReading, options: Options, callbacks: CallbackManager, *, streams: bool = False
 ) -> Options:
-    """The options; where nobody watches margins come and nothing stops early, they are all written together."""
+    """The options; where nobody watches margins come, they are written together."""
     listening = (*root_dispatcher.event_handlers, *dispatcher.event_handlers)
     watched = (
         streams or callbacks.handlers or any(not isinstance(item, NullEventHandler) for item in listening)
     )
-    early = options.get("stop_when") is not None or options.get("stop_after") is not None
-    if watched or early or options.get("margin_batch") is not None:
-        return options
-    return {**options, "margin_batch": len(source.reading.chunks)}
+    return options if watched else together(options, len(source.reading.chunks))
 
 
 class Teller:
@@ -142,10 +141,8 @@ class Teller:
                 self._start(asked)
             case Answered(result):
                 self._start(asked)
-                data = result.to_dict()
-                dispatcher.event(
-                    WimAnswerEnd(answer=result.answer, usage=data["usage"], timings=data["timings"], **asked)
-                )
+                usage, timings = asdict(result.usage), asdict(result.timings)
+                dispatcher.event(WimAnswerEnd(answer=result.answer, usage=usage, timings=timings, **asked))
                 self.end(result.answer, result.usage)
             case MarginsDone(margins, usage):
                 self.end("\n".join(margin.text for margin in margins if margin.kept), usage)
@@ -155,8 +152,7 @@ class Teller:
         if self._llm_event is None:
             return
         counts = usage or Usage()
-        read = counts.prefill_tokens + (counts.cached_tokens or 0) + counts.prompt_tokens
-        raw = {"usage": {"prompt_tokens": read, "completion_tokens": counts.output_tokens}}
+        raw = {"usage": {"prompt_tokens": counts.input_tokens, "completion_tokens": counts.output_tokens}}
         if usage and not usage.output_tokens:
             text = ""  # a count of 0 is counted again, from the text
         completion = CompletionResponse(text=text, raw=raw if usage else None)

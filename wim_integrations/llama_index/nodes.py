@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from llama_index.core.schema import BaseNode, MetadataMode
 
-from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
+from wim_kernel import Chunk, Margin, Reading, Span, WimKernel, WimResult
 from wim_kernel.chunks import contiguous, drop_overlaps, join_adjacent
 
 Order = Literal["given", "document"]
@@ -82,6 +82,15 @@ class NodeReading:
             "ref_doc_ids": list(dict.fromkeys(node.ref_doc_id for node in nodes if node.ref_doc_id)),
             "spans": [self._place(span) for span in margin.chunk.spans if span.length],
             "quotes": [self._place(span) for span in margin.spans],
+        }
+
+    def result_data(self, result: WimResult) -> dict[str, Any]:
+        """What a response's metadata says of a result: ``margins``, ``usage``, ``timings`` and ``stopped_early``."""
+        return {
+            "margins": [self.margin_data(margin) for margin in result.margins],
+            "usage": asdict(result.usage),
+            "timings": asdict(result.timings),
+            "stopped_early": result.stopped_early,
         }
 
     def relevance_of_nodes(self, margins: Sequence[Margin]) -> dict[str, float]:

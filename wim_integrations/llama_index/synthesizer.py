@@ -78,8 +78,7 @@ class WimSynthesizer(BaseSynthesizer):
     Args:
         kernel: the model and the readings it holds.
         llm: not called; a `StructuredLLM` says what the answer is to be. ``synthesizer.llm`` can be given to callers
-        that
-            would otherwise look for one in `Settings`.
+            that would otherwise look for one in `Settings`.
         callback_manager: the older callbacks.
         streaming: whether the answer streams.
         output_cls: what the answer is to be an object of; it is decoded so that it always fits.
@@ -216,9 +215,8 @@ class WimSynthesizer(BaseSynthesizer):
             NodeWithScore(node=item.node, score=relevance.get(item.node.node_id, item.score))
             for item in source_nodes
         ]
-        if (
-            call.source is None and self._shape is not None
-        ):  # nothing was read, and nothing said about it is an object
+        if call.source is None and self._shape is not None:
+            # nothing was read, and what is said of that is no object
             return Response(self._empty_response, source_nodes=scored, metadata=call.metadata)
         response = super()._prepare_response_output(response_str, scored)
         call.metadata.update(response.metadata or {})
@@ -333,10 +331,8 @@ def _note(call: Call, event: Event) -> None:
         call.metadata["margins"].append(call.source.margin_data(event.margin))
         call.metadata["margins"].sort(key=lambda data: data["index"])
     elif isinstance(event, Answered):
-        data = event.result.to_dict()
         call.margins = list(event.result.margins)
-        call.metadata["margins"] = [call.source.margin_data(margin) for margin in call.margins]
-        call.metadata.update({name: data[name] for name in ("usage", "timings", "stopped_early")})
+        call.metadata.update(call.source.result_data(event.result))
 
 
 def _pieces(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:

@@ -1,6 +1,5 @@
 """A tool with which an agent asks about a long document, and whose margins reach the workflow's stream."""
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -14,13 +13,8 @@ from llama_index.core.workflow import Context, Event
 from wim_integrations.llama_index.events import Teller
 from wim_integrations.llama_index.nodes import NodeReading, Order
 from wim_kernel import Answered, ChunkRead, MarginWritten, Options, WimError, WimKernel
+from wim_kernel.reports import DESCRIPTION, report
 from wim_kernel.settings import settle
-
-DESCRIPTION = (
-    "Answers a question from the document. The whole text is read, with notes taken on the way, so ask what you want "
-    "to know in one plain question; the text itself is not returned."
-)
-TRUNCATED = "\n[truncated]"
 
 
 class WimProgress(Event):
@@ -43,7 +37,7 @@ def create_wim_tool(
     documents: str | Sequence[str | BaseNode],
     *,
     name: str = "ask_document",
-    description: str = DESCRIPTION,
+    description: str = DESCRIPTION.format(documents="the document"),
     order: Order = "given",
     chunk_tokens: int | None = None,
     join_small: bool = False,
@@ -104,19 +98,10 @@ def create_wim_tool(
 
 def _response(source: NodeReading, last: Answered, max_output_chars: int) -> Response:
     result = last.result
-    text = result.answer.strip() or "(The model gave no answer.)"
-    notes = [f"- {margin.text.strip()}" for margin in result.kept if margin.text.strip()]
-    if notes:
-        text += "\n\nNotes from the document:\n" + "\n".join(notes)
-    if len(text) > max_output_chars:
-        text = text[: max(0, max_output_chars - len(TRUNCATED))] + TRUNCATED
+    notes = [margin.text.strip() for margin in result.kept if margin.text.strip()]
+    text = report(result.answer.strip() or "(The model gave no answer.)", notes, max_output_chars)
     relevance = source.relevance_of_nodes(result.margins)
     metadata: dict[str, Any] = {node.node_id: node.metadata for node in source.nodes}
-    metadata.update(
-        margins=[source.margin_data(margin) for margin in result.margins],
-        usage=dataclasses.asdict(result.usage),
-        timings=dataclasses.asdict(result.timings),
-        stopped_early=result.stopped_early,
-    )
+    metadata.update(source.result_data(result))
     scored = [NodeWithScore(node=node, score=relevance.get(node.node_id)) for node in source.nodes]
     return Response(text, source_nodes=scored, metadata=metadata)
