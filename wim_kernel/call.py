@@ -98,10 +98,6 @@ class Call:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read_head(self) -> Steps[None]:
-        """Read what stands before the document."""
-        yield from self.watch.run("prefill", self.lease.read(0))
-
     def read_chunk(self, index: int) -> Steps[None]:
         """Read a chunk; its margins wait to be written."""
         cached = self.lease.has(index + 1)
@@ -112,8 +108,7 @@ class Call:
         self.waiting += [Place(inquiry, index) for inquiry in self.inquiries]
 
     def read_through(self, chunks: int) -> Steps[None]:
-        """Read the head and the first ``chunks`` chunks."""
-        yield from self.read_head()
+        """Read the first ``chunks`` chunks."""
         for index in range(chunks):
             yield from self.read_chunk(index)
 

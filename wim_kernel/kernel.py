@@ -200,7 +200,6 @@ class Reading:
 
     def _read_and_note(self, call: Call) -> Steps[list[Margin]]:
         """Step one: chunks and their margins, until the document ends or the caller has enough."""
-        yield from call.read_head()
         for index in range(len(self.chunks)):
             yield from call.read_chunk(index)
             if call.margins_are_due():

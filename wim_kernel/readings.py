@@ -197,13 +197,19 @@ class Lease:
     def read(self, piece: int) -> Iterator[None]:
         """Have ``piece`` read, the ones before it being read; yields after every block.
 
-        Several holders may read the same piece at once: each block is run by one of them.
+        The head is read along with the first chunk. Several holders may read the same piece at once: each block is run
+        by one of them.
         """
         self._claim(piece)
+        first = 0 if piece == 1 and not self.has(0) else piece
         while not self.has(piece):
-            self.prefilled[piece] += self.readings.engine.extend(
-                self.prefix, self.pieces[piece], self.end(piece - 1)
+            ran = self.readings.engine.extend(
+                self.prefix, self.pieces[first : piece + 1], self.end(first - 1)
             )
+            for read in {first, piece}:
+                self.prefilled[read] += max(
+                    0, min(ran.stop, self.end(read)) - max(ran.start, self.end(read - 1))
+                )
             yield
 
     def _agreed(self) -> int:

@@ -151,10 +151,11 @@ class Engine(Protocol[PrefixT]):
     def fork(self, prefix: PrefixT, tokens: int) -> PrefixT:
         """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
 
-    def extend(self, prefix: PrefixT, ids: Sequence[int], start: int) -> int:
-        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on; says how many tokens it ran.
+    def extend(self, prefix: PrefixT, pieces: Sequence[Sequence[int]], start: int) -> range:
+        """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.
 
-        Callers that read the same chunk take turns: each call runs a block that nobody has run, if there is one.
+        Branches may continue from the end of every piece. Callers that read the same pieces take turns: each call runs
+        a block that nobody has run, if there is one.
         """
 
     def decode(

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
-from wim_kernel.engines.local.sampling import Sampler
+from wim_kernel.engines.local.sampling import Next, Sampler
 from wim_kernel.engines.local.tokens import TextStream
-
-LOGIT_BYTES = 128 * 2**20  # most memory that the logits of one pass over prompts take
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,16 @@ class Limits:
     Attributes:
         tokens: most prompt tokens, padding included.
         vocabulary: how many logits a slot has.
+        nbytes: most memory for logits.
     """
 
     tokens: int
     vocabulary: int
+    nbytes: int
 
     def rows(self, width: int, slots: int) -> int:
         """How many rows of ``width`` slots, logits kept at ``slots`` of them, may run together."""
-        return max(1, min(self.tokens // width, LOGIT_BYTES // (4 * slots * self.vocabulary)))
+        return max(1, min(self.tokens // width, self.nbytes // (4 * slots * self.vocabulary)))
 
 
 class Batch(Protocol):
@@ -41,8 +41,8 @@ class Batch(Protocol):
     def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
         """Run left-padded prompts of rows ``start`` on; logits (rows, keep, vocabulary)."""
 
-    def step(self, tokens: list[int]) -> Tensor:
-        """Append a token to every row; logits (rows, vocabulary)."""
+    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
+        """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
 
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` leave."""
@@ -105,12 +105,18 @@ class Row:
         if self._sampler is not None:
             self.sampler = self._sampler([*prefix[: self.branch.at], *self.ids, *self.decided])
 
-    def next_token(self, likeliest: int, logits: Tensor) -> int:
-        """The row's next token, given logits (vocabulary,) and which of them is the highest."""
+    def next_token(self, state: Next, place: int) -> int:
+        """The row's next token, given what may come next in all rows and which of them is this one."""
         if self.forced:
             return self.forced[0]
         assert self.sampler is not None
-        return likeliest if self.sampler.takes(likeliest) else self.sampler.choose(logits)
+        likeliest = state.likeliest[place]
+        return likeliest if self.sampler.takes(likeliest) else self.sampler.choose(state.logits[place])
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest token will most probably be taken behind the next one, and there is one to come."""
+        return not self.forced and self.sampler is not None and self.sampler.takes_likeliest
 
     def take(self, token: int) -> Progress | None:
         """Take the row's next token in, forced or sampled; what is new, if anything."""
@@ -167,8 +173,9 @@ def decode(
         row.begin(prefix)
     going = [row for row in going if row.sampler is not None]
     yield _in_order(Progress(row.index, done=row.end()) for row in rows if row not in going)
-    batch.select([index for index, row in enumerate(rows) if row in going])
-    state = torch.stack([logits[index] for index, row in enumerate(rows) if row in going]) if going else None
+    passed = [index for index, row in enumerate(rows) if row in going]
+    batch.select(passed)
+    state = Next.of(torch.stack([logits[row] for row in passed])) if going else None
     while going and state is not None:
         tokens = _next_tokens(going, state)
         progress = [row.take(token) for row, token in zip(going, tokens, strict=True)]
@@ -179,7 +186,7 @@ def decode(
         going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
         if going:
             with turn:
-                state = batch.step(tokens)
+                state = batch.step(tokens, ahead=all(row.takes_likeliest for row in going))
 
 
 def _in_order(progress: Iterable[Progress]) -> list[Progress]:
@@ -218,7 +225,6 @@ def _passing(rows: list[Row], gate: Gate | None) -> list[Row]:
     return [row for row in rows if row.index in passing]
 
 
-def _next_tokens(rows: list[Row], logits: Tensor) -> list[int]:
-    """The next token of every row: forced, or the likeliest all at once, or row by row where a row asks for more."""
-    likeliest = logits.argmax(-1).tolist()
-    return [row.next_token(token, scores) for row, token, scores in zip(rows, likeliest, logits, strict=True)]
+def _next_tokens(rows: list[Row], state: Next) -> list[int]:
+    """The next token of every row: forced, or the likeliest, or what the row chooses where it asks for more."""
+    return [row.next_token(state, place) for place, row in enumerate(rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.grammar import Grammars
 from wim_kernel.engines.local.loading import load_model
+from wim_kernel.engines.local.paths import Attention, Paths
 from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
 from wim_kernel.engines.local.shared import SharedPrefix
@@ -39,6 +41,7 @@ class LocalEngine:
         window: most tokens to attend to; by default what the model's config says.
         path: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
             time), or None to take the first unless the model fails its check.
+        attention: what computes attention on the first path, for debugging; see `wim_kernel.engines.local.paths.Paths`.
 
     Raises:
         UnsupportedModelError: if the path does not give the same results as the model's plain forward pass.
@@ -51,6 +54,7 @@ class LocalEngine:
         *,
         window: int | None = None,
         path: str | None = None,
+        attention: Attention = "auto",
     ) -> None:
         self.model = model
         model.train(False)
@@ -58,6 +62,7 @@ class LocalEngine:
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
+        self.paths = Paths(attention, self.runner)
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
         self.window = window or _window(model.config.get_text_config())
@@ -65,6 +70,7 @@ class LocalEngine:
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
         self.block_tokens = 512 if self.on_cpu else 4096
+        self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = _budget(self.runner.device)
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
@@ -72,10 +78,16 @@ class LocalEngine:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, window: int | None = None, path: str | None = None, **loading: Any
+        cls,
+        name: str,
+        *,
+        window: int | None = None,
+        path: str | None = None,
+        attention: Attention = "auto",
+        **loading: Any,
     ) -> LocalEngine:
         """Load a model by name; see `wim_kernel.engines.local.loading.load_model`."""
-        return cls(*load_model(name, **loading), window=window, path=path)
+        return cls(*load_model(name, **loading), window=window, path=path, attention=attention)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -113,7 +125,7 @@ class LocalEngine:
 
     def open(self) -> LocalPrefix:
         """An empty prefix."""
-        return SharedPrefix(self.runner) if self.path == "shared" else SnapshotPrefix(self.model)
+        return SharedPrefix(self.runner, self.paths) if self.path == "shared" else SnapshotPrefix(self.model)
 
     def prefix_bytes(self, tokens: int) -> int:
         """Bytes that a prefix of ``tokens`` tokens takes."""
@@ -129,16 +141,25 @@ class LocalEngine:
         with self.turn:
             return prefix.fork(tokens)
 
-    def extend(self, prefix: LocalPrefix, ids: Sequence[int], start: int) -> int:
-        """Run the next block of ``ids``, the tokens of ``prefix`` from ``start`` on; says how many tokens it ran."""
+    def extend(self, prefix: LocalPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
+        """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.
+
+        A block may run over the end of a piece, unless something has to be kept there, and takes a short rest along.
+        """
         with self.turn:
-            done = max(0, prefix.tokens - start)
-            block = ids[done : done + self.block_tokens]
+            ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
+            before = prefix.tokens
+            limit = (
+                ends[-1] if self.path == "shared" else next((end for end in ends if end > before), ends[-1])
+            )
+            block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
+            if len(block) > self.block_tokens * 9 // 8:
+                block = block[: self.block_tokens]
             if block:
                 prefix.extend(block)
-            if prefix.tokens == start + len(ids):
+            if prefix.tokens in ends:
                 prefix.mark()
-            return len(block)
+            return range(before, prefix.tokens)
 
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None
@@ -156,7 +177,9 @@ class LocalEngine:
         room = width + decided + max(steps, default=0)
         with self.turn:
             batch = prefix.branch([row.branch.at for row in rows], room)
-        limits = Limits(4 * self.block_tokens, self.model.config.get_text_config().vocab_size)
+        limits = Limits(
+            4 * self.block_tokens, self.model.config.get_text_config().vocab_size, self.logit_bytes
+        )
         yield from decode(batch, rows, prefix.ids, gate, self.turn, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
@@ -213,7 +236,7 @@ class LocalEngine:
             ).logits[0, -2:]
             for length, suffix in zip(lengths, suffixes, strict=True)
         ]
-        prefix = SharedPrefix(self.runner) if path == "shared" else SnapshotPrefix(self.model)
+        prefix = SharedPrefix(self.runner, self.paths) if path == "shared" else SnapshotPrefix(self.model)
         prefix.reserve(len(document))
         for start, end in ((0, 7), (7, 13), (13, 24)):
             prefix.extend(document[start:end])
@@ -222,7 +245,7 @@ class LocalEngine:
             self._check_windows(prefix)
         batch = prefix.branch(lengths, room=6)
         prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
-        steps = batch.step([following] * 3)
+        steps = batch.step([following] * 3).logits
         tolerance = 1e-3 if plain[0].dtype == torch.float32 else 0.1
         for row, wanted in enumerate(plain):
             found = torch.stack([prompts[row], steps[row]]).float()

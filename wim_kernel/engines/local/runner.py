@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wim_kernel.engines.local.attention import Terms
+from wim_kernel.engines.local.fusions import Fusions
 from wim_kernel.engines.local.products import Products
 from wim_kernel.errors import UnsupportedModelError
 
@@ -117,11 +118,12 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device: torch.device = next(model.get_input_embeddings().parameters()).device
-        self.products = Products(model, wanted=_in_step)
+        self.lent = (Products(model, wanted=_in_step), Fusions(model, wanted=_in_step))
 
     def install(self) -> None:
         """Put the kernel's attention and products in front of the model's own; does nothing if they are there."""
-        self.products.install()
+        for lent in self.lent:
+            lent.install()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             return
@@ -136,7 +138,8 @@ class ModelRunner:
 
     def uninstall(self) -> None:
         """Give the model back as it was."""
-        self.products.uninstall()
+        for lent in self.lent:
+            lent.uninstall()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             self.model.set_attn_implementation(current.removeprefix(PREFIX))
@@ -156,12 +159,25 @@ class ModelRunner:
         """
         self.install()
         device = self.device
-        kept = keep.to(device) if isinstance(keep, Tensor) else keep
+        kept = _moved(keep, device) if isinstance(keep, Tensor) else keep
         with active(step):
             logits: Tensor = self.model(
-                input_ids=ids.to(device),
-                position_ids=positions.to(device),
+                input_ids=_moved(ids, device),
+                position_ids=_moved(positions, device),
                 use_cache=False,
                 logits_to_keep=kept,
             ).logits
         return logits
+
+
+def upload(
+    numbers: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Numbers on a device, without waiting for what the device is doing."""
+    return _moved(torch.tensor(numbers, dtype=dtype), device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

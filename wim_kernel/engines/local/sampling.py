@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,24 @@ from transformers.generation.logits_process import MinLengthLogitsProcessor, Min
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from wim_kernel.engines.local.grammar import Grammars
+
+
+class Next(NamedTuple):
+    """What may come next in each row of a batch.
+
+    Attributes:
+        logits: (rows, vocabulary).
+        likeliest: the token with the highest of each row.
+    """
+
+    logits: Tensor
+    likeliest: list[int]
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Next:
+        """From the logits alone."""
+        return cls(logits, logits.argmax(-1).tolist())
+
 
 _HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 
@@ -53,19 +71,19 @@ class Policy:
         self, prompt: Sequence[int], grammars: Grammars | None = None, json_schema: str | None = None
     ) -> Sampler:
         """What chooses tokens behind ``prompt``, such that they fit the schema if there is one."""
-        ids = torch.tensor([list(prompt)], device=self.device)
         config, own = self.config, LogitsProcessorList()
         if grammars is not None and json_schema is not None:
-            own.append(grammars.processor(json_schema, ids.shape[1], self.max_new_tokens))
+            own.append(grammars.processor(json_schema, len(prompt), self.max_new_tokens))
             config = _without_bans(config)
+        looks_back = (config.encoder_repetition_penalty or 1.0) != 1.0 or config.encoder_no_repeat_ngram_size
         processors = self.model._get_logits_processor(
             config,
-            input_ids_seq_length=ids.shape[1],
-            encoder_input_ids=ids,
+            input_ids_seq_length=len(prompt),
+            encoder_input_ids=torch.tensor([prompt if looks_back else prompt[:1]], device=self.device),
             logits_processor=own,
             device=str(self.device),
         )
-        return Sampler(self, processors, list(prompt), stops=json_schema is None)
+        return Sampler(self, processors, prompt, stops=json_schema is None)
 
 
 def _without_bans(config: GenerationConfig) -> GenerationConfig:
@@ -81,13 +99,15 @@ class Sampler:
     """Chooses one branch's tokens, one after another."""
 
     def __init__(
-        self, policy: Policy, processors: LogitsProcessorList, prompt: list[int], *, stops: bool = True
+        self, policy: Policy, processors: LogitsProcessorList, prompt: Sequence[int], *, stops: bool = True
     ) -> None:
         self.policy = policy
         self.stop = policy.stop if stops else None
         self.processors = processors
         self.prompt_tokens = len(prompt)
-        self.ids = torch.tensor([[*prompt, *[0] * policy.max_new_tokens]], device=policy.device)
+        self.prompt = prompt
+        self._ids: Tensor | None = None
+        self._written = self.prompt_tokens
         self.token_ids: list[int] = []
         self.greedy = not policy.config.do_sample
         self._held_back_only = self.greedy and all(
@@ -100,6 +120,11 @@ class Sampler:
         It is in greedy decoding without processors, or with none but those that hold back the end, if it is no end.
         """
         return self._held_back_only and (not self.processors or likeliest not in self.policy.eos)
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it will most probably take the likeliest token behind the next one, and goes on so far."""
+        return self._held_back_only and len(self.token_ids) + 1 < self.policy.max_new_tokens
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given logits (vocabulary,)."""
@@ -114,7 +139,6 @@ class Sampler:
         """Take a token in; True if the branch ends with it."""
         if token in self.policy.eos:
             return True
-        self.ids[0, self.prompt_tokens + len(self.token_ids)] = token
         self.token_ids.append(token)
         if len(self.token_ids) >= self.policy.max_new_tokens:
             return True
@@ -124,5 +148,11 @@ class Sampler:
 
     @property
     def _seen(self) -> Any:
-        """Everything before the next token, (1, tokens)."""
-        return self.ids[:, : self.prompt_tokens + len(self.token_ids)]
+        """Everything before the next token, (1, tokens); put on the device only where somebody asks for it."""
+        if self._ids is None:
+            room = [0] * self.policy.max_new_tokens
+            self._ids = torch.tensor([[*self.prompt, *room]], device=self.policy.device)
+        for token in self.token_ids[self._written - self.prompt_tokens :]:
+            self._ids[0, self._written] = token
+            self._written += 1
+        return self._ids[:, : self._written]

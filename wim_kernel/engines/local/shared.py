@@ -1,8 +1,7 @@
-"""The fast path: one prefix, stored once, and branches as batch rows beside it.
+"""The fast path's prefix: stored once, whatever branches read it.
 
-The document's keys and values lie in buffers allocated ahead, one pair a layer, and are written only by `extend`. A
-branch batch has small buffers of its own. Nothing is rolled back because nothing was appended, so any chunk boundary
-can be branched from at any time.
+The document's keys and values lie in buffers allocated ahead, one pair a layer, and are written only by `extend`.
+Nothing is rolled back because nothing was appended, so any chunk boundary can be branched from at any time.
 """
 
 from __future__ import annotations
@@ -12,25 +11,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention import (
-    PART_PAIRS,
-    Mask,
-    Merge,
-    Terms,
-    attend,
-    extend_attention,
-    in_window,
-    nested_parts,
-)
-from wim_kernel.engines.local.runner import ModelRunner
+from wim_kernel.engines.local import kernels
+from wim_kernel.engines.local.attention import Terms, extend_attention
+from wim_kernel.engines.local.branches import BranchBatch
+from wim_kernel.engines.local.captured import KernelBatch
+from wim_kernel.engines.local.paths import Paths
+from wim_kernel.engines.local.runner import ModelRunner, upload
 
 
 class LayerStore:
-    """Keys and values of one layer: (heads, capacity, head size) each, on the layer's own device."""
+    """Keys and values of one layer on its own device: (heads, capacity, head size) each.
 
-    def __init__(self, key: Tensor, value: Tensor, capacity: int) -> None:
-        self.keys = key.new_empty(key.shape[0], capacity, key.shape[-1])
-        self.values = value.new_empty(value.shape[0], capacity, value.shape[-1])
+    Args:
+        key: keys of any number of tokens, (heads, M, D).
+        value: their values, (heads, M, Dv).
+        capacity: tokens that there is room for.
+        by_token: lay tokens out one after another, with their heads, as the kernels and cuDNN want it: strides then do not
+            depend on the capacity. Otherwise head after head, which a CPU reads sooner.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, capacity: int, *, by_token: bool) -> None:
+        self.by_token = by_token
+        self.keys, self.values = (
+            item.new_empty(capacity, item.shape[0], item.shape[-1]).transpose(0, 1)
+            if by_token
+            else item.new_empty(item.shape[0], capacity, item.shape[-1])
+            for item in (key, value)
+        )
+        self._table: Tensor | None = None
 
     def write(self, key: Tensor, value: Tensor, start: int) -> None:
         """Put keys (heads, M, D) and values (heads, M, Dv) at positions from ``start`` on."""
@@ -39,7 +47,7 @@ class LayerStore:
 
     def resized(self, tokens: int, capacity: int) -> LayerStore:
         """A store of another capacity with the first ``tokens`` positions of this one."""
-        store = LayerStore(self.keys, self.values, capacity)
+        store = LayerStore(self.keys, self.values, capacity, by_token=self.by_token)
         store.write(self.keys[:, :tokens], self.values[:, :tokens], 0)
         return store
 
@@ -48,12 +56,32 @@ class LayerStore:
         """Bytes of both buffers."""
         return self.keys.nbytes + self.values.nbytes
 
+    def beside(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
+        """Buffers for branches' own keys and values, (rows, room, heads, head size) each."""
+        keys, values = (
+            item.new_empty(rows, room, item.shape[0], item.shape[2]) for item in (self.keys, self.values)
+        )
+        return keys, values
+
+    def row(self, own: tuple[Tensor, Tensor] | None = None, room: int = 0) -> list[int]:
+        """The layer's row of the kernels' table. Without own buffers, what is new goes behind what there is."""
+        own = own or (self.keys, self.values)
+        return kernels.table_row(*(item.data_ptr() for item in (self.keys, self.values, *own)), room)
+
+    @property
+    def table(self) -> Tensor:
+        """The row on the device, for extending."""
+        if self._table is None:
+            self._table = upload(self.row(), torch.int64, self.keys.device)
+        return self._table
+
 
 class SharedPrefix:
     """Tokens of a reading with their keys and values in every layer."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, paths: Paths) -> None:
         self.runner = runner
+        self.paths = paths
         self.layers: dict[int, LayerStore] = {}
         self.windows: dict[int, int | None] = {}
         self.ids: list[int] = []
@@ -80,7 +108,7 @@ class SharedPrefix:
     @torch.inference_mode()
     def fork(self, tokens: int) -> SharedPrefix:
         """A prefix of its own with the first ``tokens`` tokens of this one."""
-        other = SharedPrefix(self.runner)
+        other = SharedPrefix(self.runner, self.paths)
         other.ids, other.capacity, other.windows = self.ids[:tokens], tokens, dict(self.windows)
         other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
         return other
@@ -96,8 +124,10 @@ class SharedPrefix:
     def mark(self) -> None:
         """A chunk ends here; nothing to keep, since any position can be branched from."""
 
-    def branch(self, lengths: Sequence[int], room: int) -> BranchBatch:
+    def branch(self, lengths: Sequence[int], room: int) -> BranchBatch | KernelBatch:
         """Rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
+        if self.paths.kernels and self.layers:
+            return KernelBatch(self, list(lengths), room)
         return BranchBatch(self, list(lengths), room)
 
 
@@ -107,193 +137,40 @@ class ExtendStep:
     def __init__(self, prefix: SharedPrefix, start: int) -> None:
         self.prefix = prefix
         self.start = start
+        self._states: dict[tuple[int, torch.device], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Store this layer's new keys and values, then attend over all there are."""
-        stores = self.prefix.layers
-        if layer not in stores:
-            stores[layer] = LayerStore(key[0], value[0], self.prefix.capacity)
-            self.prefix.windows[layer] = terms.window
-        store, end = stores[layer], self.start + key.shape[2]
+        prefix, paths = self.prefix, self.prefix.paths
+        if layer not in prefix.layers:
+            prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=paths.kernels)
+            prefix.windows[layer] = terms.window
+        store, end = prefix.layers[layer], self.start + key.shape[2]
+        if paths.kernels:
+            return self._by_kernels(store, query, key, value, terms)
         store.write(key[0], value[0], self.start)
         return extend_attention(query, store.keys[:, :end], store.values[:, :end], self.start, terms)
 
-
-class BranchBatch:
-    """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
-
-    Rows are left-padded: all rows write the same slot of their own buffers at each step.
-    """
-
-    def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
-        self.prefix = prefix
-        self.lengths = lengths
-        self.room = room
-        self.used = 0
-        self.pads = [0] * len(lengths)
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
-        """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
-        rows = slice(start, start + len(ids))
-        self.pads[rows] = [width - len(row) for row in ids]
-        self.used = width
-        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
-        return self._forward(padded, rows, 0, keep)
-
-    def step(self, tokens: list[int]) -> Tensor:
-        """Append one token to every row; logits for the next: (rows, vocab)."""
-        logits = self._forward(torch.tensor(tokens)[:, None], slice(0, len(tokens)), self.used, keep=1)
-        self.used += 1
-        return logits[:, -1]
-
-    @torch.inference_mode()
-    def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` (ascending) leave the batch."""
-        if len(rows) == len(self.lengths):
-            return
-        self.lengths = [self.lengths[row] for row in rows]
-        self.pads = [self.pads[row] for row in rows]
-        for layer, (keys, values) in self.own.items():
-            index = torch.tensor(rows, dtype=torch.long, device=keys.device)
-            self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
-
-    def _forward(self, ids: Tensor, rows: slice, slot: int, keep: Tensor | int) -> Tensor:
-        step = BranchStep(self, rows, slot, ids.shape[1])
-        return self.runner.forward(ids, step.positions.clamp(min=0), step, keep)
-
-    @property
-    def runner(self) -> ModelRunner:
-        """The model."""
-        return self.prefix.runner
-
-
-class BranchStep:
-    """What attention needs while rows of a batch run ``width`` slots from ``slot`` on."""
-
-    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
-        self.batch = batch
-        self.rows = rows
-        self.slot = slot
-        self.end = slot + width
-        self.lengths = batch.lengths[rows]
-        self.parts = nested_parts(self.lengths)
-        pads = torch.tensor(batch.pads[rows])[:, None]
-        self.positions = torch.tensor(self.lengths)[:, None] - pads + torch.arange(slot, self.end)[None]
-        self.longest = int(self.positions.max()) + 1
-        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
-        self.folded: Mask | None = None
-        self.pads = pads
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
-        own_key, own_value = self._write(layer, key, value)
-        rows, heads, count, size = query.shape
-        key_heads = key.shape[1]
-        groups = heads // key_heads
-        window = terms.window if terms.window is not None and terms.window < self.longest else None
-        # (rows, key heads, groups, M, D): the part over own tokens takes rows and key heads as entries alike
-        query = query.reshape(rows, key_heads, groups, count, size)
-        mask = self._own_mask(window, query.device, key_heads)
-        out, lse = attend(
-            query.flatten(0, 1),
-            own_key.flatten(0, 1)[:, None],
-            own_value.flatten(0, 1)[:, None],
+    def _by_kernels(
+        self, store: LayerStore, query: Tensor, key: Tensor, value: Tensor, terms: Terms
+    ) -> Tensor:
+        """A run of whole tiles by the library that is quickest at them, the rest and the new tokens by the kernels."""
+        tiles, outer = self.prefix.paths.tiles(query, store.keys, store.values, self.start, terms)
+        return kernels.branch_attention(
+            query,
+            key,
+            value,
             terms,
-            mask=mask,
+            store.table,
+            self._state(tiles, query.device),
+            kernels.splits(query, key, self.start - tiles),
+            past=False,
+            outer=outer,
         )
-        merge = Merge(out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count))
-        if window is None:
-            self._whole_prefix(layer, query, merge, terms)
-        else:
-            self._windowed_prefix(layer, query, merge, terms, window)
-        if terms.sinks is not None:
-            merge.sink(terms.sinks.view(1, key_heads, groups, 1))
-        return merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
 
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.batch.own
-        if layer not in own:
-            shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
-            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
-        keys, values = own[layer]
-        keys[self.rows, :, self.slot : self.end] = key
-        values[self.rows, :, self.slot : self.end] = value
-        return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
-
-    def _own_mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
-        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
-        key = (window, device)
-        if key not in self.masks:
-            slots = torch.arange(self.end)
-            mine = slots[self.slot :, None]
-            allowed = in_window(mine, slots[None], window) & (
-                (slots >= self.pads[:, :, None]) | (slots == mine)
-            )
-            allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
-            self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
-        return self.masks[key]
-
-    def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
-        """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
-        if not self.parts:
-            return
-        store = self.batch.prefix.layers[layer]
-        rows, key_heads, groups, count, size = query.shape
-        folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
-        pieces: list[tuple[int, slice, Mask | None]]
-        if self._in_one_piece(groups * count, key_heads, query.device):
-            pieces = [(rows, slice(0, self.lengths[0]), self._folded_mask(groups * count))]
-        else:
-            pieces = [(part.rows, slice(part.start, part.end), None) for part in self.parts]
-        for seeing, positions, mask in pieces:
-            out, lse = attend(
-                folded[:, :, : seeing * groups * count],
-                store.keys[:, None, positions],
-                store.values[:, None, positions],
-                terms,
-                mask=mask,
-            )
-            merge.add(
-                out.view(key_heads, seeing, groups, count, -1).transpose(0, 1),
-                lse.view(key_heads, seeing, groups, count).transpose(0, 1),
-                slice(0, seeing),
-            )
-
-    def _in_one_piece(self, queries: int, key_heads: int, device: torch.device) -> bool:
-        """Whether a CPU is done sooner over the longest prefix at once, masked, than part by part."""
-        if device.type != "cpu" or len(self.parts) == 1:
-            return False
-        wasted = sum(self.lengths[0] - length for length in self.lengths) * queries * key_heads
-        return wasted < PART_PAIRS * (len(self.parts) - 1)
-
-    def _folded_mask(self, queries: int) -> Mask:
-        """(1, 1, rows * queries, longest): each row's queries see the row's prefix. Only on the CPU."""
-        if self.folded is None:
-            lengths = torch.tensor(self.lengths).repeat_interleave(queries)
-            self.folded = Mask((torch.arange(self.lengths[0]) < lengths[:, None])[None, None])
-        return self.folded
-
-    def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms, window: int) -> None:
-        """Row by row over the few positions that its window still reaches."""
-        if not self.parts:
-            return
-        store = self.batch.prefix.layers[layer]
-        for row, length in enumerate(self.lengths):
-            first = max(length, int(self.positions[row, 0]))
-            low = max(0, first - window + 1)
-            if low >= length:
-                continue
-            mask = None
-            if query.shape[3] > 1:
-                reach = torch.arange(low, length)
-                seen = in_window(self.positions[row][:, None], reach[None], window)
-                mask = Mask(seen[None, None].to(query.device))
-            out, lse = attend(
-                query[row],
-                store.keys[:, None, low:length],
-                store.values[:, None, low:length],
-                terms,
-                mask=mask,
-            )
-            merge.add(out[None], lse[None], slice(row, row + 1))
+    def _state(self, base: int, device: torch.device) -> Tensor:
+        key = (base, device)
+        if key not in self._states:
+            numbers = kernels.pack_state(self.start, base, [self.start], [self.start], [0])
+            self._states[key] = upload(numbers, torch.int32, device)
+        return self._states[key]

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from wim_kernel.engines.local.sampling import Next
+
 
 class SnapshotPrefix:
     """Tokens of a reading in the model's own cache, with what cannot be sliced kept at every chunk boundary."""
@@ -96,9 +98,11 @@ class SnapshotBatch:
             logits.append(everything[:, slots.to(everything.device)])
         return torch.cat(logits)
 
-    def step(self, tokens: list[int]) -> Tensor:
-        """Append one token to every row; logits for the next: (rows, vocab)."""
-        return torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
+    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
+        """Append one token to every row; what may come next."""
+        return Next.of(
+            torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
+        )
 
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` leave the batch."""

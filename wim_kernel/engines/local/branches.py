@@ -1,0 +1,204 @@
+"""Branches as batch rows beside a shared prefix, in plain PyTorch: attention part by part, merged exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wim_kernel.engines.local.attention import (
+    PART_PAIRS,
+    Mask,
+    Merge,
+    Terms,
+    attend,
+    in_window,
+    nested_parts,
+)
+from wim_kernel.engines.local.runner import ModelRunner
+from wim_kernel.engines.local.sampling import Next
+
+if TYPE_CHECKING:
+    from wim_kernel.engines.local.shared import SharedPrefix
+
+
+class BranchBatch:
+    """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
+
+    Rows are left-padded: all rows write the same slot of their own buffers at each step.
+    """
+
+    def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
+        self.prefix = prefix
+        self.lengths = lengths
+        self.room = room
+        self.used = 0
+        self.pads = [0] * len(lengths)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+        """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
+        rows = slice(start, start + len(ids))
+        self.pads[rows] = [width - len(row) for row in ids]
+        self.used = width
+        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
+        return self._forward(padded, rows, 0, keep)
+
+    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
+        """Append one token to every row; what may come next."""
+        logits = self._forward(torch.tensor(tokens)[:, None], slice(0, len(tokens)), self.used, keep=1)
+        self.used += 1
+        return Next.of(logits[:, -1])
+
+    @torch.inference_mode()
+    def select(self, rows: list[int]) -> None:
+        """Let all but ``rows`` (ascending) leave the batch."""
+        if len(rows) == len(self.lengths):
+            return
+        self.lengths = [self.lengths[row] for row in rows]
+        self.pads = [self.pads[row] for row in rows]
+        for layer, (keys, values) in self.own.items():
+            index = torch.tensor(rows, dtype=torch.long, device=keys.device)
+            self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
+
+    def _forward(self, ids: Tensor, rows: slice, slot: int, keep: Tensor | int) -> Tensor:
+        step = BranchStep(self, rows, slot, ids.shape[1])
+        return self.runner.forward(ids, step.positions.clamp(min=0), step, keep)
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The model."""
+        return self.prefix.runner
+
+
+class BranchStep:
+    """What attention needs while rows of a batch run ``width`` slots from ``slot`` on."""
+
+    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
+        self.batch = batch
+        self.rows = rows
+        self.slot = slot
+        self.end = slot + width
+        self.lengths = batch.lengths[rows]
+        self.parts = nested_parts(self.lengths)
+        pads = torch.tensor(batch.pads[rows])[:, None]
+        self.positions = torch.tensor(self.lengths)[:, None] - pads + torch.arange(slot, self.end)[None]
+        self.longest = int(self.positions.max()) + 1
+        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
+        self.folded: Mask | None = None
+        self.pads = pads
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+        """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
+        own_key, own_value = self._write(layer, key, value)
+        rows, heads, count, size = query.shape
+        key_heads = key.shape[1]
+        groups = heads // key_heads
+        window = terms.window if terms.window is not None and terms.window < self.longest else None
+        # (rows, key heads, groups, M, D): the part over own tokens takes rows and key heads as entries alike
+        query = query.reshape(rows, key_heads, groups, count, size)
+        mask = self._own_mask(window, query.device, key_heads)
+        out, lse = attend(
+            query.flatten(0, 1),
+            own_key.flatten(0, 1)[:, None],
+            own_value.flatten(0, 1)[:, None],
+            terms,
+            mask=mask,
+        )
+        merge = Merge(out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count))
+        if window is None:
+            self._whole_prefix(layer, query, merge, terms)
+        else:
+            self._windowed_prefix(layer, query, merge, terms, window)
+        if terms.sinks is not None:
+            merge.sink(terms.sinks.view(1, key_heads, groups, 1))
+        return merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.batch.own
+        if layer not in own:
+            shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
+            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
+        keys, values = own[layer]
+        keys[self.rows, :, self.slot : self.end] = key
+        values[self.rows, :, self.slot : self.end] = value
+        return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
+
+    def _own_mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
+        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
+        key = (window, device)
+        if key not in self.masks:
+            slots = torch.arange(self.end)
+            mine = slots[self.slot :, None]
+            allowed = in_window(mine, slots[None], window) & (
+                (slots >= self.pads[:, :, None]) | (slots == mine)
+            )
+            allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
+            self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
+        return self.masks[key]
+
+    def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
+        """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
+        if not self.parts:
+            return
+        store = self.batch.prefix.layers[layer]
+        rows, key_heads, groups, count, size = query.shape
+        folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
+        pieces: list[tuple[int, slice, Mask | None]]
+        if self._in_one_piece(groups * count, key_heads, query.device):
+            pieces = [(rows, slice(0, self.lengths[0]), self._folded_mask(groups * count))]
+        else:
+            pieces = [(part.rows, slice(part.start, part.end), None) for part in self.parts]
+        for seeing, positions, mask in pieces:
+            out, lse = attend(
+                folded[:, :, : seeing * groups * count],
+                store.keys[:, None, positions],
+                store.values[:, None, positions],
+                terms,
+                mask=mask,
+            )
+            merge.add(
+                out.view(key_heads, seeing, groups, count, -1).transpose(0, 1),
+                lse.view(key_heads, seeing, groups, count).transpose(0, 1),
+                slice(0, seeing),
+            )
+
+    def _in_one_piece(self, queries: int, key_heads: int, device: torch.device) -> bool:
+        """Whether a CPU is done sooner over the longest prefix at once, masked, than part by part."""
+        if device.type != "cpu" or len(self.parts) == 1:
+            return False
+        wasted = sum(self.lengths[0] - length for length in self.lengths) * queries * key_heads
+        return wasted < PART_PAIRS * (len(self.parts) - 1)
+
+    def _folded_mask(self, queries: int) -> Mask:
+        """(1, 1, rows * queries, longest): each row's queries see the row's prefix. Only on the CPU."""
+        if self.folded is None:
+            lengths = torch.tensor(self.lengths).repeat_interleave(queries)
+            self.folded = Mask((torch.arange(self.lengths[0]) < lengths[:, None])[None, None])
+        return self.folded
+
+    def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms, window: int) -> None:
+        """Row by row over the few positions that its window still reaches."""
+        if not self.parts:
+            return
+        store = self.batch.prefix.layers[layer]
+        for row, length in enumerate(self.lengths):
+            first = max(length, int(self.positions[row, 0]))
+            low = max(0, first - window + 1)
+            if low >= length:
+                continue
+            mask = None
+            if query.shape[3] > 1:
+                reach = torch.arange(low, length)
+                seen = in_window(self.positions[row][:, None], reach[None], window)
+                mask = Mask(seen[None, None].to(query.device))
+            out, lse = attend(
+                query[row],
+                store.keys[:, None, low:length],
+                store.values[:, None, low:length],
+                terms,
+                mask=mask,
+            )
+            merge.add(out[None], lse[None], slice(row, row + 1))
