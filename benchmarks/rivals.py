@@ -109,6 +109,8 @@ class Stopwatch:
 
     def lap(self, part: str) -> None:
         """Book the time since the last lap under ``part``."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.spent[part] += now - self._last
         self._last = now
@@ -256,7 +258,7 @@ RIVALS: dict[str, Callable[[PreTrainedModel, Task], Run]] = {
 
 def generated(model: PreTrainedModel, ids: Ids, tokens: int, eos_ids: Ids) -> tuple[int, ...]:
     """The same number of ids from `model.generate`, for comparison."""
-    batch = torch.tensor([list(ids)])
+    batch = torch.tensor([list(ids)], device=model.device)
     out = model.generate(
         batch,
         attention_mask=torch.ones_like(batch),

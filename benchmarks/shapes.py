@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from benchmarks.report import ROOT, write_json
@@ -102,6 +106,16 @@ def load(args: argparse.Namespace, chunk_tokens: int) -> WimKernel:
         model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
     return WimKernel(model, tokenizer, chunk_tokens=chunk_tokens)
+
+
+def synthetic_tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
+    """A tokenizer whose words ``w0``, ``w1``, ... are its tokens; every other word is one token, too."""
+    words = {f"w{index}": index for index in range(vocabulary - 2)}
+    backend = Tokenizer(
+        WordLevel({**words, "[UNK]": vocabulary - 2, "[END]": vocabulary - 1}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,8 @@
 
 A step of a large model is a thousand launches, and launching them takes longer than running them. Captured as a CUDA
 graph they are one launch. The graph finds a batch's buffers by addresses in device memory and keeps count of slots
-itself, so there is one graph for each number of rows, whatever the reading; and the next step can be under way, fed with
-the likeliest tokens, while the ones before it are looked at.
+itself, so there is one graph for each number of rows, whatever the reading; and the next step can be under way, fed
+with the likeliest tokens, while the ones before it are looked at.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wim_kernel.engines.local import kernels
 from wim_kernel.engines.local.attention import Terms
+from wim_kernel.engines.local.branch_attention import (
+    ABSENT,
+    COLUMNS,
+    branch_attention,
+    pack_state,
+    prefix_splits,
+)
 from wim_kernel.engines.local.runner import ModelRunner, upload
 from wim_kernel.engines.local.sampling import Next
 
@@ -34,9 +40,9 @@ class KernelStep:
     """What attention needs while rows of a batch run.
 
     Attributes:
-        table: rows of `wim_kernel.engines.local.kernels.table_row`, by position.
+        table: rows of `wim_kernel.engines.local.branch_attention.table_row`, by position.
         places: which layer has which row of the table.
-        state: see `wim_kernel.engines.local.kernels.pack_state`.
+        state: see `wim_kernel.engines.local.branch_attention.pack_state`.
         longest: most tokens of prefix that a row may see.
         past: whether rows may have own tokens already.
     """
@@ -50,8 +56,8 @@ class KernelStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix and the rows' own tokens; stores the new ones."""
         table, state = (item.to(query.device) for item in (self.table[self.places[layer]], self.state))
-        splits = kernels.splits(query, key, self.longest)
-        return kernels.branch_attention(query, key, value, terms, table, state, splits, past=self.past)
+        splits = prefix_splits(query, key, self.longest)
+        return branch_attention(query, key, value, terms, table, state, splits, past=self.past)
 
 
 class Graph:
@@ -74,7 +80,7 @@ class Graph:
             2 + 4 * rows, dtype=torch.int32, device=device
         )  # the tokens to append at its end
         self.tokens = self.state[2 + 3 * rows :]
-        self.table = torch.zeros(len(layers), kernels.COLUMNS, dtype=torch.int64, device=device)
+        self.table = torch.zeros(len(layers), COLUMNS, dtype=torch.int64, device=device)
         self.places = {layer: place for place, layer in enumerate(layers)}
         self.loaded: object = None  # for whom
         self._step = KernelStep(self.table, self.places, self.state, LONG, past=True)
@@ -113,10 +119,10 @@ class Graph:
         state[0] += 1
 
     def _capture(self) -> None:
-        """Capture the step, after a run that loads kernels and takes workspaces; what these did to the state is undone."""
+        """Capture the step, after a run that loads kernels; what these did to the state is undone."""
         device, graph, before = self.state.device, torch.cuda.CUDAGraph(), self.state.clone()
         try:
-            side = torch.cuda.Stream(device)
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 self._forward()
@@ -266,9 +272,7 @@ class KernelBatch:
         padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(width)[None]).clamp(min=0)
-        state = upload(
-            kernels.pack_state(0, 0, lengths, pads, self.rows[rows]), torch.int32, self.runner.device
-        )
+        state = upload(pack_state(0, 0, lengths, pads, self.rows[rows]), torch.int32, self.runner.device)
         places = {layer: place for place, layer in enumerate(self.layers)}
         step = KernelStep(self._table, places, state, max(lengths), past=False)
         return self.runner.forward(padded, positions, step, keep)
@@ -317,7 +321,7 @@ class KernelBatch:
         if likeliest.is_cuda:
             there = torch.empty(count, dtype=likeliest.dtype, pin_memory=True)
             likeliest = there.copy_(likeliest, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(torch.cuda.current_stream(logits.device))
         else:
             likeliest = likeliest.clone()
@@ -328,11 +332,11 @@ class KernelBatch:
         graph = self._graph = self.graphs.of(len(self.rows), self.layers)
         absent = graph.rows - len(self.rows)
         self._loaded = list(self.rows)
-        state = kernels.pack_state(
+        state = pack_state(
             self.used,
             0,
             [*self.lengths, *[0] * absent],
-            [*self.pads, *[kernels.ABSENT_ROW] * absent],
+            [*self.pads, *[ABSENT] * absent],
             [*self.rows, *[0] * absent],
         )
         graph.load(self._key, self._table, [*state, *tokens, *[0] * absent])

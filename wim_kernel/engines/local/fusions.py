@@ -5,129 +5,88 @@ their work; in prefill each is five to ten passes over memory. What is lent here
 the model's own code on random numbers, and left alone where it differs; outside a step the model runs by itself.
 """
 
-# mypy: disable-error-code="misc,no-untyped-def,no-untyped-call,index,operator,arg-type"
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wim_kernel.engines.local.kernels import available, interpreted, on_device
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # pragma: no cover - triton comes with every CUDA build of torch
-    triton = None
+from wim_kernel.engines.local.branch_attention import DTYPES, available, interpreted
+from wim_kernel.engines.local.small_kernels import gated, rms_norm, rotate
 
 ROTARY = "apply_rotary_pos_emb"
 
-if triton is not None:
 
-    @triton.jit
-    def _rms_norm(
-        source, weight, to, rows, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-        AROUND_ONE: tl.constexpr,
-    ):  # fmt: skip
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        column = tl.arange(0, BLOCK)
-        mask = (row[:, None] < rows) & (column[None, :] < WIDTH)
-        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        x = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
-        w = tl.load(weight + column, mask=column < WIDTH, other=0.0)
-        x = x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)[:, None]
-        if AROUND_ONE:
-            y = x * (1.0 + w.to(tl.float32))[None, :]
-        else:
-            y = x.to(to.dtype.element_ty) * w[None, :]
-        tl.store(to + at, y.to(to.dtype.element_ty), mask=mask)
+class Joint:
+    """Linear layers that are given the same input, multiplied as one: narrow ones alone leave most of the chip idle.
 
-    @triton.jit
-    def _turn(
-        source, to, s_row, s_head, s_token, cos, sin, c_row, c_token, row, token, tokens, heads,
-        HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
-    ):  # fmt: skip
-        head = tl.arange(0, HEADS)[:, None]
-        d = tl.arange(0, BLOCK)[None, :]
-        mask = (head < heads) & (d < HALF)
-        at = source + row * s_row + token * s_token + head * s_head + d
-        first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
-        angle = row * c_row + token * c_token + d
-        cos1 = tl.load(cos + angle, mask=d < HALF, other=0.0).to(tl.float32)
-        cos2 = tl.load(cos + angle + HALF, mask=d < HALF, other=0.0).to(tl.float32)
-        sin1 = tl.load(sin + angle, mask=d < HALF, other=0.0).to(tl.float32)
-        sin2 = tl.load(sin + angle + HALF, mask=d < HALF, other=0.0).to(tl.float32)
-        at = to + ((row * tokens + token) * heads + head) * (2 * HALF) + d
-        tl.store(at, (first * cos1 - second * sin1).to(to.dtype.element_ty), mask=mask)
-        tl.store(at + HALF, (second * cos2 + first * sin2).to(to.dtype.element_ty), mask=mask)
+    Their weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more memory
+    and stay the layers' own.
 
-    @triton.jit
-    def _rotate(
-        query, key, to_query, to_key, q_row, q_head, q_token, k_row, k_head, k_token, cos, sin, c_row, c_token,
-        tokens, heads, key_heads, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
-        KEY_HEADS: tl.constexpr,
-    ):  # fmt: skip
-        row = (tl.program_id(0) // tokens).to(tl.int64)
-        token = (tl.program_id(0) % tokens).to(tl.int64)
-        _turn(
-            query, to_query, q_row, q_head, q_token, cos, sin, c_row, c_token, row, token, tokens, heads,
-            HALF, BLOCK, HEADS,
-        )  # fmt: skip
-        _turn(
-            key, to_key, k_row, k_head, k_token, cos, sin, c_row, c_token, row, token, tokens, key_heads,
-            HALF, BLOCK, KEY_HEADS,
-        )  # fmt: skip
+    Args:
+        layers: plain linear layers with the same number of inputs, that have biases, or have none.
+    """
 
-    @triton.jit
-    def _gate(gate, up, to, count, BLOCK: tl.constexpr):
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(gate + at, mask=at < count, other=0.0).to(tl.float32)
-        y = tl.load(up + at, mask=at < count, other=0.0)
-        x = (x * tl.sigmoid(x)).to(y.dtype)
-        tl.store(to + at, (x * y).to(to.dtype.element_ty), mask=at < count)
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self.layers = layers
+        self.weight = _moved_together([layer.weight for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.bias = _moved_together(biases) if biases else None
+        self._input: Tensor | None = None
+        self._parts: dict[int, Tensor] = {}
+
+    def product(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
+        """A layer's product; the others' are kept for when they ask with the same input."""
+        place = next(index for index, other in enumerate(self.layers) if other is layer)
+        if self._input is not hidden or place not in self._parts:
+            if not self._together():
+                return nn.Linear.forward(layer, hidden)
+            whole = nn.functional.linear(hidden, self.weight, self.bias)
+            self._input = hidden
+            self._parts = dict(enumerate(whole.split([other.out_features for other in self.layers], -1)))
+        part = self._parts.pop(place)
+        if not self._parts:
+            self._input = None
+        return part
+
+    def _together(self) -> bool:
+        """Whether the parameters are still views of ours: a model may be moved, or given other weights."""
+        at = self.weight.data_ptr()
+        for layer in self.layers:
+            if layer.weight.data_ptr() != at or layer.weight.dtype != self.weight.dtype:
+                return False
+            at += layer.weight.nbytes
+        return True
 
 
-def rms_norm(source: Tensor, weight: Tensor, eps: float, *, around_one: bool) -> Tensor:
-    """Root mean square norm over the last dimension, contiguous; weights around one as Gemma has them, or as they are."""
-    width = source.shape[-1]
-    to, rows, block = torch.empty_like(source), source.numel() // width, 1 << (width - 1).bit_length()
-    together = max(1, min(16, 1024 // block))
-    with on_device(source.device):
-        _rms_norm[(triton.cdiv(rows, together),)](
-            source, weight, to, rows, eps, WIDTH=width, BLOCK=block, ROWS=together, AROUND_ONE=around_one,
-            num_warps=8 if block >= 2048 else 4,
-        )  # fmt: skip
-    return to
+@torch.no_grad()
+def _moved_together(parameters: Sequence[nn.Parameter]) -> Tensor:
+    first, ends = parameters[0].data, list(itertools.accumulate(item.nbytes for item in parameters))
+    if [item.data_ptr() - first.data_ptr() for item in parameters[1:]] == ends[:-1]:  # they are already
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(item) for item in parameters]), strict=True):
+        parameter.data = part
+    return whole
 
 
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary positions by halves: query (B, H, M, D), key (B, K, M, D), cos and sin (B or 1, M, D)."""
-    (rows, heads, tokens, size), key_heads = query.shape, key.shape[1]
-    to_query = query.new_empty(rows, tokens, heads, size).transpose(1, 2)
-    to_key = key.new_empty(rows, tokens, key_heads, size).transpose(1, 2)
-    c_row = cos.stride(0) if cos.shape[0] == rows else 0
-    half = size // 2
-    with on_device(query.device):
-        _rotate[(rows * tokens,)](
-            query, key, to_query, to_key, *query.stride()[:3], *key.stride()[:3], cos, sin, c_row, cos.stride(1),
-            tokens, heads, key_heads, HALF=half, BLOCK=1 << (half - 1).bit_length(),
-            HEADS=1 << (heads - 1).bit_length(), KEY_HEADS=1 << (key_heads - 1).bit_length(), num_warps=4,
-        )  # fmt: skip
-    return to_query, to_key
-
-
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``, both contiguous and of one shape."""
-    to, count = torch.empty_like(up), up.numel()
-    with on_device(up.device):
-        _gate[(triton.cdiv(count, 1024),)](gate, up, to, count, BLOCK=1024, num_warps=4)
-    return to
+def _joint_form(module: nn.Module) -> list[nn.Linear]:
+    """The projections of an attention layer that may be multiplied as one; none if it has no such."""
+    found = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    layers = [layer for layer in found if type(layer) is nn.Linear and "forward" not in vars(layer)]
+    if len(layers) < 3:
+        return []
+    shapes = {
+        (layer.in_features, layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers
+    }
+    plain = all(layer.weight.is_contiguous() and not layer._forward_hooks for layer in layers)
+    return layers if len(shapes) == 1 and plain and layers[0].weight.dtype in DTYPES else []
 
 
 class Fusions:
@@ -158,8 +117,12 @@ class Fusions:
                 self._lend_rotary(module, weight)
             form = forms[type(module)]
             if form is not None:
-                module.forward = functools.partial(self._forward, module, form)
-                self._lent.append(module)
+                self._lend(module, form)
+            layers = _joint_form(module)
+            if layers:
+                joint = Joint(layers)
+                for layer in layers:
+                    self._lend(layer, joint.product)
 
     def uninstall(self) -> None:
         """Give everything back as it was."""
@@ -168,6 +131,11 @@ class Fusions:
         for home, original in self._rotaries:
             setattr(home, ROTARY, original)
         self._lent, self._rotaries = None, []
+
+    def _lend(self, module: nn.Module, form: Form) -> None:
+        module.forward = functools.partial(self._forward, module, form)
+        assert self._lent is not None
+        self._lent.append(module)
 
     def _forward(self, module: nn.Module, form: Form, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 1 or not self.wanted() or not _fits(args[0]):
@@ -223,7 +191,8 @@ def _norm_form(module: nn.Module) -> Form | None:
 
     def form(module: Any, hidden: Tensor, around_one: bool) -> Tensor:
         if module.weight.dtype != hidden.dtype:
-            return type(module).forward(module, hidden)
+            plain: Tensor = type(module).forward(module, hidden)
+            return plain
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         return rms_norm(hidden.contiguous(), module.weight, eps, around_one=around_one)
 
@@ -237,13 +206,15 @@ def _norm_form(module: nn.Module) -> Form | None:
 def _gate_form(module: nn.Module) -> Form | None:
     """The module as a gated MLP with SiLU, if it is one."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(isinstance(part, nn.Linear) for part in parts):
+    linear = [part for part in parts if isinstance(part, nn.Linear)]
+    if len(linear) < 3:
         return None
 
     def form(module: Any, hidden: Tensor) -> Tensor:
-        return module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
+        result: Tensor = module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
+        return result
 
-    return form if _alike(module, form, parts[0].in_features, parts[0].weight) else None
+    return form if _alike(module, form, linear[0].in_features, linear[0].weight) else None
 
 
 @torch.inference_mode()

@@ -9,8 +9,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local import kernels
 from wim_kernel.engines.local.attention import Terms
+from wim_kernel.engines.local.branch_attention import (
+    DTYPES,
+    available,
+    branch_attention,
+    pack_state,
+    prefix_splits,
+    table_row,
+)
 from wim_kernel.engines.local.captured import Graphs
 from wim_kernel.engines.local.runner import ModelRunner, upload
 from wim_kernel.errors import UnsupportedModelError
@@ -39,16 +46,18 @@ class Paths:
         if attention not in get_args(Attention):
             raise ValueError(f"attention is one of {', '.join(get_args(Attention))}, not {attention!r}.")
         device, dtype = runner.device, runner.model.dtype
-        fits = kernels.available(device) and dtype in kernels.DTYPES
+        fits = available(device) and dtype in DTYPES
         if attention in ("kernels", "cudnn") and not fits:
             raise UnsupportedModelError(
-                f"attention={attention!r} needs Triton, a CUDA device and a floating-point type of 16 or 32 bits; this model "
-                f"is {dtype} on {device.type}."
+                f"attention={attention!r} needs Triton, a CUDA device and a floating-point type of 16 or 32 bits; this "
+                f"model is {dtype} on {device.type}."
             )
         self.attention = attention
         self.kernels = fits if attention == "auto" else attention != "parts"
         if attention == "auto" and device.type != "cuda":
             self.kernels = False
+        if self.kernels:
+            runner.fuse()
         self.graphs = Graphs(runner)
         self._tiled: dict[tuple[int, ...], bool] = {}
 
@@ -93,7 +102,7 @@ def _cudnn_fits(query: Tensor, values: Tensor) -> bool:
 
 
 def _cudnn(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention without a mask, by cuDNN: output (1, H, M or more, D), token by token, and log-sum-exp (1, H, M or more).
+    """Attention without a mask by cuDNN: output (1, H, M or more, D), token by token, log-sum-exp (1, H, M or more).
 
     Queries are padded and strides are those of a tile, so that few plans are made.
     """
@@ -116,15 +125,12 @@ def _is_quicker(query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bo
     (heads, tile, size), device = keys.shape, query.device
     key, value = (item.new_zeros(1, query.shape[2], heads, size).transpose(1, 2) for item in (keys, values))
     own_key, own_value = torch.empty_like(key), torch.empty_like(value)
-    addresses = [item.data_ptr() for item in (keys, values, own_key, own_value)]
-    table = upload([*addresses, 0, 0], torch.int64, device)
-    splits = kernels.splits(query, key, tile)
+    table = upload(table_row(keys, values, own_key, own_value, 0), torch.int64, device)
+    splits = prefix_splits(query, key, tile)
 
     def attend(splits: int, outer: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        state = upload(kernels.pack_state(0, 0, [tile], [0], [0]), torch.int32, device)
-        return kernels.branch_attention(
-            query, key, value, terms, table, state, splits, past=False, outer=outer
-        )
+        state = upload(pack_state(0, 0, [tile], [0], [0]), torch.int32, device)
+        return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
 
     try:
         ours, by_kernels = _timed(lambda: attend(splits))
@@ -141,10 +147,10 @@ def _timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """A result, and the milliseconds that the best of three takes on the device."""
     result, best = work(), float("inf")
     for _ in range(3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
         result = work()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        best = min(best, begin.elapsed_time(end))  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end))
     return result, best

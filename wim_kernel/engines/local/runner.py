@@ -118,12 +118,18 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device: torch.device = next(model.get_input_embeddings().parameters()).device
-        self.lent = (Products(model, wanted=_in_step), Fusions(model, wanted=_in_step))
+        self.products = Products(model, wanted=_in_step)
+        self.fusions: Fusions | None = None
+
+    def fuse(self) -> None:
+        """Lend fused operations too, from now on."""
+        self.fusions = Fusions(self.model, wanted=_in_step)
 
     def install(self) -> None:
         """Put the kernel's attention and products in front of the model's own; does nothing if they are there."""
-        for lent in self.lent:
-            lent.install()
+        self.products.install()
+        if self.fusions is not None:
+            self.fusions.install()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             return
@@ -138,8 +144,9 @@ class ModelRunner:
 
     def uninstall(self) -> None:
         """Give the model back as it was."""
-        for lent in self.lent:
-            lent.uninstall()
+        self.products.uninstall()
+        if self.fusions is not None:
+            self.fusions.uninstall()
         current = self.model.config._attn_implementation
         if current.startswith(PREFIX):
             self.model.set_attn_implementation(current.removeprefix(PREFIX))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local import kernels
 from wim_kernel.engines.local.attention import Terms, extend_attention
+from wim_kernel.engines.local.branch_attention import branch_attention, pack_state, prefix_splits, table_row
 from wim_kernel.engines.local.branches import BranchBatch
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.paths import Paths
@@ -26,8 +26,8 @@ class LayerStore:
         key: keys of any number of tokens, (heads, M, D).
         value: their values, (heads, M, Dv).
         capacity: tokens that there is room for.
-        by_token: lay tokens out one after another, with their heads, as the kernels and cuDNN want it: strides then do not
-            depend on the capacity. Otherwise head after head, which a CPU reads sooner.
+        by_token: lay tokens out one after another, with their heads, as the kernels and cuDNN want it: strides then do
+            not depend on the capacity. Otherwise head after head, which a CPU reads sooner.
     """
 
     def __init__(self, key: Tensor, value: Tensor, capacity: int, *, by_token: bool) -> None:
@@ -65,8 +65,8 @@ class LayerStore:
 
     def row(self, own: tuple[Tensor, Tensor] | None = None, room: int = 0) -> list[int]:
         """The layer's row of the kernels' table. Without own buffers, what is new goes behind what there is."""
-        own = own or (self.keys, self.values)
-        return kernels.table_row(*(item.data_ptr() for item in (self.keys, self.values, *own)), room)
+        own_keys, own_values = own or (self.keys, self.values)
+        return table_row(self.keys, self.values, own_keys, own_values, room)
 
     @property
     def table(self) -> Tensor:
@@ -156,14 +156,14 @@ class ExtendStep:
     ) -> Tensor:
         """A run of whole tiles by the library that is quickest at them, the rest and the new tokens by the kernels."""
         tiles, outer = self.prefix.paths.tiles(query, store.keys, store.values, self.start, terms)
-        return kernels.branch_attention(
+        return branch_attention(
             query,
             key,
             value,
             terms,
             store.table,
             self._state(tiles, query.device),
-            kernels.splits(query, key, self.start - tiles),
+            prefix_splits(query, key, self.start - tiles),
             past=False,
             outer=outer,
         )
@@ -171,6 +171,6 @@ class ExtendStep:
     def _state(self, base: int, device: torch.device) -> Tensor:
         key = (base, device)
         if key not in self._states:
-            numbers = kernels.pack_state(self.start, base, [self.start], [self.start], [0])
+            numbers = pack_state(self.start, base, [self.start], [self.start], [0])
             self._states[key] = upload(numbers, torch.int32, device)
         return self._states[key]

@@ -1,0 +1,233 @@
+"""Launches the kernels of `wim_kernel.engines.local.kernels`: what they read from device memory, how they are cut up.
+
+Names of sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries a row, ``D`` and ``Dv`` head
+sizes of keys and values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wim_kernel.engines.local import kernels
+from wim_kernel.engines.local.attention import Terms
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NO_WINDOW = 2**30
+ABSENT = 2**30
+"""As a pad: a row that is not there. It sees itself alone and stores nothing."""
+COLUMNS = 6
+"""Columns of a layer's row of the table, int64: addresses of the prefix's keys (capacity, K, D) and values
+(capacity, K, Dv), of the own keys (own rows, room, K, D) and values; room; and one that keeps rows aligned."""
+
+
+def table_row(keys: Tensor, values: Tensor, own_keys: Tensor, own_values: Tensor, room: int) -> list[int]:
+    """A layer's row of the table, which is good for as long as these tensors live."""
+    return [*(item.data_ptr() for item in (keys, values, own_keys, own_values)), room, 0]
+
+
+def pack_state(
+    slot: int, base: int, lengths: Sequence[int], pads: Sequence[int], own: Sequence[int]
+) -> list[int]:
+    """What a step reads on the device about its rows, int32, [slot, base, B lengths, B pads, B own rows].
+
+    Args:
+        slot: where in their own buffers all rows write the first of this step's tokens.
+        base: the first position of the prefix that is looked at.
+        lengths: how much of the prefix each row sees.
+        pads: the first slot that is each row's own text; slots before it are padding.
+        own: which row of the own buffers is each row's.
+    """
+    return [slot, base, *lengths, *pads, *own]
+
+
+def available(device: torch.device) -> bool:
+    """Whether the kernels run on a device: on CUDA, and anywhere under Triton's interpreter."""
+    return kernels.AVAILABLE and (device.type == "cuda" or interpreted())
+
+
+def interpreted() -> bool:
+    """Whether kernels are interpreted on the CPU, as tests ask with TRITON_INTERPRET=1."""
+    return kernels.AVAILABLE and type(kernels.prefix_part).__name__ == "InterpretedFunction"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the choice of block sizes depends on.
+
+    Attributes:
+        rows: branches.
+        queries: of each branch.
+        key_heads: how many.
+        groups: query heads that share a key head.
+        size: of the larger kind of head.
+        itemsize: bytes of a number.
+    """
+
+    rows: int
+    queries: int
+    key_heads: int
+    groups: int
+    size: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel is cut up: queries and keys of a block, warps, stages of its pipeline."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def prefix_blocks(shape: Shape) -> Blocks:
+    """Blocks of the prefix kernel, by what measured best on an H100; a block's accumulators must fit the registers."""
+    queries = shape.rows * shape.queries * shape.groups
+    if shape.itemsize == 4:  # no matrix units in full float32, so small blocks
+        return Blocks(16, 16, 4, 1)
+    if shape.size > 128:
+        return Blocks(min(64, _power(queries)), 32, 4, 2)
+    block = min(128, _power(queries))
+    if block == 16:
+        return Blocks(16, 128, 4, 3)
+    return Blocks(block, 64, 8 if block == 128 else 4, 4 if shape.queries == 1 else 3)
+
+
+def own_blocks(shape: Shape) -> Blocks:
+    """Blocks of the kernel over own tokens."""
+    queries = shape.queries * shape.groups
+    if shape.itemsize == 4:
+        return Blocks(16, 16, 4, 1)
+    if shape.size > 128:
+        return Blocks(min(64, _power(queries)), 32, 4, 2)
+    if shape.queries == 1:  # many own tokens, the answer's notes, for few queries
+        return Blocks(_power(queries), 128, 8, 3)
+    block = min(128, _power(queries))
+    return Blocks(block, 64, 8 if block == 128 else 4, 3)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; a few where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def prefix_splits(query: Tensor, key: Tensor, longest: int) -> int:
+    """Into how many runs to cut ``longest`` tokens of prefix so that every multiprocessor has work once.
+
+    Args:
+        query: (B, H, M, D).
+        key: (B, K, M, D).
+        longest: most tokens that a row sees; 0 gives 0.
+    """
+    if longest == 0:
+        return 0
+    shape = _shape(query, key, key)
+    blocks = prefix_blocks(shape)
+    programs = _blocks(shape.rows * shape.queries * shape.groups, blocks.queries) * shape.key_heads
+    splits = min(32, max(1, multiprocessors(query.device) // programs), _blocks(longest, blocks.keys))
+    return 1 << (splits.bit_length() - 1)  # few different ones, since each is compiled
+
+
+def branch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: Terms,
+    table: Tensor,
+    state: Tensor,
+    splits: int,
+    *,
+    past: bool = True,
+    outer: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attention of branches over the visible prefix and their own tokens; stores the new keys and values.
+
+    Args:
+        query: (B, H, M, D); any strides, the last of them 1.
+        key: (B, K, M, D), the new tokens', likewise.
+        value: (B, K, M, Dv), likewise.
+        terms: scale, window and the like.
+        table: the layer's row of the table, see `table_row`.
+        state: see `pack_state`.
+        splits: runs that the prefix is cut into; 0 if no row sees any of it.
+        past: whether rows may have own tokens of earlier steps.
+        outer: a part that was computed elsewhere, for one row: its output (1, H, M or more, Dv), stored token by token,
+            and its log-sum-exp (1, H, M or more).
+
+    Returns:
+        (B, M, H, Dv), contiguous.
+    """
+    rows, heads, queries, size = query.shape
+    key_heads, value_size = key.shape[1], value.shape[-1]
+    groups = heads // key_heads
+    shape = _shape(query, key, value)
+    window = NO_WINDOW if terms.window is None else terms.window
+    cap = 0.0 if terms.softcap is None else terms.softcap
+    sizes = {
+        "GROUPS": groups,
+        "SIZE": size,
+        "VALUE_SIZE": value_size,
+        "BLOCK_D": _power(size),
+        "BLOCK_DV": _power(value_size),
+        "HAS_WINDOW": terms.window is not None,
+        "HAS_CAP": terms.softcap is not None,
+    }
+    out = query.new_empty(rows, queries, heads, value_size)
+    part = query.new_empty(max(splits, 1) * rows * heads * queries * value_size, dtype=torch.float32)
+    part_lse = query.new_empty(max(splits, 1) * rows * heads * queries, dtype=torch.float32)
+    with on_device(query.device):
+        if splits:
+            blocks = prefix_blocks(shape)
+            grid = (_blocks(rows * queries * groups, blocks.queries), splits, key_heads)
+            kernels.prefix_part[grid](
+                query, *_strides(query), table, state, part, part_lse, rows, queries, terms.scale, cap, window,
+                **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages,
+            )  # fmt: skip
+        blocks = own_blocks(shape)
+        grid = (_blocks(queries * groups, blocks.queries), rows, key_heads)
+        kernels.own_part[grid](
+            query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state,
+            query if terms.sinks is None else terms.sinks, part, part_lse, *(outer or (out, part_lse)),
+            queries if outer is None else outer[1].shape[2], out, rows, queries, terms.scale, cap, window,
+            **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, SPLITS=splits, HAS_SINKS=terms.sinks is not None,
+            HAS_PAST=past, HAS_OUTER=outer is not None, num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+    return out
+
+
+def _shape(query: Tensor, key: Tensor, value: Tensor) -> Shape:
+    rows, heads, queries, size = query.shape
+    key_heads = key.shape[1]
+    return Shape(
+        rows, queries, key_heads, heads // key_heads, max(size, value.shape[-1]), query.element_size()
+    )
+
+
+def _strides(tensor: Tensor) -> tuple[int, int, int]:
+    row, head, token, one = tensor.stride()
+    if one != 1:
+        raise ValueError("The last dimension must be contiguous.")
+    return row, head, token
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on a device, if it is one of several."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _blocks(number: int, size: int) -> int:
+    """How many blocks of a size hold a number."""
+    return -(-number // size)
+
+
+def _power(number: int) -> int:
+    """The next power of two, 16 at least, as matrix units want it."""
+    return max(16, 1 << (number - 1).bit_length())
