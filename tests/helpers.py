@@ -56,7 +56,7 @@ def spying(model: PreTrainedModel) -> Iterator[Spy]:
 def generated(reading: Reading, of: Margin | WimResult, generation: GenerationConfig) -> list[int]:
     """What ``model.generate`` writes after the very tokens that a branch saw, without end-of-sequence."""
     model = reading.kernel.model
-    ids = torch.tensor([reading.prompt_ids(of)])
+    ids = torch.tensor([reading.prompt_ids(of)], device=model.device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
     end = model.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}

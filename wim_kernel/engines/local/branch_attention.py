@@ -93,7 +93,7 @@ def prefix_blocks(shape: Shape) -> Blocks:
     if shape.itemsize == 4:  # no matrix units in full float32, so small blocks
         return Blocks(16, 16, 4, 1)
     if shape.size > 128:
-        return Blocks(min(64, _power(queries)), 32, 4, 2)
+        return Blocks(min(64, _power(queries)), 32, 8, 2)
     block = min(128, _power(queries))
     if block == 16:
         return Blocks(16, 128, 4, 3)
@@ -106,7 +106,7 @@ def own_blocks(shape: Shape) -> Blocks:
     if shape.itemsize == 4:
         return Blocks(16, 16, 4, 1)
     if shape.size > 128:
-        return Blocks(min(64, _power(queries)), 32, 4, 2)
+        return Blocks(min(64, _power(queries)), 32, 8, 2)
     if shape.queries == 1:  # many own tokens, the answer's notes, for few queries
         return Blocks(_power(queries), 128, 8, 3)
     block = min(128, _power(queries))

@@ -113,11 +113,6 @@ class Row:
         likeliest = state.likeliest[place]
         return likeliest if self.sampler.takes(likeliest) else self.sampler.choose(state.logits[place])
 
-    @property
-    def takes_likeliest(self) -> bool:
-        """Whether the likeliest token will most probably be taken behind the next one, and there is one to come."""
-        return not self.forced and self.sampler is not None and self.sampler.takes_likeliest
-
     def take(self, token: int) -> Progress | None:
         """Take the row's next token in, forced or sampled; what is new, if anything."""
         if self.forced:
@@ -186,7 +181,14 @@ def decode(
         going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
         if going:
             with turn:
-                state = batch.step(tokens, ahead=all(row.takes_likeliest for row in going))
+                state = batch.step(tokens, ahead=_may_run_ahead(going))
+
+
+def _may_run_ahead(rows: list[Row]) -> bool:
+    """Whether all rows will most probably take the likeliest token, and one of them wants another after that."""
+    samplers = [row.sampler for row in rows if row.sampler is not None and not row.forced]
+    plain = len(samplers) == len(rows) and all(sampler.takes_likeliest for sampler in samplers)
+    return plain and any(sampler.goes_on for sampler in samplers)
 
 
 def _in_order(progress: Iterable[Progress]) -> list[Progress]:

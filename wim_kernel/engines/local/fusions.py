@@ -35,43 +35,54 @@ class Joint:
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
-        self.weight = _moved_together([layer.weight for layer in layers])
+        self.weight: Tensor | None = _moved_together([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = _moved_together(biases) if biases else None
         self._input: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers, "weight": None, "bias": None, "_input": None, "_parts": {}}
+
     def product(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
         """A layer's product; the others' are kept for when they ask with the same input."""
         place = next(index for index, other in enumerate(self.layers) if other is layer)
         if self._input is not hidden or place not in self._parts:
-            if not self._together():
+            if self.weight is None or not self._together(self.weight):
                 return nn.Linear.forward(layer, hidden)
             whole = nn.functional.linear(hidden, self.weight, self.bias)
             self._input = hidden
-            self._parts = dict(enumerate(whole.split([other.out_features for other in self.layers], -1)))
+            self._parts = dict(
+                enumerate(torch.split(whole, [other.out_features for other in self.layers], -1))
+            )
         part = self._parts.pop(place)
         if not self._parts:
             self._input = None
         return part
 
-    def _together(self) -> bool:
-        """Whether the parameters are still views of ours: a model may be moved, or given other weights."""
-        at = self.weight.data_ptr()
+    def _together(self, weight: Tensor) -> bool:
+        """Whether the parameters are still views of ours: a model may be copied, moved, or given other weights."""
+        at, bias = weight.data_ptr(), None if self.bias is None else self.bias.data_ptr()
         for layer in self.layers:
-            if layer.weight.data_ptr() != at or layer.weight.dtype != self.weight.dtype:
+            if layer.weight.data_ptr() != at or layer.weight.dtype != weight.dtype:
                 return False
             at += layer.weight.nbytes
+            if bias is not None and (layer.bias is None or layer.bias.data_ptr() != bias):
+                return False
+            bias = None if bias is None else bias + layer.bias.nbytes
         return True
 
 
 @torch.no_grad()
-def _moved_together(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _moved_together(parameters: Sequence[Tensor]) -> Tensor:
+    """One tensor of which the parameters become views."""
     first, ends = parameters[0].data, list(itertools.accumulate(item.nbytes for item in parameters))
     if [item.data_ptr() - first.data_ptr() for item in parameters[1:]] == ends[:-1]:  # they are already
         return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     whole = torch.cat([parameter.data for parameter in parameters])
-    for parameter, part in zip(parameters, whole.split([len(item) for item in parameters]), strict=True):
+    for parameter, part in zip(
+        parameters, torch.split(whole, [len(item) for item in parameters]), strict=True
+    ):
         parameter.data = part
     return whole
 
@@ -101,7 +112,7 @@ class Fusions:
         self.model = model
         self.wanted = wanted
         self._lent: list[nn.Module] | None = None
-        self._rotaries: list[tuple[Any, Any]] = []
+        self._rotaries: list[str] = []  # names of files that have one
 
     def install(self) -> None:
         """Put the operations in place; does nothing if they are."""
@@ -128,8 +139,11 @@ class Fusions:
         """Give everything back as it was."""
         for module in self._lent or ():
             del module.forward
-        for home, original in self._rotaries:
-            setattr(home, ROTARY, original)
+        for home in map(sys.modules.__getitem__, self._rotaries):
+            rotary = getattr(home, ROTARY)
+            rotary.users -= 1
+            if rotary.users == 0:
+                setattr(home, ROTARY, rotary.original)
         self._lent, self._rotaries = None, []
 
     def _lend(self, module: nn.Module, form: Form) -> None:
@@ -143,25 +157,36 @@ class Fusions:
         return form(module, args[0])
 
     def _lend_rotary(self, module: nn.Module, weight: Tensor) -> None:
-        """Put ours in front of the rotation that an attention layer's file defines."""
+        """Put ours in front of the rotation that an attention layer's file defines, which all its models share."""
         home = sys.modules[type(module).__module__]
-        original = getattr(home, ROTARY, None)
-        if original is None or not hasattr(module, "layer_idx") or isinstance(original, _Rotary):
+        rotary = getattr(home, ROTARY, None)
+        if rotary is None or home.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
             return
-        if _rotates_alike(original, weight):
-            setattr(home, ROTARY, _Rotary(original, self.wanted))
-            self._rotaries.append((home, original))
+        if not isinstance(rotary, _Rotary):
+            if not _rotates_alike(rotary, weight):
+                return
+            rotary = _Rotary(rotary, self.wanted)
+            setattr(home, ROTARY, rotary)
+        rotary.users += 1
+        self._rotaries.append(home.__name__)
 
 
 Form = Callable[[Any, Tensor], Tensor]
 
 
 class _Rotary:
-    """A rotation that is ours inside a step, and the model's outside one."""
+    """A rotation that is ours inside a step, and the model's outside one.
+
+    Attributes:
+        original: the model's.
+        wanted: says whether this is inside a step.
+        users: how many models it was lent to.
+    """
 
     def __init__(self, original: Callable[..., tuple[Tensor, Tensor]], wanted: Callable[[], bool]) -> None:
         self.original = original
         self.wanted = wanted
+        self.users = 0
 
     def __call__(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
@@ -189,18 +214,18 @@ def _norm_form(module: nn.Module) -> Form | None:
     ):
         return None
 
-    def form(module: Any, hidden: Tensor, around_one: bool) -> Tensor:
-        if module.weight.dtype != hidden.dtype:
-            plain: Tensor = type(module).forward(module, hidden)
-            return plain
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        return rms_norm(hidden.contiguous(), module.weight, eps, around_one=around_one)
-
     for around_one in (False, True):
-        candidate = functools.partial(form, around_one=around_one)
+        candidate = functools.partial(_norm, eps=eps, around_one=around_one)
         if _alike(module, candidate, weight.shape[0], weight):
             return candidate
     return None
+
+
+def _norm(module: Any, hidden: Tensor, eps: float, around_one: bool) -> Tensor:
+    if module.weight.dtype != hidden.dtype:
+        plain: Tensor = type(module).forward(module, hidden)
+        return plain
+    return rms_norm(hidden.contiguous(), module.weight, eps, around_one=around_one)
 
 
 def _gate_form(module: nn.Module) -> Form | None:
@@ -210,11 +235,12 @@ def _gate_form(module: nn.Module) -> Form | None:
     if len(linear) < 3:
         return None
 
-    def form(module: Any, hidden: Tensor) -> Tensor:
-        result: Tensor = module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
-        return result
+    return _gated_mlp if _alike(module, _gated_mlp, linear[0].in_features, linear[0].weight) else None
 
-    return form if _alike(module, form, linear[0].in_features, linear[0].weight) else None
+
+def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
+    result: Tensor = module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
+    return result
 
 
 @torch.inference_mode()

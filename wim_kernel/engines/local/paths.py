@@ -71,13 +71,13 @@ class Paths:
             keys: (K, capacity, D), token by token in memory.
             values: (K, capacity, Dv), likewise.
             start: how many tokens stand before the chunk.
-            terms: those with a window or a cap are left to the kernels.
+            terms: with a cap, or a window that ends before the document, all is left to the kernels.
 
         Returns:
             How many tokens were attended to, and the output (1, H, M or more, Dv) with its log-sum-exp; or 0 and None.
         """
         tokens = start // TILE * TILE
-        plain = terms.window is None and terms.softcap is None
+        plain = terms.softcap is None and (terms.window is None or terms.window >= start + query.shape[2])
         if tokens == 0 or not plain or not self._wants_tiles(query, keys, values, tokens, terms):
             return 0, None
         return tokens, _cudnn(query, keys[:, :tokens], values[:, :tokens], terms.scale)

@@ -123,8 +123,13 @@ class Sampler:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether it will most probably take the likeliest token behind the next one, and goes on so far."""
-        return self._held_back_only and len(self.token_ids) + 1 < self.policy.max_new_tokens
+        """Whether it takes the likeliest token, but for an end that is held back."""
+        return self._held_back_only
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another token may come behind the next one."""
+        return len(self.token_ids) + 1 < self.policy.max_new_tokens
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given logits (vocabulary,)."""

@@ -81,7 +81,7 @@ if triton is not None:
 
 
 def rms_norm(source: Tensor, weight: Tensor, eps: float, *, around_one: bool) -> Tensor:
-    """Root mean square norm over the last dimension, contiguous; ``around_one``: weights are added to one, as in Gemma."""
+    """Root mean square norm over the last dimension, contiguous; ``around_one``: weights are added to one (Gemma)."""
     width = source.shape[-1]
     to, rows, block = torch.empty_like(source), source.numel() // width, 1 << (width - 1).bit_length()
     together = max(1, min(16, 1024 // block))

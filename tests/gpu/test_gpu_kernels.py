@@ -1,0 +1,76 @@
+"""The kernels, compiled, against attention written out in float64; the ways of reading a chunk against each other."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from kernel_cases import Case, check, falling
+
+from wim_kernel.engines.local import paths
+from wim_kernel.engines.local.attention import Terms, extend_attention
+from wim_kernel.engines.local.branch_attention import branch_attention, pack_state, prefix_splits, table_row
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 4095, 4096, 4097])
+def test_prefix_lengths_around_the_edges_of_blocks(length):
+    check(Case((length, length - 1, 0), heads=(8, 2), size=64, slot=5), "cuda", [torch.bfloat16])
+
+
+GROUPS = [((8, 8), 64), ((8, 4), 64), ((8, 2), 64), ((8, 1), 64), ((7, 1), 128), ((24, 3), 80)]
+SIZES = [((32, 8), 80), ((32, 8), 96), ((32, 8), 128), ((8, 4), 192), ((8, 4), 256), ((8, 1), 256)]
+
+
+@pytest.mark.parametrize(("heads", "size"), [*GROUPS, *SIZES])
+def test_groups_and_sizes_of_heads(heads, size):
+    check(Case((300, 211), heads=heads, size=size, slot=5, pads=(0, 2)), "cuda", [torch.bfloat16])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 16, 33, 64])
+def test_numbers_of_rows(rows):
+    check(Case(falling(1500, rows), heads=(32, 8), size=128, slot=40), "cuda", [torch.bfloat16])
+
+
+@pytest.mark.parametrize(("window", "softcap"), itertools.product([None, 1, 100, 1024], [None, 20.0]))
+@pytest.mark.parametrize(("queries", "slot"), [(1, 70), (130, 0)])
+def test_windows_and_caps(window, softcap, queries, slot):
+    case = Case((1500, 640, 3), queries, (8, 2), 64, slot=slot, window=window, softcap=softcap, sinks=True)
+    check(case, "cuda", [torch.bfloat16])
+
+
+@pytest.mark.parametrize("queries", [1, 16, 131, 600])
+def test_prompts_and_chunks(queries):
+    check(Case((700, 300), queries, (8, 2), 128, pads=(0, min(queries - 1, 7))), "cuda", HALVES)
+
+
+def test_single_precision_and_values_of_another_size():
+    check(Case((200, 33), 1, (8, 2), 64, slot=9, window=50), "cuda", [torch.float32])
+    check(Case((200, 33), 40, (8, 2), 64, value_size=32), "cuda", [torch.float32])
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(32, 8, 128), (16, 16, 64)])
+@pytest.mark.parametrize("count", [700, 1024, 2500])
+def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
+    torch.manual_seed(0)
+    start = paths.TILE + 301
+    make = {"device": "cuda", "dtype": torch.bfloat16}
+    query = torch.randn(1, count, heads, size, **make).transpose(1, 2)
+    keys, values = (torch.randn(start + count, key_heads, size, **make).transpose(0, 1) for _ in range(2))
+    key, value = keys[None, :, start:].clone(), values[None, :, start:].clone()
+    terms = Terms(size**-0.5)
+    plain = extend_attention(query, keys, values, start, terms)
+    table = torch.tensor(table_row(keys, values, keys, values, 0), device="cuda")
+
+    def by_kernels(base: int, outer: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        state = torch.tensor(pack_state(start, base, [start], [start], [0]), dtype=torch.int32, device="cuda")
+        splits = prefix_splits(query, key, start - base)
+        return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
+
+    alone = by_kernels(0, None)
+    tile = paths.TILE
+    merged = by_kernels(tile, paths._cudnn(query, keys[:, :tile], values[:, :tile], terms.scale))
+    for found in (alone, merged):
+        assert (found.float() - plain.float()).norm() < 8e-3 * plain.float().norm()

@@ -1,0 +1,244 @@
+"""Steps over fixed buffers, with the next one under way: the same text, whoever shares them and whoever leaves.
+
+On the CPU, where kernels are interpreted and a step goes through the model's code at each run. On a GPU: tests/gpu.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import pytest
+import torch
+from helpers import config, generated, spying
+
+from wim_kernel import WimKernel
+from wim_kernel.engines.base import Branch, Text
+from wim_kernel.engines.local import branch_attention, paths
+from wim_kernel.engines.local.attention import Terms, attend
+from wim_kernel.engines.local.branch_attention import Blocks, interpreted
+from wim_kernel.engines.local.captured import Graph, Graphs, KernelBatch, graph_size
+from wim_kernel.errors import UnsupportedModelError
+
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+
+CHUNKS = ["The gull sat on the mast.", "Elsa Brandt owned the ship, they say, all of it.", "Nobody else did."]
+BRIEF = {"margin_config": config(4), "answer_config": config(4)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large_blocks():
+    """Few and large blocks, which the interpreter is sooner done with; test_kernels.py has the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("prefix_blocks", "own_blocks"):
+            patch.setattr(branch_attention, name, lambda shape: Blocks(64, 64, 4, 1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def kernels(tiny_model, smollm2):
+    """Kernels that use the kernels, on tiny models, made once each."""
+    made: dict[str, WimKernel] = {}
+
+    def get(kind: str) -> WimKernel:
+        if kind not in made:
+            made[kind] = WimKernel(tiny_model(kind), smollm2[1], attention="kernels")
+        made[kind].readings.clear()
+        return made[kind]
+
+    yield get
+    for kernel in made.values():
+        kernel.engine.runner.uninstall()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_oss", "deepseek_v3"])
+def test_margins_and_answer_equal_generate(kernels, kind):
+    kernel = kernels(kind)
+    assert kernel.engine.path == "shared"
+    reading = kernel.read(CHUNKS)
+    result = reading.ask("Who owned the ship?", threshold=0, **BRIEF)
+    for margin in result.margins:
+        assert list(margin.token_ids) == generated(reading, margin, BRIEF["margin_config"])
+    assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
+
+
+class Watched:
+    """Counts what steps did: launched with tokens, or on the heels of the one before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded, self.run = [], 0
+        load, run = Graph.load, Graph.run
+
+        def counting_load(graph, batch, table, numbers):
+            self.loaded.append(graph.rows)
+            load(graph, batch, table, numbers)
+
+        def counting_run(graph):
+            self.run += 1
+            return run(graph)
+
+        monkeypatch.setattr(Graph, "load", counting_load)
+        monkeypatch.setattr(Graph, "run", counting_run)
+
+
+def branches(kernel: WimKernel, prefix, new: list[int], at: list[int] | None = None) -> list[Branch]:
+    texts = ["Who owned the ship?", "Where did the gull sit?", "Why?", "Which mast was it, then?"]
+    ends = at or [prefix.tokens, prefix.tokens - 5, 7, 3]
+    return [
+        Branch(end, (Text(text),), "Answer:", generation=config(count, count))
+        for end, text, count in zip(ends, texts, new, strict=False)
+    ]
+
+
+def prefix_of(kernel: WimKernel):
+    reading = kernel.read(CHUNKS)
+    reading.prefill()
+    return kernel.readings._entries[-1].prefix
+
+
+def decoded(kernel: WimKernel, prefix, asked: list[Branch]) -> list[tuple[int, ...]]:
+    found = {}
+    for step in kernel.engine.decode(prefix, asked):
+        for progress in step:
+            if progress.done is not None:
+                found[progress.branch] = progress.done.token_ids
+    return [found[index] for index in range(len(asked))]
+
+
+def test_the_next_step_is_under_way_and_none_is_run_for_nothing(kernels, monkeypatch):
+    kernel = kernels("llama")
+    prefix, watched = prefix_of(kernel), Watched(monkeypatch)
+    together = decoded(kernel, prefix, branches(kernel, prefix, [6, 6, 6]))
+    assert watched.loaded == [4]  # one load, then each step follows on the one before
+    assert watched.run == 5  # the first token comes from the prompt
+    for index, branch in enumerate(branches(kernel, prefix, [6, 6, 6])):
+        assert decoded(kernel, prefix, [branch]) == [together[index]]
+
+
+def test_rows_that_end_leave_and_the_others_go_on(kernels, monkeypatch):
+    kernel = kernels("llama")
+    prefix = prefix_of(kernel)
+    asked = branches(kernel, prefix, [9, 2, 5, 3])
+    alone = [decoded(kernel, prefix, [branch])[0] for branch in asked]
+    watched = Watched(monkeypatch)
+    assert decoded(kernel, prefix, asked) == alone
+    assert watched.loaded == [4, 2, 1]  # the step shrinks with its rows
+
+
+def test_a_row_that_does_not_take_the_likeliest_token_is_not_run_ahead(kernels, monkeypatch):
+    kernel = kernels("llama")
+    prefix, watched = prefix_of(kernel), Watched(monkeypatch)
+    asked = branches(kernel, prefix, [5, 5])
+    asked[0].generation.repetition_penalty = 5.0
+    found = decoded(kernel, prefix, asked)
+    assert watched.loaded == [2] * 4
+    assert watched.run == 4
+    assert found[1] == decoded(kernel, prefix, asked[1:])[0]
+    reference = WimKernel(kernel.model, kernel.tokenizer, attention="parts")
+    assert found == decoded(reference, prefix_of(reference), asked)
+
+
+def test_two_batches_take_turns_at_one_graph(kernels):
+    kernel = kernels("llama")
+    first, other = prefix_of(kernel), kernel.read(["Fog lay on the harbour for nine nights."])
+    other.prefill()
+    second = kernel.readings._entries[-1].prefix
+    assert first is not second
+    asked = branches(kernel, first, [8, 8])
+    others = branches(kernel, second, [6, 6], [second.tokens, 4])
+    wanted = decoded(kernel, first, asked), decoded(kernel, second, others)
+    both = zip_longest(kernel.engine.decode(first, asked), kernel.engine.decode(second, others), fillvalue=[])
+    found: list[dict[int, tuple[int, ...]]] = [{}, {}]
+    for steps in both:
+        for each, step in zip(found, steps, strict=True):
+            each.update({item.branch: item.done.token_ids for item in step if item.done})
+    assert tuple([each[0], each[1]] for each in found) == wanted
+
+
+def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
+    kernel = kernels("llama")
+    prefix = prefix_of(kernel)
+    asked = branches(kernel, prefix, [6, 6])
+    wanted = decoded(kernel, prefix, asked)
+    steps, found = kernel.engine.decode(prefix, asked), {}
+    for count, step in enumerate(steps):
+        found.update({item.branch: item.done.token_ids for item in step if item.done})
+        if count == 2:
+            prefix.extend(kernel.engine.encode(Text(" And then the fog came.")))
+    assert [found[0], found[1]] == wanted
+
+
+def test_graphs_are_taken_anew_when_the_model_changes(kernels):
+    kernel = kernels("llama")
+    graphs, layers = Graphs(kernel.engine.runner), [0, 1]
+    graphs.renew()
+    graph = graphs.of(3, layers)
+    assert graph.rows == 4
+    graphs.renew()
+    assert graphs.of(4, layers) is graph
+    with spying(kernel.model):  # a hook that has to run
+        graphs.renew()
+        assert graphs.of(4, layers) is not graph
+    graphs.renew()
+    graph = graphs.of(4, layers)
+    norm = kernel.model.model.norm
+    norm.variance_epsilon, before = 1e-3, norm.variance_epsilon
+    graphs.renew()
+    norm.variance_epsilon = before
+    assert graphs.of(4, layers) is not graph
+    graph = graphs.of(4, layers)
+    with torch.no_grad():
+        norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
+    graphs.renew()
+    assert graphs.of(4, layers) is not graph  # its plain attributes went back
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (33, 64)])
+def test_graph_sizes(rows, size):
+    assert graph_size(rows) == size
+
+
+def test_an_empty_prefix_takes_the_plain_way(kernels):
+    kernel = kernels("llama")
+    assert not isinstance(kernel.engine.open().branch([0], 4), KernelBatch)
+
+
+# -- which way attention is computed ----------------------------------------------------------------------------------
+
+
+def test_a_way_is_named_or_chosen(tiny_model, smollm2):
+    model, tokenizer = tiny_model("llama"), smollm2[1]
+    assert not WimKernel(model, tokenizer).engine.paths.kernels  # on a CPU
+    assert not WimKernel(model, tokenizer, attention="parts").engine.paths.kernels
+    with pytest.raises(ValueError, match="auto, parts, kernels, cudnn"):
+        WimKernel(model, tokenizer, attention="flex")
+
+
+def test_a_way_that_the_machine_does_not_have_is_refused(tiny_model, smollm2, monkeypatch):
+    monkeypatch.setattr(paths, "available", lambda device: False)
+    with pytest.raises(UnsupportedModelError, match="needs Triton"):
+        WimKernel(tiny_model("llama"), smollm2[1], attention="kernels")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
+def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypatch, kind):
+    tiles = []
+
+    def by_library(query, keys, values, scale):
+        padded = torch.cat([query, torch.zeros_like(query[:, :, :3])], 2)  # a library may want more queries
+        heads, groups = keys.shape[0], query.shape[1] // keys.shape[0]
+        out, lse = attend(
+            padded[0].unflatten(0, (heads, groups)), keys[:, None], values[:, None], Terms(scale)
+        )
+        tiles.append(keys.shape[1])
+        return out.flatten(0, 1).transpose(0, 1).contiguous().transpose(0, 1)[None], lse.flatten(0, 1)[None]
+
+    monkeypatch.setattr(paths, "TILE", 8)
+    monkeypatch.setattr(paths, "_cudnn", by_library)
+    monkeypatch.setattr(paths, "_cudnn_fits", lambda query, values: True)
+    kernel = WimKernel(tiny_model(kind), smollm2[1], attention="cudnn")
+    reading = kernel.read(CHUNKS)
+    result = reading.ask("Who owned the ship?", threshold=0, **BRIEF)
+    assert tiles
+    assert all(size % 8 == 0 for size in tiles)
+    assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
+    kernel.engine.runner.uninstall()
