@@ -1,4 +1,4 @@
-"""Tests that need a CUDA device: `make test-gpu`. They bring their own tokenizer, so that no model package is needed."""
+"""Tests that need a CUDA device: `make test-gpu`. They bring their own tokenizer, and need no model package."""
 
 from __future__ import annotations
 
