@@ -89,7 +89,7 @@ def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
     assert prefilled(small, [A]) == 0  # used again
     assert prefilled(small, [C]) > 0  # B goes
     assert len(small.readings) == 2
-    assert small.readings.nbytes <= small.readings.budget_bytes
+    assert small.readings.nbytes <= small.readings.budget.engine
     assert prefilled(small, [A]) == 0
     assert prefilled(small, [B]) > 0
 
@@ -104,7 +104,7 @@ def test_never_one_in_use(kernel, tiny_model, smollm2):
     for chunk in (B, C):
         small.read([chunk]).ask("Who?", **SHORT)
     assert list(stream)[-1].result.answer == expected.answer
-    assert small.readings.nbytes <= small.readings.budget_bytes  # back within it once nobody reads
+    assert small.readings.nbytes <= small.readings.budget.engine  # back within it once nobody reads
 
 
 def test_one_document_over_the_budget(tiny_model, smollm2):

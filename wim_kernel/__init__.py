@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EmptyDocumentError,
         MemoryBudgetError,
         ModelNotFoundError,
+        ReadingFileError,
         UnsupportedModelError,
         WimError,
     )
@@ -46,6 +47,7 @@ __all__ = [
     "Prompts",
     "QuestionLikelihood",
     "Reading",
+    "ReadingFileError",
     "Relevance",
     "SecondCall",
     "Span",
@@ -64,6 +66,7 @@ _HOMES = {
         "EmptyDocumentError",
         "MemoryBudgetError",
         "ModelNotFoundError",
+        "ReadingFileError",
         "UnsupportedModelError",
         "WimError",
     ),

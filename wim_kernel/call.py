@@ -15,9 +15,10 @@ from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.errors import ContextOverflowError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
-from wim_kernel.readings import Pieces, Readings
+from wim_kernel.readings import Readings
 from wim_kernel.relevance import Evidence, QuestionLikelihood
 from wim_kernel.settings import Options, Settings, settle
+from wim_kernel.storage import Pieces
 from wim_kernel.timing import Stopwatch
 from wim_kernel.writing import Inquiry, MarginWriter, Place, judging_branch, note_branch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class WimError(Exception):
     """Base of every error the kernel raises on its own account."""
@@ -51,3 +53,19 @@ class MemoryBudgetError(WimError, MemoryError):
         )
         self.needed = needed
         self.budget = budget
+
+
+class ReadingFileError(WimError, OSError):
+    """A saved reading cannot be written, or must not be used here.
+
+    Attributes:
+        path: the file.
+        reason: why.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be used as a saved reading: {reason}. Read the document again instead."
+        )
+        self.path = path
+        self.reason = reason

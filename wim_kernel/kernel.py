@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,13 +18,16 @@ from wim_kernel.call import Asked, Call, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
-from wim_kernel.errors import ContextOverflowError, EmptyDocumentError
+from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError
 from wim_kernel.events import Answered, Event
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.prompts import Frame
-from wim_kernel.readings import Readings, prefix_digest
+from wim_kernel.readings import Budget, Readings, prefix_digest
 from wim_kernel.relevance import Evidence
 from wim_kernel.settings import Options
+from wim_kernel.storage import ReadingFolder
+from wim_kernel.storage import read as read_file
+from wim_kernel.storage import write as write_file
 
 Document = str | Iterable[str | Chunk]
 
@@ -36,7 +40,13 @@ class WimKernel:
         tokenizer: its tokenizer.
         chunk_tokens: how long chunks are when a long text is split; by default a sixteenth of the window, at least 256
             and at most 4,096 (the paper's).
-        budget_bytes: keys and values that live readings may take; by default a share of the memory that is free.
+        budget_bytes: keys and values that live readings may take where the model is; by default a share of the memory
+            that is free. Those used least recently make way, never one in use.
+        host_budget_bytes: what readings that have to make way on a GPU may take in the host's memory; by default half
+            of what is free.
+        cache_dir: a folder for readings that have to make way there, too. Several processes may use it, and what is in
+            it is found again after a restart; `Readings.flush` writes what is live.
+        disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
         frame: what stands around every document.
         engine: runs the model; by default in this process.
         engine_options: options of `LocalEngine`: ``window``, ``path``.
@@ -56,6 +66,9 @@ class WimKernel:
         *,
         chunk_tokens: int | None = None,
         budget_bytes: int | None = None,
+        host_budget_bytes: int | None = None,
+        cache_dir: str | Path | None = None,
+        disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
         engine: AnyEngine | None = None,
         **engine_options: Any,
@@ -65,9 +78,15 @@ class WimKernel:
         self.engine: AnyEngine = engine or _local_engine(model, tokenizer, engine_options)
         self.frame = frame or Frame()
         self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
-        self.readings = Readings(
-            self.engine, self.engine.budget_bytes if budget_bytes is None else budget_bytes
+        folder = None
+        if cache_dir is not None:
+            folder = ReadingFolder(Path(cache_dir), disk_budget_bytes)
+        budget = Budget(
+            self.engine.budget_bytes if budget_bytes is None else budget_bytes,
+            self.engine.host_budget_bytes if host_budget_bytes is None else host_budget_bytes,
+            folder,
         )
+        self.readings = Readings(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
 
     @classmethod
@@ -77,6 +96,9 @@ class WimKernel:
         *,
         chunk_tokens: int | None = None,
         budget_bytes: int | None = None,
+        host_budget_bytes: int | None = None,
+        cache_dir: str | Path | None = None,
+        disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
         **loading: Any,
     ) -> WimKernel:
@@ -86,6 +108,9 @@ class WimKernel:
             name: which model.
             chunk_tokens: see `WimKernel`.
             budget_bytes: see `WimKernel`.
+            host_budget_bytes: see `WimKernel`.
+            cache_dir: see `WimKernel`.
+            disk_budget_bytes: see `WimKernel`.
             frame: see `WimKernel`.
             loading: what `wim_kernel.engines.local.loading.load_model` takes (``gguf_file``, ``dtype``, ``device``,
                 ...) and options of `LocalEngine` (``window``, ``path``).
@@ -94,7 +119,15 @@ class WimKernel:
             ModelNotFoundError: if there is no such model.
         """
         engine = LocalEngine.from_pretrained(name, **loading)
-        return cls(engine=engine, chunk_tokens=chunk_tokens, budget_bytes=budget_bytes, frame=frame)
+        return cls(
+            engine=engine,
+            chunk_tokens=chunk_tokens,
+            budget_bytes=budget_bytes,
+            host_budget_bytes=host_budget_bytes,
+            cache_dir=cache_dir,
+            disk_budget_bytes=disk_budget_bytes,
+            frame=frame,
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -156,6 +189,30 @@ class WimKernel:
             raise EmptyDocumentError
         return Reading(self, chunks, separator)
 
+    def load(self, path: str | Path) -> Reading:
+        """A reading that was saved; nothing of it is run through the model again.
+
+        Args:
+            path: what `Reading.save` wrote.
+
+        Raises:
+            ReadingFileError: if it is damaged, or was made with another model, other weights, another type, tokenizer
+                or frame; it says which.
+            MemoryBudgetError: if it alone needs more than the budget.
+        """
+        path = Path(path)
+        saved = read_file(path, self.engine.identity())
+        if not saved.document:
+            raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
+        chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
+        reading = Reading(self, chunks, saved.document["separator"])
+        if reading._pieces[0] != saved.pieces[0]:
+            raise ReadingFileError(path, "its chat template or frame is another")
+        if reading._pieces[: len(saved.pieces)] != saved.pieces:
+            raise ReadingFileError(path, "its tokenizer is another")
+        self.readings.adopt(saved.pieces, saved.packed)
+        return reading
+
     def ask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Read a document and answer: short for ``kernel.read(document).ask(question)``."""
         return self.read(document).ask(question, **options)
@@ -182,6 +239,7 @@ class Reading:
     def __init__(self, kernel: WimKernel, chunks: Sequence[Chunk], separator: str | None = None) -> None:
         self.kernel = kernel
         self.chunks = tuple(chunks)
+        self._separator = separator
         self._pieces = [kernel._head, *kernel._encode(self.chunks, separator)]
         self.tokens = sum(map(len, self._pieces[1:]))
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
@@ -404,6 +462,24 @@ class Reading:
             raise ValueError("No branch of this reading wrote this, so there are no tokens to show.")
         prefix = [token for piece in self._pieces for token in piece][: of.branch.prefix_tokens]
         return [*prefix, *of.branch.suffix_ids]
+
+    def save(self, path: str | Path) -> None:
+        """Write the reading to a file, for `WimKernel.load`; what was not read yet is read first.
+
+        The file is written whole or not at all, and what stands there before is replaced.
+
+        Raises:
+            ReadingFileError: if it cannot be written.
+        """
+        self.prefill()
+        document = {"chunks": [chunk.to_dict() for chunk in self.chunks], "separator": self._separator}
+        readings, engine = self.kernel.readings, self.kernel.engine
+        with closing(readings.hold(self._pieces)) as lease:
+            for piece in range(1, len(self._pieces)):  # should it have had to make way just now
+                for _ in lease.read(piece):
+                    pass
+            packed = engine.pack(lease.prefix, lease.end(len(self.chunks)))
+        write_file(Path(path), self._pieces, packed, engine.identity(), document)
 
     def close(self) -> None:
         """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""

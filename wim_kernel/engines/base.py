@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import GenerationConfig
 
+from wim_kernel.storage import Packed
+
 
 @dataclass(frozen=True)
 class Text:
@@ -125,7 +127,9 @@ class Engine(Protocol[PrefixT]):
     max_branches: int
     """Most branches decoded together by default."""
     budget_bytes: int
-    """Bytes that all live readings may take by default."""
+    """Bytes that all live readings may take by default where the engine keeps them."""
+    host_budget_bytes: int
+    """Bytes that packed readings may take by default in the host's memory; 0 where the engine keeps its own there."""
 
     def head(self, system: str, lead: str) -> list[int]:
         """Tokens that stand before every document: the chat template's opening, ``system`` and ``lead``."""
@@ -150,6 +154,19 @@ class Engine(Protocol[PrefixT]):
 
     def fork(self, prefix: PrefixT, tokens: int) -> PrefixT:
         """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
+
+    def identity(self) -> dict[str, str]:
+        """What a prefix depends on beside its tokens: the model, its weights, its type. Equal means interchangeable."""
+
+    def pack(self, prefix: PrefixT, tokens: int) -> Packed:
+        """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""
+
+    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> PrefixT:
+        """A prefix of packed data and its tokens ``ids``, a leading part of what was packed, with room for ``room``.
+
+        Raises:
+            KeyError: if it was not packed at the end of ``ids``.
+        """
 
     def extend(self, prefix: PrefixT, pieces: Sequence[Sequence[int]], start: int) -> range:
         """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.

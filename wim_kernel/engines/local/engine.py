@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import warnings
@@ -25,6 +26,7 @@ from wim_kernel.engines.local.shared import SharedPrefix
 from wim_kernel.engines.local.snapshot import SnapshotPrefix
 from wim_kernel.engines.local.tokens import Codec
 from wim_kernel.errors import UnsupportedModelError
+from wim_kernel.storage import Packed
 from wim_kernel.turns import Turn
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class LocalEngine:
         self.turn = Turn()
         self.runner = ModelRunner(model)
         self.paths = Paths(attention, self.runner)
+        self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
         self.window = window or _window(model.config.get_text_config())
@@ -72,6 +75,7 @@ class LocalEngine:
         self.block_tokens = 512 if self.on_cpu else 4096
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = _budget(self.runner.device)
+        self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
@@ -140,6 +144,38 @@ class LocalEngine:
         """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
         with self.turn:
             return prefix.fork(tokens)
+
+    def identity(self) -> dict[str, str]:
+        """What a prefix depends on beside its tokens; the weights by samples of each of them."""
+        state = [(weight.data_ptr(), weight._version) for weight in self.model.parameters()]
+        if self._identity is None or self._identity[0] != state:
+            self._identity = state, self._identify()
+        return self._identity[1]
+
+    def _identify(self) -> dict[str, str]:
+        samples, digest = [], hashlib.blake2b(digest_size=16)
+        for name, weight in self.model.named_parameters():
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            flat = weight.detach().flatten()
+            samples.append(flat[:: max(1, len(flat) // 64)][:64].float().cpu())
+        digest.update(torch.cat(samples).numpy().tobytes())
+        return {
+            "model": type(self.model).__name__,
+            "revision": str(getattr(self.model.config, "_commit_hash", None)),
+            "weights": digest.hexdigest(),
+            "dtype": str(self.model.dtype),
+            "path": self.path,
+        }
+
+    def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
+        """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""
+        return prefix.pack(tokens)
+
+    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
+        """A prefix of packed data and its tokens ``ids``, a leading part of what was packed, with room for ``room``."""
+        prefix = self.open()
+        prefix.unpack(packed, ids, room)
+        return prefix
 
     def extend(self, prefix: LocalPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
         """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.

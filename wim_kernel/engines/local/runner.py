@@ -121,6 +121,15 @@ class ModelRunner:
         self.products = Products(model, wanted=_in_step)
         self.fusions: Fusions | None = None
 
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer of the model attends; that of its own weights."""
+        for module in self.model.modules():
+            if getattr(module, "layer_idx", None) == layer:
+                weight = next(module.parameters(), None)
+                if weight is not None and weight.device.type != "meta":
+                    return weight.device
+        return self.device
+
     def fuse(self) -> None:
         """Lend fused operations too, from now on."""
         self.fusions = Fusions(self.model, wanted=_in_step)

@@ -17,6 +17,7 @@ from wim_kernel.engines.local.branches import BranchBatch
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.paths import Paths
 from wim_kernel.engines.local.runner import ModelRunner, upload
+from wim_kernel.storage import Packed
 
 
 class LayerStore:
@@ -120,6 +121,29 @@ class SharedPrefix:
         positions = torch.arange(start, end)[None]
         self.runner.forward(torch.tensor([ids]), positions, ExtendStep(self, start), keep=1)
         self.ids.extend(ids)  # only now: a forward that failed has left nothing that counts
+
+    @torch.inference_mode()
+    def pack(self, tokens: int) -> Packed:
+        """The first ``tokens`` tokens in the host's memory: ``<layer>.keys`` and ``.values``, (heads, tokens, size)."""
+        tensors = {}
+        for index, layer in self.layers.items():
+            for name, buffer in (("keys", layer.keys), ("values", layer.values)):
+                tensors[f"{index}.{name}"] = buffer[:, :tokens].to("cpu", copy=True).contiguous()
+        state = {"windows": {str(layer): window for layer, window in self.windows.items()}}
+        return Packed(tensors, state, tokens)
+
+    @torch.inference_mode()
+    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
+        """Become what was packed, up to its first tokens ``ids``."""
+        count = len(ids)
+        self.windows = {int(layer): window for layer, window in packed.state["windows"].items()}
+        self.capacity = max(room, count)
+        for index in self.windows:
+            keys, values = (packed.tensors[f"{index}.{name}"][:, :count] for name in ("keys", "values"))
+            keys, values = (item.to(self.runner.device_of(index)) for item in (keys, values))
+            self.layers[index] = LayerStore(keys, values, self.capacity, by_token=self.paths.kernels)
+            self.layers[index].write(keys, values, 0)
+        self.ids = list(ids)
 
     def mark(self) -> None:
         """A chunk ends here; nothing to keep, since any position can be branched from."""

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from wim_kernel.engines.local.packing import put_together, take_apart
 from wim_kernel.engines.local.sampling import Next
+from wim_kernel.storage import Packed
 
 
 class SnapshotPrefix:
@@ -75,6 +77,38 @@ class SnapshotPrefix:
                 for layer, kept in zip(self.cache.layers, self.snapshots[tokens], strict=True)
             ]
         return cache
+
+    def pack(self, tokens: int) -> Packed:
+        """The first ``tokens`` tokens, a chunk boundary, in the host's memory, with the snapshots up to there."""
+        tensors: dict[str, Tensor] = {}
+        places = {str(end): kept for end, kept in self.snapshots.items() if end <= tokens}
+        plain = {
+            place: [
+                None if layer is None else take_apart(vars(layer), f"{place}.{index}", tensors)
+                for index, layer in enumerate(kept)
+            ]
+            for place, kept in {"now": self.at(tokens).layers, **places}.items()
+        }
+        return Packed(tensors, {"layers": plain}, tokens)
+
+    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
+        """Become what was packed, up to its first tokens ``ids``, which end at a boundary."""
+        device = next(self.model.parameters()).device
+        layers: dict[str, list[Any]] = {
+            place: [
+                None if plain is None else _filled(layer, put_together(plain, packed.tensors, device))
+                for layer, plain in zip(self._fresh_layers(), kept, strict=True)
+            ]
+            for place, kept in packed.state["layers"].items()
+        }
+        self.cache.layers = layers.pop("now")
+        self.ids = list(ids)
+        self.snapshots = {int(end): kept for end, kept in layers.items() if int(end) <= len(ids)}
+        if len(ids) < packed.tokens:
+            self.cache = self.at(len(ids))
+
+    def _fresh_layers(self) -> list[Any]:
+        return list(DynamicCache(config=self.model.config).layers)
 
     def branch(self, lengths: Sequence[int], room: int) -> SnapshotBatch:
         """Rows that continue from the first ``lengths[row]`` tokens."""
@@ -143,6 +177,12 @@ def _sliced(layer: Any, tokens: int) -> DynamicLayer:
         part.lazy_initialization(layer.keys, layer.values)
         part.keys, part.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
     return part
+
+
+def _filled(layer: Any, state: dict[str, Any]) -> Any:
+    """A fresh layer with the state of another of its kind."""
+    vars(layer).update(state)
+    return layer
 
 
 def _nbytes(layer: Any) -> int:

@@ -1,0 +1,145 @@
+"""Readings that have to make way: moved down a level, found again, never lost while there is room, never one in use."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from helpers import SHORT, spying
+
+from wim_kernel import MemoryBudgetError, ReadingFileError, WimKernel
+from wim_kernel.engines.base import Text
+from wim_kernel.storage import SUFFIX
+
+OPTIONS = {"threshold": 0, **SHORT}
+QUESTION = "Who owned the ship?"
+
+
+def document(number: int) -> list[str]:
+    return [f"Document {number}. The gull sat on the mast. ", f"Elsa Brandt owned ship number {number}. " * 2]
+
+
+@pytest.fixture
+def make(tiny_model, smollm2):
+    """Kernels that have room for so many of these documents at each level."""
+    probe = WimKernel(tiny_model("llama"), smollm2[1]).read(document(0))
+    size = probe.kernel.engine.prefix_bytes(probe.tokens + len(probe.kernel._head) + 4)
+
+    def kernel(engine: int, host: int = 0, folder=None, disk: int = 0) -> WimKernel:
+        return WimKernel(
+            tiny_model("llama"),
+            smollm2[1],
+            budget_bytes=engine * size,
+            host_budget_bytes=host * size,
+            cache_dir=folder,
+            disk_budget_bytes=disk * (size + 20_000),
+        )
+
+    return kernel
+
+
+def answers(kernel: WimKernel, numbers: list[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Each document's answer, and how many of its tokens were run for it."""
+    found = []
+    for number in numbers:
+        result = kernel.read(document(number)).ask(QUESTION, **OPTIONS)
+        found.append((result.token_ids, result.usage.prefill_tokens))
+    return found
+
+
+def test_what_makes_way_is_packed_and_comes_back(make):
+    kernel = make(engine=2, host=10)
+    first = answers(kernel, [0, 1, 2, 3])
+    assert [item.where for item in kernel.readings.held] == ["host", "host", "engine", "engine"]
+    assert kernel.readings.nbytes <= kernel.readings.budget.engine
+    again = answers(kernel, [0, 1, 2, 3])
+    assert [tokens for tokens, _ in again] == [tokens for tokens, _ in first]
+    assert [run for _, run in again] == [0] * 4
+    assert [item.hits for item in kernel.readings.held] == [1] * 4
+
+
+def test_the_host_has_a_budget_too_and_without_a_folder_the_oldest_is_read_again(make):
+    kernel = make(engine=1, host=2)
+    answers(kernel, [0, 1, 2, 3])
+    assert kernel.readings.host_nbytes <= kernel.readings.budget.host
+    assert len(kernel.readings) == 3
+    (_, run), (_, other) = answers(kernel, [3, 0])
+    assert run == 0
+    assert other > 0
+
+
+def test_down_to_disk_and_back_and_after_a_restart(make, tmp_path):
+    kernel = make(engine=1, host=1, folder=tmp_path, disk=10)
+    first = answers(kernel, [0, 1, 2, 3])
+    assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 2
+    assert [run for _, run in answers(kernel, [0, 1, 2, 3])] == [0] * 4
+    assert kernel.readings.flush() == 2
+    restarted = make(engine=1, host=1, folder=tmp_path, disk=10)
+    (gull,) = restarted.engine.encode(Text(" gull"))
+    with spying(restarted.model) as spy:
+        again = answers(restarted, [2, 0, 1, 3])
+        assert spy.count(gull) == 0  # no document was run through the model
+    assert [run for _, run in again] == [0] * 4
+    assert [again[i][0] for i in (1, 2, 0, 3)] == [tokens for tokens, _ in first]
+
+
+def test_a_document_that_goes_on_is_read_on_from_what_lies_on_disk(make, tmp_path):
+    kernel = make(engine=3, folder=tmp_path, disk=10)
+    answers(kernel, [0])
+    kernel.readings.flush()
+    kernel.readings.clear()
+    reading = kernel.read([*document(0), "And then the fog came."])
+    result = reading.ask(QUESTION, **OPTIONS)
+    assert result.usage.prefill_tokens == len(reading._pieces[-1])
+    plain = make(engine=3).read([*document(0), "And then the fog came."]).ask(QUESTION, **OPTIONS)
+    assert result.token_ids == plain.token_ids
+
+
+def test_the_folder_keeps_to_its_budget(make, tmp_path):
+    kernel = make(engine=1, folder=tmp_path, disk=2)
+    answers(kernel, [0, 1, 2, 3, 4])
+    folder = kernel.readings.budget.folder
+    assert folder is not None
+    assert 0 < folder.nbytes <= folder.budget_bytes
+
+
+def test_a_folder_that_cannot_be_written_loses_nothing_but_speed(make, tmp_path, monkeypatch, caplog):
+    def full(*_args, **_kwargs):
+        raise ReadingFileError(tmp_path, "it cannot be written: the disk is full")
+
+    kernel = make(engine=1, folder=tmp_path, disk=10)
+    monkeypatch.setattr("wim_kernel.storage.write", full)
+    first = answers(kernel, [0, 1, 2])
+    assert "the disk is full" in caplog.text
+    assert [tokens for tokens, _ in answers(kernel, [0, 1, 2])] == [tokens for tokens, _ in first]
+
+
+def test_one_document_that_is_too_large_is_refused(make, tmp_path):
+    kernel = make(engine=1, host=9, folder=tmp_path, disk=9)
+    with pytest.raises(MemoryBudgetError):
+        kernel.read(document(0) * 3).prefill()
+
+
+def test_none_in_use_is_moved(make):
+    kernel = make(engine=1, host=10)
+    stream = kernel.read(document(0)).stream(QUESTION, **OPTIONS)
+    next(stream)
+    answers(kernel, [1, 2])
+    held = [item for item in kernel.readings.held if item.in_use]
+    assert [item.where for item in held] == ["engine"]
+    last = list(stream)[-1]
+    assert last.result.token_ids == answers(make(engine=1), [0])[0][0]
+
+
+def test_threads_that_want_the_same_packed_reading_get_one(make):
+    kernel = make(engine=2, host=10)
+    (wanted, _), *_ = answers(kernel, [0, 1, 2])
+    found: list[tuple[tuple[int, ...], int]] = []
+    threads = [threading.Thread(target=lambda: found.extend(answers(kernel, [0]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(wanted, 0)] * 4
+    pieces = kernel.read(document(0))._pieces
+    assert sum(entry.shared(pieces) == len(pieces) for entry in kernel.readings._entries) == 1  # one, not four

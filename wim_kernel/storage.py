@@ -1,0 +1,307 @@
+"""Readings as files: safetensors, checksummed, written whole or not at all, and refused where they do not fit.
+
+A file holds the tokens of a reading, piece by piece, its keys and values, and, if a user saved it, its chunks. It says
+which model, weights and type it was made with. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wim_kernel.errors import ReadingFileError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "wim-reading-1"
+SUFFIX = ".wim.safetensors"
+IDS = "ids"
+STALE_SECONDS = 3600.0  # after which a file that is still unfinished has lost its writer
+Pieces = Sequence[tuple[int, ...]]
+"""Token ids of a reading: its head, then one tuple for each chunk."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A prefix as plain data, wherever its tensors are.
+
+    Attributes:
+        tensors: keys and values, by names that the engine chose.
+        state: what else the engine needs to make a prefix of them, as JSON data.
+        tokens: how many tokens it holds.
+    """
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds.
+
+    Attributes:
+        pieces: token ids of the head and of each chunk that was read.
+        packed: keys and values, mapped from the file.
+        document: what the kernel said of the document, as JSON data; empty in a cache.
+    """
+
+    pieces: list[tuple[int, ...]]
+    packed: Packed
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(
+    path: Path,
+    pieces: Pieces,
+    packed: Packed,
+    identity: Mapping[str, str],
+    document: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a reading to a file, atomically: after a crash there is the old file, or none, or the new one.
+
+    Args:
+        path: where to; what is there is replaced.
+        pieces: token ids of the head and of each chunk.
+        packed: keys and values of just these.
+        identity: what the model is, see `wim_kernel.engines.base.Engine.identity`.
+        document: more to keep, as JSON data.
+
+    Raises:
+        ReadingFileError: if it cannot be written, on a full disk for example.
+    """
+    ids = torch.tensor(list(itertools.chain.from_iterable(pieces)), dtype=torch.int32)
+    tensors = {IDS: ids, **{f"kv.{name}": tensor for name, tensor in packed.tensors.items()}}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    said = {
+        "format": FORMAT,
+        "identity": dict(identity),
+        "pieces": [len(piece) for piece in pieces],
+        "chain": chain(pieces),
+        "state": dict(packed.state),
+        "document": dict(document or {}),
+        "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
+        "shapes": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()},
+    }
+    text = json.dumps(said, default=str)  # a chunk's metadata may hold anything
+    metadata = {"wim": text, "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished, metadata)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise ReadingFileError(path, f"it cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def read(path: Path, identity: Mapping[str, str]) -> Saved:
+    """Read a file back, its tensors mapped into memory, after checking all of it.
+
+    Args:
+        path: the file.
+        identity: what the model is now.
+
+    Raises:
+        ReadingFileError: if it is no such file, is damaged, or was made with something else; it says which.
+    """
+    said = describe(path)
+    for name in sorted({*said["identity"], *identity}):
+        theirs, ours = said["identity"].get(name), identity.get(name)
+        if theirs != ours:
+            raise ReadingFileError(path, f"its {name} is {theirs} and here it is {ours}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    except (OSError, SafetensorError) as error:
+        raise ReadingFileError(path, f"it is damaged: {error}") from error
+    if set(tensors) != set(said["digests"]):
+        raise ReadingFileError(path, "it is damaged: tensors are missing")
+    for name, tensor in tensors.items():
+        if said["shapes"][name] != [str(tensor.dtype), *tensor.shape] or said["digests"][name] != _digest(
+            tensor
+        ):
+            raise ReadingFileError(path, f"it is damaged: {name} is not what was written")
+    ids = tensors.pop(IDS).tolist()
+    ends = list(itertools.accumulate(said["pieces"], initial=0))
+    pieces = [tuple(ids[start:end]) for start, end in itertools.pairwise(ends)]
+    kept = {name.removeprefix("kv."): tensor for name, tensor in tensors.items()}
+    return Saved(pieces, Packed(kept, said["state"], len(ids)), said["document"])
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a file says of itself; its tensors are not read.
+
+    Raises:
+        ReadingFileError: if it is no such file, or its description is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ReadingFileError(path, "it is damaged: its header is cut off")
+            metadata = json.loads(file.read(length)).get("__metadata__", {})
+    except (OSError, struct.error, ValueError, AttributeError) as error:
+        if isinstance(error, ReadingFileError):
+            raise
+        raise ReadingFileError(path, f"it cannot be read: {error}") from error
+    text = metadata.get("wim")
+    if not isinstance(text, str):
+        raise ReadingFileError(path, "it is no saved reading")
+    if metadata.get("digest") != hashlib.blake2b(text.encode(), digest_size=16).hexdigest():
+        raise ReadingFileError(path, "it is damaged: its description is not what was written")
+    said: dict[str, Any] = json.loads(text)
+    if said["format"] != FORMAT:
+        raise ReadingFileError(path, f"its format is {said['format']} and this version reads {FORMAT}")
+    return said
+
+
+def chain(pieces: Pieces) -> list[str]:
+    """A digest for each piece of all tokens up to its end, so that common beginnings are seen without the tokens."""
+    digest, found = hashlib.blake2b(digest_size=16), []
+    for piece in pieces:
+        digest.update(struct.pack(f"<I{len(piece)}I", len(piece), *piece))
+        found.append(digest.hexdigest())
+    return found
+
+
+def _digest(tensor: Tensor) -> str:
+    data = tensor.flatten().view(torch.uint8).numpy().data
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class ReadingFolder:
+    """A folder of readings, which several processes may use at once.
+
+    Args:
+        path: the folder; made where it is missing.
+        budget_bytes: most that its files may take, by default half of what is free on the disk; those used longest ago
+            go first.
+    """
+
+    def __init__(self, path: Path, budget_bytes: int | None = None) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.budget_bytes = shutil.disk_usage(path).free // 2 if budget_bytes is None else budget_bytes
+        self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+
+    def put(self, pieces: Pieces, packed: Packed, identity: Mapping[str, str]) -> Path:
+        """Keep a reading; does nothing if it is there.
+
+        Raises:
+            ReadingFileError: if it cannot be written.
+        """
+        name = hashlib.blake2b(
+            json.dumps([dict(identity), chain(pieces)[-1]], sort_keys=True).encode(), digest_size=16
+        )
+        path = self.path / f"{name.hexdigest()}{SUFFIX}"
+        if not path.exists():
+            self.trim(packed.nbytes)
+            write(path, pieces, packed, identity)
+        self._touch(path)
+        return path
+
+    def best(self, pieces: Pieces, identity: Mapping[str, str]) -> tuple[Path | None, int]:
+        """The file that shares most leading pieces, and how many; files of other models share none."""
+        wanted = chain(pieces)
+        found: tuple[Path | None, int] = (None, 0)
+        for path in self._files():
+            said = self._describe(path)
+            if said is None or said["identity"] != dict(identity):
+                continue
+            pairs = zip(said["chain"], wanted, strict=False)
+            shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if shared > found[1]:
+                found = (path, shared)
+        return found
+
+    def load(self, path: Path, identity: Mapping[str, str]) -> Saved | None:
+        """A file's reading, or None if it is gone or damaged; a damaged one is deleted."""
+        try:
+            saved = read(path, identity)
+        except ReadingFileError as error:
+            logger.warning("%s", error)
+            self._delete(path)
+            return None
+        self._touch(path)
+        return saved
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(size for _, size, _ in self._sized())
+
+    def trim(self, coming: int = 0) -> None:
+        """Delete what was used longest ago until ``coming`` more bytes fit, and what writers left unfinished."""
+        with contextlib.suppress(OSError):
+            for left in self.path.glob(".*.unfinished"):
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    self._delete(left)
+        files = sorted(self._sized(), key=lambda item: item[2])
+        total = sum(size for _, size, _ in files) + coming
+        for path, size, _ in files:
+            if total <= self.budget_bytes:
+                return
+            self._delete(path)
+            total -= size
+
+    def _files(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return sorted(self.path.glob(f"*{SUFFIX}"))
+        return []
+
+    def _sized(self) -> list[tuple[Path, int, float]]:
+        found = []
+        for path in self._files():
+            with contextlib.suppress(OSError):  # another process may delete it just now
+                status = path.stat()
+                found.append((path, status.st_size, status.st_mtime))
+        return found
+
+    def _describe(self, path: Path) -> dict[str, Any] | None:
+        """What a file says of itself, looked up once as long as it stays the same."""
+        try:
+            version = path.stat().st_ino
+            if path not in self._known or self._known[path][0] != version:
+                self._known[path] = (version, describe(path))
+            return self._known[path][1]
+        except FileNotFoundError:
+            return None
+        except ReadingFileError as error:
+            logger.warning("%s", error)
+            self._delete(path)
+            return None
+
+    def _delete(self, path: Path) -> None:
+        self._known.pop(path, None)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def _touch(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(path)
