@@ -280,13 +280,20 @@ def test_json_is_utf_8_in_any_locale() -> None:
     assert "no-ü.txt cannot be read" in json.loads(done.stdout.decode("utf-8"))["message"]
 
 
-def test_a_document_too_long_says_how_long(wim: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_document_longer_than_the_window_is_read_in_volumes(
+    wim: Callable[..., Result], tmp_path: Path
+) -> None:
     path = tmp_path / "long.txt"
     path.write_text(LONG_WAY * 6)
-    result = wim(QUESTION, str(path))
+    *_, answered = events_in(wim(QUESTION, str(path), "--json").stdout)
+    assert answered["result"]["volumes"] > 1
+
+
+def test_a_question_too_long_says_how_long(wim: Callable[..., Result], facts: str) -> None:
+    result = wim(LONG_WAY * 6, facts)
     assert result.exit_code == 1
-    assert re.search(r"wim: .*[\d,]+ tokens and [\d,]+ fit", result.stderr)
-    [event] = events_in(wim(QUESTION, str(path), "--json").stdout)
+    assert re.search(r"wim: .*[\d,]+ tokens and -?[\d,]+ fit", result.stderr)
+    [event] = events_in(wim(LONG_WAY * 6, facts, "--json").stdout)
     assert "tokens" in event["message"]
 
 

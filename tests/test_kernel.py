@@ -422,16 +422,16 @@ def test_a_document_longer_than_the_window_says_by_how_much(kernel):
     (token,) = kernel.engine.encode(Text(" zebra"))
     assert token
     with pytest.raises(ContextOverflowError, match=f"has {fits + 1} tokens and {fits} fit") as error:
-        kernel.read([" zebra" * (fits + 1)])  # one chunk larger than the window, too
+        kernel.read([" zebra" * (fits + 1)], overflow="error")  # one chunk larger than the window, too
     assert (error.value.tokens, error.value.fits) == (fits + 1, fits)
-    almost = kernel.read([" zebra" * fits])
+    almost = kernel.read([" zebra" * fits], overflow="error")
     with pytest.raises(ContextOverflowError) as error:
         almost.ask(QUESTION, **SHORT)  # the document fits, the question behind it does not
     room = error.value.fits
-    exactly = kernel.read([" zebra" * room])
+    exactly = kernel.read([" zebra" * room], overflow="error")
     assert exactly.ask(QUESTION, **SHORT).usage.cached_tokens is not None
     with pytest.raises(ContextOverflowError):
-        kernel.read([" zebra" * (room + 1)]).ask(QUESTION, **SHORT)
+        kernel.read([" zebra" * (room + 1)], overflow="error").ask(QUESTION, **SHORT)
     assert list(exactly.ask(QUESTION, threshold=1, **SHORT).token_ids)
 
 

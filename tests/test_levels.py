@@ -142,4 +142,6 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
         thread.join()
     assert found == [(wanted, 0)] * 4
     pieces = kernel.read(document(0))._pieces
-    assert sum(entry.shared(pieces) == len(pieces) for entry in kernel.readings._entries) == 1  # one, not four
+    assert (
+        sum(entry.shared(pieces) == len(pieces) for entry in kernel.readings._entries) == 1
+    )  # one, not four

@@ -5,9 +5,10 @@ The steps here are what `wim_kernel.kernel.Reading` puts together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from wim_kernel.answering import answer_branch, branch_end
 from wim_kernel.chunks import Chunk
@@ -20,9 +21,11 @@ from wim_kernel.relevance import Evidence, QuestionLikelihood
 from wim_kernel.settings import Options, Settings, settle
 from wim_kernel.storage import Pieces
 from wim_kernel.timing import Stopwatch
+from wim_kernel.volumes import VolumeLease, capacity, divide
 from wim_kernel.writing import Inquiry, MarginWriter, Place, judging_branch, note_branch
 
 Result = TypeVar("Result")
+Overflow = Literal["volumes", "error"]
 Tick = Event | None
 """One step of work: an event, or nothing to tell."""
 Steps = Generator[Tick, None, Result]
@@ -72,9 +75,15 @@ class Call:
         chunks: the document.
         pieces: its tokens: the head, then the chunks.
         ask: what the caller wants.
+        overflow: what becomes of a document that does not fit the window.
+
+    Raises:
+        ContextOverflowError: if the document does not fit, and is not to be read in volumes, or a chunk alone does not.
     """
 
-    def __init__(self, readings: Readings, chunks: Sequence[Chunk], pieces: Pieces, ask: Asked) -> None:
+    def __init__(
+        self, readings: Readings, chunks: Sequence[Chunk], pieces: Pieces, ask: Asked, overflow: Overflow
+    ) -> None:
         self.engine: AnyEngine = readings.engine
         self.chunks = chunks
         self.pieces = pieces
@@ -86,10 +95,10 @@ class Call:
         self.waiting: list[Place] = []
         self.scored: list[Place] = []
         self._given = False
-        self._check_room()
+        volumes = self._volumes(overflow)
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
-        self.lease = readings.hold(pieces)
+        self.lease = VolumeLease(readings, pieces, volumes)
         self.writer = MarginWriter(self.engine, self.lease, chunks, self.settings)
         self._fresh = not self.lease.has(len(chunks))
 
@@ -101,26 +110,28 @@ class Call:
 
     def read_chunk(self, index: int) -> Steps[None]:
         """Read a chunk; its margins wait to be written."""
-        cached = self.lease.has(index + 1)
+        ran = sum(self.lease.prefilled[1:])
         yield from self.watch.run("prefill", self.lease.read(index + 1))
         self.read = index + 1
-        head, total = len(self.pieces[0]), self.lease.end(len(self.chunks))
-        yield ChunkRead(index, len(self.chunks), self.lease.end(index + 1) - head, total - head, cached)
+        cached = sum(self.lease.prefilled[1:]) == ran
+        yield ChunkRead(
+            index, len(self.chunks), self._tokens(index + 1), self._tokens(len(self.chunks)), cached
+        )
         self.waiting += [Place(inquiry, index) for inquiry in self.inquiries]
 
     def read_through(self, chunks: int) -> Steps[None]:
-        """Read the first ``chunks`` chunks."""
-        for index in range(chunks):
+        """Read the first ``chunks`` chunks, or those of them that are in the last one's volume."""
+        for index in range(self.lease.volume_of(chunks).start, chunks):
             yield from self.read_chunk(index)
 
     def margins_are_due(self) -> bool:
         """Whether to write what waits now, or to read on and write more margins together.
 
-        At the document's end in any case. Before it only for somebody who waits: for a stream, or to stop early. Then
+        At a volume's end in any case. Before it only for somebody who waits: for a stream, or to stop early. Then
         the first margin is written at once and later ones a few together, but none waits for a chunk that takes work
         while enough others wait with it.
         """
-        if self.read == len(self.chunks):
+        if self.lease.is_last(self.read):
             return True
         waiting = len(self.waiting) // len(self.inquiries)
         if self.settings.margin_batch is not None:
@@ -149,7 +160,14 @@ class Call:
         for place in rest:
             place.dropped = True
         yield from self._tell(iter(rest))
-        yield from self._tell(iter(best) if self._after_notes else self.writer.write(best))
+        if self._after_notes:
+            yield from self._tell(iter(best))
+            return
+        best.sort(key=lambda place: place.index)
+        for _, places in itertools.groupby(best, key=lambda place: self.lease.volume_of(place.index + 1)):
+            together = list(places)
+            yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
+            yield from self._tell(self.writer.write(together))
 
     def _tell(self, work: Iterator[Place | None]) -> Steps[None]:
         """Turn finished places into margins."""
@@ -191,11 +209,19 @@ class Call:
         self._given = True
 
     def score(self) -> Steps[list[tuple[Evidence, float]]]:
-        """What is known of every chunk that waits, and its relevance; nothing is written."""
-        yield from self.watch.run("margins", self.writer.score(self.waiting))
-        return [
-            (place.evidence, place.relevance or 0.0) for place in self.waiting if place.evidence is not None
-        ]
+        """What is known of every chunk, in order, and its relevance; nothing is written."""
+        known: list[tuple[Evidence, float]] = []
+        for index in range(len(self.chunks)):
+            yield from self.read_chunk(index)
+            if self.lease.is_last(index + 1):
+                waiting, self.waiting = self.waiting, []
+                yield from self.watch.run("margins", self.writer.score(waiting))
+                known += [
+                    (place.evidence, place.relevance or 0.0)
+                    for place in waiting
+                    if place.evidence is not None
+                ]
+        return known
 
     def noted(self) -> MarginsDone:
         """What the margins of a call without answers came to."""
@@ -206,6 +232,7 @@ class Call:
 
     def write_answers(self) -> Steps[None]:
         """One branch a question behind the last chunk read."""
+        yield from self.watch.run("prefill", self.lease.return_to(self.read))
         at, branches = self.lease.end(self.read), []
         for inquiry in self.inquiries:
             margins = inquiry.given if self._given else inquiry.in_order
@@ -242,6 +269,7 @@ class Call:
                     usage=self.usage(position),
                     timings=self.watch.timings(),
                     stopped_early=self.read < len(self.chunks),
+                    volumes=len(self.lease.volumes),
                     question=inquiry.question,
                     token_ids=answer.token_ids,
                     branch=self.lease.record(self.read, answer.suffix_ids),
@@ -253,7 +281,7 @@ class Call:
         """What a question cost; prefill is put down to the first."""
         inquiry, first = self.inquiries[position], position == 0
         head, prefilled = self.lease.prefilled[0], sum(self.lease.prefilled[1:])
-        tokens = self.lease.end(self.read) - len(self.pieces[0])
+        tokens = self._tokens(self.read)
         return Usage(
             prefill_tokens=prefilled if first else 0,
             cached_tokens=tokens - prefilled if first else tokens,
@@ -263,27 +291,42 @@ class Call:
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _check_room(self) -> None:
-        """See that the document fits, with the longest branch behind it, before anything is computed."""
-        if self.engine.window is None:
-            return
-        tokens, head = sum(map(len, self.pieces)), len(self.pieces[0])
+    def _tokens(self, chunks: int) -> int:
+        """How many tokens the first ``chunks`` chunks have."""
+        return sum(map(len, self.pieces[1 : chunks + 1]))
+
+    def _volumes(self, overflow: Overflow) -> list[range]:
+        """Which chunks are read in which window, with room behind each for the longest branch."""
+        window, count = self.engine.window, len(self.chunks)
+        if window is None:
+            return [range(count)]
+        tokens, head, need = self._tokens(count), len(self.pieces[0]), self._need()
+        fits = window - head - need
+        if tokens <= fits:
+            return [range(count)]
+        room = min(fits, capacity(window, head, need))
+        longest = max(map(len, self.pieces[1:]))
+        if overflow == "volumes" and longest <= room:
+            return divide([len(piece) for piece in self.pieces[1:]], room)
+        what, size = ("The document", tokens) if overflow == "error" else ("A chunk", longest)
+        advice = "Read a shorter document" if overflow == "error" else "Split it, with chunk_tokens="
+        raise ContextOverflowError(
+            what,
+            size,
+            fits if overflow == "error" else room,
+            f"The model's window is {window} tokens and the question's prompts take {need}. {advice}, ask for fewer "
+            "new tokens, or use a model with a longer window.",
+        )
+
+    def _need(self) -> int:
+        """Tokens that the longest branch takes behind a volume, before any note is known."""
         need = 0
         for inquiry in self.inquiries:
-            answer, _ = answer_branch(self.engine, tokens, inquiry.question, [], self.settings)
-            note = note_branch(tokens, inquiry.question, self.settings)
-            branches = [answer, note]
+            answer, _ = answer_branch(self.engine, 0, inquiry.question, [], self.settings)
+            branches = [answer, note_branch(0, inquiry.question, self.settings)]
             if self._after_notes:
-                branches.append(judging_branch(tokens, inquiry.question, "", self.settings))
-            need = max(need, *(branch_end(self.engine, branch) - tokens for branch in branches))
+                branches.append(judging_branch(0, inquiry.question, "", self.settings))
+            need = max(need, *(branch_end(self.engine, branch) for branch in branches))
         if self._after_notes:
             need += self.settings.margin_config.max_new_tokens or 0
-        fits = self.engine.window - head - need
-        if tokens - head > fits:
-            raise ContextOverflowError(
-                "The document",
-                tokens - head,
-                fits,
-                f"The model's window is {self.engine.window} tokens and the question's prompts take {need}. Read a "
-                "shorter document, ask for fewer new tokens, or use a model with a longer window.",
-            )
+        return need

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
-from wim_kernel.call import Asked, Call, Steps, asked
+from wim_kernel.call import Asked, Call, Overflow, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
@@ -28,6 +28,7 @@ from wim_kernel.settings import Options
 from wim_kernel.storage import ReadingFolder
 from wim_kernel.storage import read as read_file
 from wim_kernel.storage import write as write_file
+from wim_kernel.volumes import SHARES, longest_chunk, volume_pieces
 
 Document = str | Iterable[str | Chunk]
 
@@ -162,6 +163,7 @@ class WimKernel:
         chunk_tokens: int | None = None,
         join_small: bool = False,
         separator: str | None = None,
+        overflow: Overflow = "volumes",
     ) -> Reading:
         """A reading of a document. Computes nothing yet.
 
@@ -171,10 +173,12 @@ class WimKernel:
             chunk_tokens: longest chunk, in tokens. Given chunks are split only if this is given.
             join_small: join adjacent chunks while they fit ``chunk_tokens``.
             separator: what stands between chunks that are not one run of one source; by default the frame's.
+            overflow: what becomes of a document that does not fit the model's window: ``"volumes"`` reads it one window
+                after another (a chunk that takes more than about half a window is then split), ``"error"`` refuses.
 
         Raises:
             EmptyDocumentError: if there is no text.
-            ContextOverflowError: if the document alone is longer than the model's window.
+            ContextOverflowError: with ``overflow="error"``, if the document alone is longer than the window.
         """
         longest = chunk_tokens or self.chunk_tokens
         chunks = drop_overlaps(as_chunks(document))
@@ -187,7 +191,22 @@ class WimKernel:
             chunks = join_adjacent(chunks, longest, self.count_tokens, separator=between)
         if not any(chunk.text.strip() for chunk in chunks):
             raise EmptyDocumentError
-        return Reading(self, chunks, separator)
+        if overflow == "volumes":
+            chunks = self._fitting_volumes(chunks)
+        return Reading(self, chunks, separator, overflow)
+
+    def _fitting_volumes(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks, if need be split so that each fits a volume."""
+        window, head = self.engine.window, len(self._head)
+        sizes = [self.count_tokens(chunk.text) for chunk in chunks] if window is not None else []
+        if window is None or head + sum(sizes) <= window - window // SHARES[0]:
+            return chunks
+        longest = max(16, longest_chunk(window, head) - self.count_tokens(self.frame.separator) - 1)
+        return [
+            part
+            for chunk, size in zip(chunks, sizes, strict=True)
+            for part in (split_chunk(chunk, longest, self.count_tokens) if size > longest else [chunk])
+        ]
 
     def load(self, path: str | Path) -> Reading:
         """A reading that was saved; nothing of it is run through the model again.
@@ -234,17 +253,25 @@ class Reading:
         kernel: whose reading it is.
         chunks: the document's chunks, in order.
         tokens: how many tokens the document has, what stands between chunks included.
+        overflow: what becomes of a document that does not fit the window.
     """
 
-    def __init__(self, kernel: WimKernel, chunks: Sequence[Chunk], separator: str | None = None) -> None:
+    def __init__(
+        self,
+        kernel: WimKernel,
+        chunks: Sequence[Chunk],
+        separator: str | None = None,
+        overflow: Overflow = "volumes",
+    ) -> None:
         self.kernel = kernel
+        self.overflow = overflow
         self.chunks = tuple(chunks)
         self._separator = separator
         self._pieces = [kernel._head, *kernel._encode(self.chunks, separator)]
         self.tokens = sum(map(len, self._pieces[1:]))
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
-        if window is not None and head + self.tokens >= window:
+        if overflow == "error" and window is not None and head + self.tokens >= window:
             advice = "Read a shorter document, or use a model with a longer window."
             raise ContextOverflowError("The document", self.tokens, window - head - 1, advice)
 
@@ -300,12 +327,12 @@ class Reading:
         if ask.settings.asks == "judgement":
             raise ValueError("A second call judges written notes: ask for margins instead.")
         with self._call(ask) as call:
-            yield from call.read_through(len(self.chunks))
             return (yield from call.score())
 
     def _prefill(self) -> Steps[Usage]:
         with self._call(asked([""], {"task": "summarise"})) as call:
-            yield from call.read_through(len(self.chunks))
+            for index in range(len(self.chunks)):
+                yield from call.read_chunk(index)
             return call.usage(0)
 
     def _came_to(self, call: Call) -> None:
@@ -316,7 +343,7 @@ class Reading:
             self._through.pop(question, None)
 
     def _call(self, ask: Asked) -> closing[Call]:
-        return closing(Call(self.kernel.readings, self.chunks, self._pieces, ask))
+        return closing(Call(self.kernel.readings, self.chunks, self._pieces, ask, self.overflow))
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
 
@@ -458,10 +485,13 @@ class Reading:
         Raises:
             ValueError: for a margin that no branch of this reading wrote.
         """
-        if of.branch is None or of.branch.digest != prefix_digest(self._pieces, of.branch.prefix_tokens):
-            raise ValueError("No branch of this reading wrote this, so there are no tokens to show.")
-        prefix = [token for piece in self._pieces for token in piece][: of.branch.prefix_tokens]
-        return [*prefix, *of.branch.suffix_ids]
+        branch = of.branch
+        if branch is not None:
+            pieces = volume_pieces(self._pieces, range(branch.first_chunk, len(self.chunks)))
+            if branch.digest == prefix_digest(pieces, branch.prefix_tokens):
+                prefix = [token for piece in pieces for token in piece][: branch.prefix_tokens]
+                return [*prefix, *branch.suffix_ids]
+        raise ValueError("No branch of this reading wrote this, so there are no tokens to show.")
 
     def save(self, path: str | Path) -> None:
         """Write the reading to a file, for `WimKernel.load`; what was not read yet is read first.
@@ -469,8 +499,12 @@ class Reading:
         The file is written whole or not at all, and what stands there before is replaced.
 
         Raises:
-            ReadingFileError: if it cannot be written.
+            ReadingFileError: if it cannot be written, or the document is longer than the window: ``cache_dir=`` keeps
+                volumes.
         """
+        window = self.kernel.engine.window
+        if window is not None and len(self.kernel._head) + self.tokens >= window:
+            raise ReadingFileError(Path(path), "the document is longer than the model's window")
         self.prefill()
         document = {"chunks": [chunk.to_dict() for chunk in self.chunks], "separator": self._separator}
         readings, engine = self.kernel.readings, self.kernel.engine

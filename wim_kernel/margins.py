@@ -13,12 +13,17 @@ from wim_kernel.chunks import Chunk, Span
 class BranchRecord:
     """Which tokens a branch saw: those of the reading up to ``prefix_tokens``, then ``suffix_ids``.
 
-    ``digest`` is of the reading's tokens, so that no other reading takes the record for its own.
+    Attributes:
+        prefix_tokens: how many tokens of its volume, the head included, the branch saw.
+        suffix_ids: the tokens behind them.
+        digest: of these tokens of the volume, so that no other reading takes the record for its own.
+        first_chunk: the chunk with which its volume begins.
     """
 
     prefix_tokens: int
     suffix_ids: tuple[int, ...]
     digest: int
+    first_chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class WimResult:
         usage: tokens this call cost.
         timings: seconds this call took.
         stopped_early: whether reading stopped before the end of the document.
+        volumes: how many windows the document took; 1 if it fits the model's.
         question: what was asked.
         token_ids: the answer's own tokens, without end-of-sequence.
         branch: what the model saw, for ``Reading.prompt_ids``.
@@ -142,6 +148,7 @@ class WimResult:
     usage: Usage
     timings: Timings
     stopped_early: bool = False
+    volumes: int = 1
     question: str = ""
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
@@ -160,4 +167,5 @@ class WimResult:
             "usage": asdict(self.usage),
             "timings": asdict(self.timings),
             "stopped_early": self.stopped_early,
+            "volumes": self.volumes,
         }

@@ -10,10 +10,10 @@ from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
-from wim_kernel.readings import Lease
 from wim_kernel.relevance import Evidence
 from wim_kernel.sentences import sentence_spans
 from wim_kernel.settings import Settings
+from wim_kernel.volumes import VolumeLease
 
 SENTENCES = 3  # most sentences of a verbatim margin
 
@@ -93,12 +93,14 @@ class MarginWriter:
 
     Args:
         engine: decodes the branches.
-        lease: the reading.
+        lease: the reading; places that are scored or written together are in the volume in hand.
         chunks: its chunks.
         settings: how.
     """
 
-    def __init__(self, engine: AnyEngine, lease: Lease, chunks: Sequence[Chunk], settings: Settings) -> None:
+    def __init__(
+        self, engine: AnyEngine, lease: VolumeLease, chunks: Sequence[Chunk], settings: Settings
+    ) -> None:
         self.engine = engine
         self.lease = lease
         self.chunks = chunks

@@ -275,7 +275,7 @@ def test_it_composes(runnable: WimRunnable, documents: list[Document]) -> None:
         ({"question": QUESTION, "documents": []}, EmptyDocumentError),
         ({"question": QUESTION, "documents": [" \n"]}, EmptyDocumentError),
         ({"question": "  ", "documents": ["A text."]}, ValueError),
-        ({"question": QUESTION, "documents": "word " * 5000}, ContextOverflowError),
+        ({"question": QUESTION + " word" * 9000, "documents": "A text."}, ContextOverflowError),
         ("Who?", TypeError),
     ],
 )
