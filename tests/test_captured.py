@@ -13,10 +13,11 @@ from helpers import config, generated, spying
 
 from wim_kernel import WimKernel
 from wim_kernel.engines.base import Branch, Text
-from wim_kernel.engines.local import branch_attention, paths
+from wim_kernel.engines.local import branch_attention, engine, paths, shared
 from wim_kernel.engines.local.attention import Terms, attend
 from wim_kernel.engines.local.branch_attention import Blocks, interpreted
 from wim_kernel.engines.local.captured import Graph, Graphs, KernelBatch, graph_size
+from wim_kernel.engines.local.paths import Paths
 from wim_kernel.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
@@ -30,7 +31,7 @@ def large_blocks():
     """Few and large blocks, which the interpreter is sooner done with; test_kernels.py has the real ones."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("prefix_blocks", "own_blocks"):
-            patch.setattr(branch_attention, name, lambda shape: Blocks(64, 64, 4, 1))
+            patch.setattr(branch_attention, name, lambda shape, shared: Blocks(64, 64, 4, 1))
         yield
 
 
@@ -171,25 +172,68 @@ def test_graphs_are_taken_anew_when_the_model_changes(kernels):
     kernel = kernels("llama")
     graphs, layers = Graphs(kernel.engine.runner), [0, 1]
     graphs.renew()
-    graph = graphs.of(3, layers)
+    graph = graphs.of(3, layers, torch.float32)
     assert graph.rows == 4
     graphs.renew()
-    assert graphs.of(4, layers) is graph
+    assert graphs.of(4, layers, torch.float32) is graph
     with spying(kernel.model):  # a hook that has to run
         graphs.renew()
-        assert graphs.of(4, layers) is not graph
+        assert graphs.of(4, layers, torch.float32) is not graph
     graphs.renew()
-    graph = graphs.of(4, layers)
-    norm = kernel.model.model.norm
-    norm.variance_epsilon, before = 1e-3, norm.variance_epsilon
-    graphs.renew()
-    norm.variance_epsilon = before
-    assert graphs.of(4, layers) is not graph
-    graph = graphs.of(4, layers)
+    graph = graphs.of(4, layers, torch.float32)
     with torch.no_grad():
-        norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
+        kernel.model.model.norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
     graphs.renew()
-    assert graphs.of(4, layers) is not graph  # its plain attributes went back
+    assert graphs.of(4, layers, torch.float32) is graph
+    assert graphs.of(4, layers, torch.bfloat16) is not graph
+
+
+def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
+    kernel = kernels("llama")
+    graphs, norm = Graphs(kernel.engine.runner), kernel.model.model.norm
+    norm.scaling = {"default": 1.0}  # as adapters keep theirs
+    for change in (
+        lambda: monkeypatch.setattr(norm, "variance_epsilon", 1e-3),
+        lambda: norm.scaling.update(default=0.5),
+        lambda: monkeypatch.setattr(norm, "mode", ["a"], raising=False),
+        lambda: monkeypatch.setattr(norm, "forward", lambda hidden: hidden),
+        lambda: norm.register_buffer("table", torch.zeros(3)),
+    ):
+        graphs.renew()
+        graph = graphs.of(1, [0], torch.float32)
+        change()
+        graphs.renew()
+        assert graphs.of(1, [0], torch.float32) is not graph
+    del norm.scaling, norm.table
+
+
+def test_kernels_that_do_not_run_give_way_to_plain_pytorch(tiny_model, smollm2, monkeypatch):
+    class OnDevice(Paths):
+        def __init__(self, attention, runner):
+            super().__init__("kernels", runner)
+            self.attention = attention
+
+    def fails(*_args, **_kwargs):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(engine, "Paths", OnDevice)
+    monkeypatch.setattr(shared, "branch_attention", fails)
+    with pytest.warns(UserWarning, match="out of resource: shared memory.*plain PyTorch"):
+        kernel = WimKernel(tiny_model("llama"), smollm2[1])
+    assert kernel.engine.path == "shared"
+    assert not kernel.engine.paths.kernels
+    reading = kernel.read(CHUNKS)
+    result = reading.ask("Who owned the ship?", **BRIEF)
+    assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
+
+
+def test_a_reading_of_another_type_is_refused(kernels):
+    kernel = kernels("llama")
+    prefix = prefix_of(kernel)
+    batch = prefix.branch([prefix.tokens], 4)
+    batch._dtype = torch.bfloat16
+    with pytest.raises(UnsupportedModelError, match="read the document again"):
+        batch.prompt([[1, 2]], 2, torch.tensor([1]))
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (33, 64)])

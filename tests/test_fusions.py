@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -121,6 +122,62 @@ def test_joint_weights_stay_the_layers_own(fresh):
     changed = logits(model)
     fusions.uninstall()
     assert alike(logits(model), changed)
+
+
+def test_weights_stay_good_for_training(fresh):
+    model = fresh("llama")
+    fusions = Fusions(model, Switch())
+    with torch.inference_mode():
+        fusions.install()
+    fusions.uninstall()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    model(torch.arange(7)[None]).logits.sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(parameter.grad)
+    model.load_state_dict(fresh("llama").state_dict())
+
+
+def test_norms_of_one_kind_may_differ(fresh):
+    model = fresh("llama")
+    for number, layer in enumerate(model.model.layers):
+        layer.input_layernorm.variance_epsilon = 10.0**-number
+    plain = logits(model)
+    fusions = Fusions(model, Switch())
+    fusions.install()
+    assert alike(logits(model), plain)
+    fusions.uninstall()
+
+
+def test_threads_do_not_take_each_others_products():
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    joint, inputs = Joint(layers), [torch.randn(3, 8) for _ in range(2)]
+    with torch.inference_mode():
+        wanted = [[layer(hidden) for layer in layers] for hidden in inputs]
+    both, wrong = threading.Barrier(2), []
+
+    def work(place: int) -> None:
+        for _ in range(20):
+            for layer, right in zip(layers, wanted[place], strict=True):
+                both.wait()
+                with torch.inference_mode():
+                    if not torch.allclose(joint.product(layer, inputs[place]), right, atol=1e-6):
+                        wrong.append(place)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_weights_that_were_taken_apart_are_let_go():
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    joint, hidden = Joint(layers), torch.randn(3, 8)
+    layers[0].double().float()
+    torch.testing.assert_close(joint.product(layers[1], hidden), layers[1](hidden))
+    assert joint.weight is None
 
 
 def test_joint_products_with_biases_in_any_order():

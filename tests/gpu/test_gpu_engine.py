@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -36,7 +37,11 @@ def equals_generate(reading, result) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["auto", "parts"])
 def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
-    kernel = make_kernel(kind, attention)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # falling back would pass, and say so
+        kernel = make_kernel(kind, attention)
+    assert kernel.engine.path == "shared"
+    assert kernel.engine.paths.kernels is (attention == "auto")
     reading = kernel.read([words(300, 1), words(1, 2), words(170, 3)])
     result = reading.ask(words(9, 4), **OPTIONS)
     assert equals_generate(reading, result)

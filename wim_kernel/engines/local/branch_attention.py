@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from wim_kernel.engines.local.attention import Terms
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NO_WINDOW = 2**30
+HOPPER_SHARED = 227 * 1024
 ABSENT = 2**30
 """As a pad: a row that is not there. It sees itself alone and stores nothing."""
 COLUMNS = 6
@@ -87,8 +88,30 @@ class Blocks:
     stages: int
 
 
-def prefix_blocks(shape: Shape) -> Blocks:
+def prefix_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
     """Blocks of the prefix kernel, by what measured best on an H100; a block's accumulators must fit the registers."""
+    return _fitted(_best_prefix_blocks(shape), shape, shared_bytes)
+
+
+def own_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
+    """Blocks of the kernel over own tokens, likewise."""
+    return _fitted(_best_own_blocks(shape), shape, shared_bytes)
+
+
+def _fitted(blocks: Blocks, shape: Shape, shared_bytes: int) -> Blocks:
+    """The blocks with as few stages, and then keys, less as a multiprocessor's shared memory wants."""
+    width = _power(shape.size) * shape.itemsize
+    while blocks.queries * width + blocks.stages * blocks.keys * 2 * width > shared_bytes:
+        if blocks.stages > 1:
+            blocks = replace(blocks, stages=blocks.stages - 1)
+        elif blocks.keys > 16:
+            blocks = replace(blocks, keys=blocks.keys // 2)
+        else:
+            break
+    return blocks
+
+
+def _best_prefix_blocks(shape: Shape) -> Blocks:
     queries = shape.rows * shape.queries * shape.groups
     if shape.itemsize == 4:  # no matrix units in full float32, so small blocks
         return Blocks(16, 16, 4, 1)
@@ -100,8 +123,7 @@ def prefix_blocks(shape: Shape) -> Blocks:
     return Blocks(block, 64, 8 if block == 128 else 4, 4 if shape.queries == 1 else 3)
 
 
-def own_blocks(shape: Shape) -> Blocks:
-    """Blocks of the kernel over own tokens."""
+def _best_own_blocks(shape: Shape) -> Blocks:
     queries = shape.queries * shape.groups
     if shape.itemsize == 4:
         return Blocks(16, 16, 4, 1)
@@ -111,6 +133,13 @@ def own_blocks(shape: Shape) -> Blocks:
         return Blocks(_power(queries), 128, 8, 3)
     block = min(128, _power(queries))
     return Blocks(block, 64, 8 if block == 128 else 4, 3)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have."""
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return int(getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED))
 
 
 @functools.cache
@@ -130,7 +159,7 @@ def prefix_splits(query: Tensor, key: Tensor, longest: int) -> int:
     if longest == 0:
         return 0
     shape = _shape(query, key, key)
-    blocks = prefix_blocks(shape)
+    blocks = prefix_blocks(shape, shared_memory(query.device))
     programs = _blocks(shape.rows * shape.queries * shape.groups, blocks.queries) * shape.key_heads
     splits = min(32, max(1, multiprocessors(query.device) // programs), _blocks(longest, blocks.keys))
     return 1 << (splits.bit_length() - 1)  # few different ones, since each is compiled
@@ -164,11 +193,19 @@ def branch_attention(
 
     Returns:
         (B, M, H, Dv), contiguous.
+
+    Raises:
+        ValueError: if queries, keys and values differ in type, or are not contiguous in their last dimension. What the
+            table points at must be of that type, too, which cannot be seen here.
     """
     rows, heads, queries, size = query.shape
     key_heads, value_size = key.shape[1], value.shape[-1]
     groups = heads // key_heads
-    shape = _shape(query, key, value)
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(
+            f"Queries, keys and values are {query.dtype}, {key.dtype} and {value.dtype}, not of one type."
+        )
+    shape, shared = _shape(query, key, value), shared_memory(query.device)
     window = NO_WINDOW if terms.window is None else terms.window
     cap = 0.0 if terms.softcap is None else terms.softcap
     sizes = {
@@ -185,13 +222,13 @@ def branch_attention(
     part_lse = query.new_empty(max(splits, 1) * rows * heads * queries, dtype=torch.float32)
     with on_device(query.device):
         if splits:
-            blocks = prefix_blocks(shape)
+            blocks = prefix_blocks(shape, shared)
             grid = (_blocks(rows * queries * groups, blocks.queries), splits, key_heads)
             kernels.prefix_part[grid](
                 query, *_strides(query), table, state, part, part_lse, rows, queries, terms.scale, cap, window,
                 **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages,
             )  # fmt: skip
-        blocks = own_blocks(shape)
+        blocks = own_blocks(shape, shared)
         grid = (_blocks(queries * groups, blocks.queries), rows, key_heads)
         kernels.own_part[grid](
             query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state,

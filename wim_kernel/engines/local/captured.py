@@ -8,9 +8,12 @@ with the likeliest tokens, while the ones before it are looked at.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,14 +27,18 @@ from wim_kernel.engines.local.branch_attention import (
     pack_state,
     prefix_splits,
 )
+from wim_kernel.engines.local.fusions import Fusions
+from wim_kernel.engines.local.products import Products
 from wim_kernel.engines.local.runner import ModelRunner, upload
 from wim_kernel.engines.local.sampling import Next
+from wim_kernel.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from wim_kernel.engines.local.shared import SharedPrefix
 
 logger = logging.getLogger(__name__)
 
+_capturing = threading.Lock()  # one capture at a time in a process
 LONG = 2**20  # of prefix: as captured, a step is cut up for a long one
 
 
@@ -45,6 +52,7 @@ class KernelStep:
         state: see `wim_kernel.engines.local.branch_attention.pack_state`.
         longest: most tokens of prefix that a row may see.
         past: whether rows may have own tokens already.
+        dtype: of keys and values in the buffers.
     """
 
     table: Tensor
@@ -52,9 +60,14 @@ class KernelStep:
     state: Tensor
     longest: int
     past: bool
+    dtype: torch.dtype
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix and the rows' own tokens; stores the new ones."""
+        if query.dtype != self.dtype:
+            raise UnsupportedModelError(
+                f"The reading is {self.dtype} and the model now computes in {query.dtype}: read the document again."
+            )
         table, state = (item.to(query.device) for item in (self.table[self.places[layer]], self.state))
         splits = prefix_splits(query, key, self.longest)
         return branch_attention(query, key, value, terms, table, state, splits, past=self.past)
@@ -69,10 +82,13 @@ class Graph:
         runner: the model.
         rows: how many.
         layers: the model's layers that attend, in order.
+        dtype: of keys and values.
         pool: memory that all captured graphs share; None to go through the model's code at each run.
     """
 
-    def __init__(self, runner: ModelRunner, rows: int, layers: Sequence[int], pool: Any) -> None:
+    def __init__(
+        self, runner: ModelRunner, rows: int, layers: Sequence[int], dtype: torch.dtype, pool: Any
+    ) -> None:
         self.runner = runner
         self.rows = rows
         device = runner.device
@@ -83,10 +99,11 @@ class Graph:
         self.table = torch.zeros(len(layers), COLUMNS, dtype=torch.int64, device=device)
         self.places = {layer: place for place, layer in enumerate(layers)}
         self.loaded: object = None  # for whom
-        self._step = KernelStep(self.table, self.places, self.state, LONG, past=True)
+        self._step = KernelStep(self.table, self.places, self.state, LONG, True, dtype)
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._pool = pool
+        self.refused = False  # it could not be captured
 
     def load(self, batch: object, table: Tensor, numbers: Sequence[int]) -> None:
         """Point the step at a batch: its table, its state and the tokens to append."""
@@ -122,22 +139,23 @@ class Graph:
         """Capture the step, after a run that loads kernels; what these did to the state is undone."""
         device, graph, before = self.state.device, torch.cuda.CUDAGraph(), self.state.clone()
         try:
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                self._forward()
-            torch.cuda.current_stream(device).wait_stream(side)
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._forward()
+            with _capturing, torch.cuda.device(device):
+                side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                side.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(side):
+                    self._forward()
+                torch.cuda.current_stream(device).wait_stream(side)
+                with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
+                    self._forward()
             self._graph = graph
+        except torch.OutOfMemoryError:
+            raise
         except (
             RuntimeError
-        ) as error:  # the model's code waits for the device on the way, as some mixtures of experts do
-            logger.info(
-                "Decode steps of this model run launch by launch, since they cannot be captured: %s", error
-            )
+        ) as error:  # code that waits for the device on the way, as some mixtures of experts do
+            logger.info("Decode steps of this model cannot be captured, and run launch by launch: %s", error)
             torch.cuda.synchronize(device)
-            self._pool = None
+            self._pool, self.refused = None, True
         self.state.copy_(before)
 
 
@@ -150,32 +168,38 @@ class Graphs:
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
-        self._graphs: dict[tuple[int, ...], Graph] = {}
+        self._graphs: dict[Hashable, Graph] = {}
         self._taken_of: int | None = None
         self._pool: Any = None
 
     def renew(self) -> None:
         """Forget what was captured if the model has changed since: its weights' places, its modes, its hooks."""
         model = self.runner.model
-        now = hash((tuple(item.data_ptr() for item in model.parameters()), *map(_mode, model.modules())))
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        now = hash((tuple(item.data_ptr() for item in tensors), *map(_mode, model.modules())))
         if now != self._taken_of:
             self._graphs.clear()
             self._taken_of = now
             self._pool = torch.cuda.graph_pool_handle() if self._can_capture() else None
 
-    def of(self, rows: int, layers: Sequence[int]) -> Graph:
-        """The step for ``rows`` rows or a few more."""
+    def of(self, rows: int, layers: Sequence[int], dtype: torch.dtype) -> Graph:
+        """The step for ``rows`` rows or a few more, on buffers of a type."""
         size = graph_size(rows)
-        key = (size, *layers)
+        key = (size, dtype, torch.is_autocast_enabled(), *layers)
         if key not in self._graphs:
-            self._graphs[key] = Graph(self.runner, size, layers, self._pool)
+            if any(graph.refused for graph in self._graphs.values()):
+                self._pool = None  # what could not be captured once is not tried again
+            self._graphs[key] = Graph(self.runner, size, layers, dtype, self._pool)
         return self._graphs[key]
 
     def _can_capture(self) -> bool:
         """On one CUDA device, with no hooks that Python has to run."""
         model = self.runner.model
         devices = {parameter.device for parameter in model.parameters()}
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        hooked = any(
+            module._forward_hooks or module._forward_pre_hooks or _foreign(module) is not None
+            for module in model.modules()
+        )
         return devices == {self.runner.device} and self.runner.device.type == "cuda" and not hooked
 
 
@@ -186,16 +210,26 @@ def graph_size(rows: int) -> int:
 
 def _mode(module: nn.Module) -> Hashable:
     """What a module's code may branch on: its plain attributes and its hooks."""
-    plain = tuple(
-        (name, tuple(value) if isinstance(value, list) else value)
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str)) or (isinstance(value, list) and _all_strings(value))
-    )
-    return plain, len(module._forward_hooks), len(module._forward_pre_hooks)
+    plain = tuple((name, _plain(value)) for name, value in vars(module).items())
+    return plain, len(module._forward_hooks), len(module._forward_pre_hooks), _foreign(module)
 
 
-def _all_strings(items: list[Any]) -> bool:
-    return all(isinstance(item, str) for item in items)
+def _plain(value: Any) -> Hashable:
+    """A value that code may branch on, or None if it is no plain data."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return tuple((str(key), _plain(item)) for key, item in value.items())
+    return None
+
+
+def _foreign(module: nn.Module) -> int | None:
+    """Which forward somebody else has given a module of its own, if any: it may do what a graph does not repeat."""
+    own = vars(module).get("forward")
+    lender = getattr(getattr(own, "func", None), "__self__", None) if isinstance(own, partial) else None
+    return None if own is None or isinstance(lender, (Fusions, Products)) else id(own)
 
 
 @dataclass
@@ -252,6 +286,7 @@ class KernelBatch:
         self.used = 0
         self.layers = sorted(prefix.layers)
         self._stores = [prefix.layers[layer] for layer in self.layers]  # a prefix that grows gets others
+        self._dtype = self._stores[0].keys.dtype
         self._own = [store.beside(len(lengths), room) for store in self._stores]
         self._table = upload(
             [store.row(own, room) for store, own in zip(self._stores, self._own, strict=True)],
@@ -274,7 +309,7 @@ class KernelBatch:
         positions = (before + torch.arange(width)[None]).clamp(min=0)
         state = upload(pack_state(0, 0, lengths, pads, self.rows[rows]), torch.int32, self.runner.device)
         places = {layer: place for place, layer in enumerate(self.layers)}
-        step = KernelStep(self._table, places, state, max(lengths), past=False)
+        step = KernelStep(self._table, places, state, max(lengths), False, self._dtype)
         return self.runner.forward(padded, positions, step, keep)
 
     @torch.inference_mode()
@@ -317,19 +352,17 @@ class KernelBatch:
         assert self._graph is not None
         count = len(self._loaded)
         logits = self._graph.run()[:count].clone()
-        likeliest, ready = self._graph.tokens[:count], None
-        if likeliest.is_cuda:
-            there = torch.empty(count, dtype=likeliest.dtype, pin_memory=True)
-            likeliest = there.copy_(likeliest, non_blocking=True)
+        found, ready = self._graph.tokens[:count], None
+        likeliest = torch.empty(count, dtype=found.dtype, device="cpu", pin_memory=found.is_cuda)
+        likeliest.copy_(found, non_blocking=True)
+        if found.is_cuda:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(logits.device))
-        else:
-            likeliest = likeliest.clone()
+            ready.record(torch.cuda.current_stream(found.device))
         return Pending(self._loaded, tokens or [], logits, likeliest, ready)
 
     def _load(self, tokens: list[int]) -> None:
         """Point the graph of our size at this batch."""
-        graph = self._graph = self.graphs.of(len(self.rows), self.layers)
+        graph = self._graph = self.graphs.of(len(self.rows), self.layers, self._dtype)
         absent = graph.rows - len(self.rows)
         self._loaded = list(self.rows)
         state = pack_state(

@@ -241,8 +241,7 @@ class LocalEngine:
         reasons = []
         for path in ("shared", "snapshot") if wanted is None else (wanted,):
             try:
-                with torch.inference_mode():
-                    size = self._check_path(path)
+                size = self._tried(path)
             except Exception as error:  # whatever a model's code raises here, the path does not fit it
                 reasons.append(f"{path}: {error}")
                 self.runner.uninstall()
@@ -258,6 +257,24 @@ class LocalEngine:
             f"{type(self.model).__name__} gives other results on branches than in a plain forward pass "
             f"({'; '.join(reasons)})."
         )
+
+    def _tried(self, path: str) -> int:
+        """Check a path, the shared one in plain PyTorch if it fails with the kernels; bytes that a token takes."""
+        try:
+            with torch.inference_mode():
+                return self._check_path(path)
+        except Exception as error:  # no compiler, too little shared memory, a driver too old, ...
+            if path != "shared" or not self.paths.kernels or self.paths.attention != "auto":
+                raise
+            self.paths.give_up_kernels()
+            with torch.inference_mode():
+                size = self._check_path(path)
+            warnings.warn(
+                f"The kernels do not run for {type(self.model).__name__} on this device ({error}); plain PyTorch is "
+                "used, which is exact and slower.",
+                stacklevel=5,
+            )
+            return size
 
     def _check_path(self, path: str) -> int:
         """Compare branches at every boundary of a few tokens with plain forward passes; bytes of a token's cache."""

@@ -8,10 +8,10 @@ the model's own code on random numbers, and left alone where it differs; outside
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ ROTARY = "apply_rotary_pos_emb"
 class Joint:
     """Linear layers that are given the same input, multiplied as one: narrow ones alone leave most of the chip idle.
 
-    Their weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more memory
-    and stay the layers' own.
+    Their weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more
+    memory and stay the layers' own. Where they are taken apart again (a model is copied, moved, or given other
+    weights), layers are multiplied one by one.
 
     Args:
         layers: plain linear layers with the same number of inputs, that have biases, or have none.
@@ -38,46 +39,56 @@ class Joint:
         self.weight: Tensor | None = _moved_together([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = _moved_together(biases) if biases else None
-        self._input: Tensor | None = None
-        self._parts: dict[int, Tensor] = {}
+        self._waiting = (
+            threading.local()
+        )  # the input that was multiplied last, and products not asked for yet
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layers": self.layers, "weight": None, "bias": None, "_input": None, "_parts": {}}
+        return {"layers": self.layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.layers, self.weight, self.bias = state["layers"], None, None
+        self._waiting = threading.local()
 
     def product(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
         """A layer's product; the others' are kept for when they ask with the same input."""
         place = next(index for index, other in enumerate(self.layers) if other is layer)
-        if self._input is not hidden or place not in self._parts:
-            if self.weight is None or not self._together(self.weight):
+        source, parts = getattr(self._waiting, "parts", (None, {}))
+        if source is not hidden or place not in parts:
+            if not self._together():
                 return nn.Linear.forward(layer, hidden)
-            whole = nn.functional.linear(hidden, self.weight, self.bias)
-            self._input = hidden
-            self._parts = dict(
-                enumerate(torch.split(whole, [other.out_features for other in self.layers], -1))
-            )
-        part = self._parts.pop(place)
-        if not self._parts:
-            self._input = None
+            whole = nn.functional.linear(hidden, cast(Tensor, self.weight), self.bias)
+            parts = dict(enumerate(torch.split(whole, [other.out_features for other in self.layers], -1)))
+        part = parts.pop(place)
+        self._waiting.parts = (hidden, parts) if parts else (None, {})
         return part
 
-    def _together(self, weight: Tensor) -> bool:
-        """Whether the parameters are still views of ours: a model may be copied, moved, or given other weights."""
-        at, bias = weight.data_ptr(), None if self.bias is None else self.bias.data_ptr()
-        for layer in self.layers:
-            if layer.weight.data_ptr() != at or layer.weight.dtype != weight.dtype:
-                return False
-            at += layer.weight.nbytes
-            if bias is not None and (layer.bias is None or layer.bias.data_ptr() != bias):
-                return False
-            bias = None if bias is None else bias + layer.bias.nbytes
-        return True
+    def _together(self) -> bool:
+        """Whether the parameters are still views of ours. Once they are not, ours are let go."""
+        if self.weight is not None and not (
+            _views(self.weight, [layer.weight for layer in self.layers])
+            and (self.bias is None or _views(self.bias, [layer.bias for layer in self.layers]))
+        ):
+            self.weight = self.bias = None
+        return self.weight is not None
 
 
-@torch.no_grad()
+def _views(whole: Tensor, parts: Sequence[Tensor | None]) -> bool:
+    """Whether the parts are views of one tensor, one behind the other."""
+    at, home = whole.data_ptr(), whole.untyped_storage().data_ptr()
+    for part in parts:
+        if part is None or part.dtype != whole.dtype or part.data_ptr() != at:
+            return False
+        if part.untyped_storage().data_ptr() != home:
+            return False
+        at += part.nbytes
+    return True
+
+
 def _moved_together(parameters: Sequence[Tensor]) -> Tensor:
     """One tensor of which the parameters become views."""
-    first, ends = parameters[0].data, list(itertools.accumulate(item.nbytes for item in parameters))
-    if [item.data_ptr() - first.data_ptr() for item in parameters[1:]] == ends[:-1]:  # they are already
+    first = parameters[0].data
+    if _views(first, parameters):  # they are already
         return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     whole = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(
@@ -96,7 +107,10 @@ def _joint_form(module: nn.Module) -> list[nn.Linear]:
     shapes = {
         (layer.in_features, layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers
     }
-    plain = all(layer.weight.is_contiguous() and not layer._forward_hooks for layer in layers)
+    plain = all(
+        type(layer.weight) is nn.Parameter and layer.weight.is_contiguous() and not layer._forward_hooks
+        for layer in layers
+    )
     return layers if len(shapes) == 1 and plain and layers[0].weight.dtype in DTYPES else []
 
 
@@ -112,13 +126,22 @@ class Fusions:
         self.model = model
         self.wanted = wanted
         self._lent: list[nn.Module] | None = None
-        self._rotaries: list[str] = []  # names of files that have one
+        self._rotaries: dict[str, _Rotary] = {}  # by the file that they are lent to
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "wanted": self.wanted, "_lent": None, "_rotaries": {}}
 
     def install(self) -> None:
         """Put the operations in place; does nothing if they are."""
         if self._lent is not None:
             return
-        self._lent, forms = [], {}
+        self._lent = []
+        # weights that are moved stay good for training, whatever mode this is asked in
+        with torch.inference_mode(False), torch.no_grad():
+            self._lend_all()
+
+    def _lend_all(self) -> None:
+        forms: dict[type, Form | None] = {}
         for module in self.model.modules():
             weight = next(module.parameters(), None)
             if weight is None or "forward" in vars(module) or not available(weight.device):
@@ -139,12 +162,13 @@ class Fusions:
         """Give everything back as it was."""
         for module in self._lent or ():
             del module.forward
-        for home in map(sys.modules.__getitem__, self._rotaries):
-            rotary = getattr(home, ROTARY)
-            rotary.users -= 1
-            if rotary.users == 0:
-                setattr(home, ROTARY, rotary.original)
-        self._lent, self._rotaries = None, []
+        for name, rotary in self._rotaries.items():
+            with _rotaries_lock:
+                rotary.users -= 1
+                home = sys.modules[name]
+                if rotary.users == 0 and getattr(home, ROTARY, None) is rotary:
+                    setattr(home, ROTARY, rotary.original)
+        self._lent, self._rotaries = None, {}
 
     def _lend(self, module: nn.Module, form: Form) -> None:
         module.forward = functools.partial(self._forward, module, form)
@@ -159,18 +183,20 @@ class Fusions:
     def _lend_rotary(self, module: nn.Module, weight: Tensor) -> None:
         """Put ours in front of the rotation that an attention layer's file defines, which all its models share."""
         home = sys.modules[type(module).__module__]
-        rotary = getattr(home, ROTARY, None)
-        if rotary is None or home.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
+        if home.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
             return
-        if not isinstance(rotary, _Rotary):
-            if not _rotates_alike(rotary, weight):
+        with _rotaries_lock:
+            rotary = getattr(home, ROTARY, None)
+            if rotary is None or (not isinstance(rotary, _Rotary) and not _rotates_alike(rotary, weight)):
                 return
-            rotary = _Rotary(rotary, self.wanted)
-            setattr(home, ROTARY, rotary)
-        rotary.users += 1
-        self._rotaries.append(home.__name__)
+            if not isinstance(rotary, _Rotary):
+                rotary = _Rotary(rotary, self.wanted)
+                setattr(home, ROTARY, rotary)
+            rotary.users += 1
+            self._rotaries[home.__name__] = rotary
 
 
+_rotaries_lock = threading.Lock()
 Form = Callable[[Any, Tensor], Tensor]
 
 
@@ -215,17 +241,22 @@ def _norm_form(module: nn.Module) -> Form | None:
         return None
 
     for around_one in (False, True):
-        candidate = functools.partial(_norm, eps=eps, around_one=around_one)
+        candidate = functools.partial(_norm, around_one=around_one)
         if _alike(module, candidate, weight.shape[0], weight):
             return candidate
     return None
 
 
-def _norm(module: Any, hidden: Tensor, eps: float, around_one: bool) -> Tensor:
+def _norm(module: Any, hidden: Tensor, around_one: bool) -> Tensor:
     if module.weight.dtype != hidden.dtype:
         plain: Tensor = type(module).forward(module, hidden)
         return plain
-    return rms_norm(hidden.contiguous(), module.weight, eps, around_one=around_one)
+    return rms_norm(hidden.contiguous(), module.weight, _eps(module), around_one=around_one)
+
+
+def _eps(module: nn.Module) -> Any:
+    """What a norm adds to the mean of squares, under either of the names it has."""
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
 def _gate_form(module: nn.Module) -> Form | None:
@@ -243,28 +274,31 @@ def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-@torch.inference_mode()
 def _alike(module: nn.Module, form: Form, width: int, weight: Tensor) -> bool:
-    """Whether the form gives what the module gives, on random numbers."""
-    hidden = torch.randn(2, 3, width, device=weight.device, dtype=weight.dtype)
+    """Whether the form gives what the module gives, on random numbers of several sizes."""
     try:
-        return _close(form(module, hidden), type(module).forward(module, hidden))
+        hidden = torch.randn(2, 3, width, device=weight.device, dtype=weight.dtype)
+        sizes = torch.tensor([1.0, 1e-3, 30.0], device=weight.device, dtype=weight.dtype)[:, None]
+        return _close(form(module, hidden * sizes), type(module).forward(module, hidden * sizes))
     except Exception:  # whatever another form of module raises here, it is not this one
         return False
 
 
-@torch.inference_mode()
 def _rotates_alike(original: Callable[..., tuple[Tensor, Tensor]], weight: Tensor) -> bool:
-    make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
-    query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
     try:
-        wanted = original(query, key, cos, sin)
-        return all(map(_close, rotate(query, key, cos, sin), wanted))
-    except Exception:  # a function of that name with other arguments
+        make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
+        query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
+        return all(map(_close, rotate(query, key, cos, sin), original(query, key, cos, sin)))
+    except (
+        Exception
+    ):  # a function of that name with other arguments, weights of a type without random numbers
         return False
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
     tolerance = 1e-5 if wanted.dtype == torch.float32 else 2e-2
     found, wanted = found.float(), wanted.float()
-    return found.shape == wanted.shape and bool((found - wanted).norm() <= tolerance * wanted.norm())
+    apart = (found - wanted).norm(dim=-1) <= tolerance * wanted.norm(
+        dim=-1
+    )  # row by row: small ones count, too
+    return found.shape == wanted.shape and bool(apart.all())

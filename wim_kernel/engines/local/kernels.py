@@ -115,7 +115,8 @@ if AVAILABLE:
         begin, longest = tl.load(state + 1), tl.max(length)
         low = tl.full([BLOCK_R], 0, tl.int32)
         if HAS_WINDOW:
-            low = tl.where(real, length - pad + tl.load(state) + token - window + 1, longest)
+            there = real & (pad < 1073741824)
+            low = tl.where(there, length - pad + tl.load(state) + token - window + 1, longest)
             begin = tl.maximum(begin, tl.min(low))
         per = tl.cdiv(tl.cdiv(tl.maximum(longest - begin, 0), splits), BLOCK_N) * BLOCK_N
         begin += split * per

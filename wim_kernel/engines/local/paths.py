@@ -14,6 +14,7 @@ from wim_kernel.engines.local.branch_attention import (
     DTYPES,
     available,
     branch_attention,
+    on_device,
     pack_state,
     prefix_splits,
     table_row,
@@ -60,6 +61,11 @@ class Paths:
             runner.fuse()
         self.graphs = Graphs(runner)
         self._tiled: dict[tuple[int, ...], bool] = {}
+
+    def give_up_kernels(self) -> None:
+        """Go on in plain PyTorch: the kernels do not run here."""
+        self.kernels = False
+        self.graphs.runner.unfuse()
 
     def tiles(
         self, query: Tensor, keys: Tensor, values: Tensor, start: int, terms: Terms
@@ -133,8 +139,9 @@ def _is_quicker(query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bo
         return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
 
     try:
-        ours, by_kernels = _timed(lambda: attend(splits))
-        theirs, by_cudnn = _timed(lambda: attend(0, _cudnn(query, keys, values, terms.scale)))
+        with on_device(device):
+            ours, by_kernels = _timed(lambda: attend(splits))
+            theirs, by_cudnn = _timed(lambda: attend(0, _cudnn(query, keys, values, terms.scale)))
     except RuntimeError as error:  # no plan for this shape: the kernels take any
         logger.debug("cuDNN's attention does not take this shape: %s", error)
         return False

@@ -48,20 +48,26 @@ class Step(Protocol):
 
 
 _step: ContextVar[Step | None] = ContextVar("wim_step", default=None)
+_fusing: ContextVar[bool] = ContextVar("wim_fusing", default=False)
 
 
 @contextmanager
-def active(step: Step) -> Iterator[None]:
-    """Attention of this thread belongs to ``step``."""
-    token = _step.set(step)
+def active(step: Step, *, fusing: bool = False) -> Iterator[None]:
+    """Attention of this thread belongs to ``step``; with ``fusing``, small operations are fused."""
+    tokens = _step.set(step), _fusing.set(fusing)
     try:
         yield
     finally:
-        _step.reset(token)
+        _step.reset(tokens[0])
+        _fusing.reset(tokens[1])
 
 
 def _in_step() -> bool:
     return _step.get() is not None
+
+
+def _is_fusing() -> bool:
+    return _fusing.get()
 
 
 def _attention(
@@ -132,7 +138,12 @@ class ModelRunner:
 
     def fuse(self) -> None:
         """Lend fused operations too, from now on."""
-        self.fusions = Fusions(self.model, wanted=_in_step)
+        self.fusions = Fusions(self.model, wanted=_is_fusing)
+
+    def unfuse(self) -> None:
+        """Lend fused operations no more."""
+        self.uninstall()
+        self.fusions = None
 
     def install(self) -> None:
         """Put the kernel's attention and products in front of the model's own; does nothing if they are there."""
@@ -176,7 +187,7 @@ class ModelRunner:
         self.install()
         device = self.device
         kept = _moved(keep, device) if isinstance(keep, Tensor) else keep
-        with active(step):
+        with active(step, fusing=self.fusions is not None):
             logits: Tensor = self.model(
                 input_ids=_moved(ids, device),
                 position_ids=_moved(positions, device),
