@@ -114,7 +114,7 @@ class WimKernel:
             disk_budget_bytes: see `WimKernel`.
             frame: see `WimKernel`.
             loading: what `wim_kernel.engines.local.loading.load_model` takes (``gguf_file``, ``dtype``, ``device``,
-                ...) and options of `LocalEngine` (``window``, ``path``).
+                ...) and options of `LocalEngine` (``window``, ``path``, ``attention``).
 
         Raises:
             ModelNotFoundError: if there is no such model.

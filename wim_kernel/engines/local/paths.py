@@ -35,7 +35,8 @@ class Paths:
 
     Args:
         attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, and long runs of earlier
-            chunks by cuDNN while a chunk is read; ``"auto"``: the quickest that the device has.
+            chunks by cuDNN while a chunk is read, where it has that type and size of heads; ``"auto"``: Triton on a
+            CUDA device, cuDNN for such runs if it measures quicker, and plain PyTorch elsewhere.
         runner: the model.
 
     Raises:
