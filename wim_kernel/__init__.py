@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wim_kernel.chunks import Chunk, Span
     from wim_kernel.errors import (
         ContextOverflowError,
+        DeviceMemoryError,
         EmptyDocumentError,
         MemoryBudgetError,
         ModelNotFoundError,
@@ -34,6 +35,7 @@ __all__ = [
     "ChunkRead",
     "ContextOverflowError",
     "Decision",
+    "DeviceMemoryError",
     "EmptyDocumentError",
     "Event",
     "Evidence",
@@ -63,6 +65,7 @@ _HOMES = {
     "chunks": ("Chunk", "Span"),
     "errors": (
         "ContextOverflowError",
+        "DeviceMemoryError",
         "EmptyDocumentError",
         "MemoryBudgetError",
         "ModelNotFoundError",

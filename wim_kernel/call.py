@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from wim_kernel.answering import answer_branch, branch_end
+from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.errors import ContextOverflowError
@@ -238,20 +239,18 @@ class Call:
             margins = inquiry.given if self._given else inquiry.in_order
             branch, inquiry.given = answer_branch(self.engine, at, inquiry.question, margins, self.settings)
             branches.append(branch)
-        size = self.engine.max_branches
-        for start in range(0, len(branches), size):
-            yield from self.watch.run("answer", self._decode_answers(branches[start : start + size], start))
+        yield from self.watch.run("answer", self._decode_answers(branches))
 
-    def _decode_answers(self, branches: Sequence[Branch], first: int) -> Iterator[Tick]:
-        for step in self.engine.decode(self.lease.prefix, branches):
+    def _decode_answers(self, branches: Sequence[Branch]) -> Iterator[Tick]:
+        relieve = self.lease.readings.make_way
+        for step in decode_all(self.engine, self.lease.prefix, branches, relieve=relieve):
             yield None
             for progress in step:
-                position = first + progress.branch
-                inquiry = self.inquiries[position]
+                inquiry = self.inquiries[progress.branch]
                 if progress.text:
                     if self.watch.first_token is None:
                         self.watch.first_token = self.watch.since_start()
-                    yield AnswerToken(progress.text, position)
+                    yield AnswerToken(progress.text, progress.branch)
                 if progress.done is not None:
                     inquiry.count(progress.done)
                     inquiry.answer = progress.done

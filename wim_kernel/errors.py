@@ -55,6 +55,16 @@ class MemoryBudgetError(WimError, MemoryError):
         self.budget = budget
 
 
+class DeviceMemoryError(WimError, MemoryError):
+    """The device has no memory for a step, however few branches decode together. The kernel stays good for use."""
+
+    def __init__(self, what: str, detail: str) -> None:
+        super().__init__(
+            f"The device has no memory to {what} ({detail}). Give the kernel a smaller `budget_bytes`, ask for fewer "
+            "new tokens, or read a shorter document."
+        )
+
+
 class ReadingFileError(WimError, OSError):
     """A saved reading cannot be written, or must not be used here.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wim_kernel.engines.base import AnyEngine, Prefix
-from wim_kernel.errors import MemoryBudgetError, ReadingFileError
+from wim_kernel.errors import DeviceMemoryError, MemoryBudgetError, ReadingFileError
 from wim_kernel.margins import BranchRecord
 from wim_kernel.storage import Packed, Pieces, ReadingFolder
 
@@ -216,6 +216,10 @@ class Readings:
                     self._entries.remove(entry)  # nobody finds it meanwhile; they wait at the door
                 self._move_down(entry)
 
+    def make_way(self) -> None:
+        """Move down everything that is not in use: the device ran out of memory."""
+        self.trim(self.budget.engine)
+
     # -- finding, with the door closed --------------------------------------------------------------------------------
 
     def _found(self, pieces: Pieces) -> Entry:
@@ -392,14 +396,22 @@ class Lease:
         self._claim(piece)
         first = 0 if piece == 1 and not self.has(0) else piece
         while not self.has(piece):
-            ran = self.readings.engine.extend(
-                self.prefix, self.pieces[first : piece + 1], self.end(first - 1)
-            )
+            ran = self._extend(self.pieces[first : piece + 1], self.end(first - 1))
             for read in {first, piece}:
                 self.prefilled[read] += max(
                     0, min(ran.stop, self.end(read)) - max(ran.start, self.end(read - 1))
                 )
             yield
+
+    def _extend(self, pieces: Pieces, start: int) -> range:
+        """Run a block; again, once everything that is not in use has made way, if the device has no memory for it."""
+        engine = self.readings.engine
+        try:
+            return engine.extend(self.prefix, pieces, start)
+        except DeviceMemoryError as error:
+            logger.warning("%s Trying again without what is not in use.", error)
+            self.readings.make_way()
+            return engine.extend(self.prefix, pieces, start)
 
     def _agreed(self) -> int:
         """How many leading pieces of the entry are these."""

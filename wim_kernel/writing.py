@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
+from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
 from wim_kernel.margins import BranchRecord, Margin
@@ -275,18 +275,22 @@ class MarginWriter:
     def _decode(
         self, asked: Sequence[tuple[Place, Branch]], gate: PlaceGate | None = None
     ) -> Iterator[tuple[Place, Decoded] | None]:
-        """Decode a branch for each place, as many together as the engine likes; None is a step with nothing to tell."""
-        size = self.engine.max_branches
-        for start in range(0, len(asked), size):
-            places, branches = zip(*asked[start : start + size], strict=True)
-            ask = None if gate is None else partial(gate, places)
-            for step in self.engine.decode(self.lease.prefix, branches, ask):
-                yield None
-                for progress in step:
-                    if progress.done is not None:
-                        place = places[progress.branch]
-                        place.inquiry.count(progress.done)
-                        yield place, progress.done
+        """Decode a branch for each place; None is a step with nothing to tell."""
+        places, branches = [place for place, _ in asked], [branch for _, branch in asked]
+
+        def ask(group: Sequence[int], scores: Sequence[Scores]) -> Sequence[bool]:
+            assert gate is not None
+            return gate([places[index] for index in group], scores)
+
+        for step in decode_all(
+            self.engine, self.lease.prefix, branches, gate and ask, self.lease.readings.make_way
+        ):
+            yield None
+            for progress in step:
+                if progress.done is not None:
+                    place = places[progress.branch]
+                    place.inquiry.count(progress.done)
+                    yield place, progress.done
 
 
 PlaceGate = Callable[[Sequence[Place], Sequence[Scores]], Sequence[bool]]

@@ -7,6 +7,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -25,7 +26,7 @@ from wim_kernel.engines.local.sampling import Policy, Sampler
 from wim_kernel.engines.local.shared import SharedPrefix
 from wim_kernel.engines.local.snapshot import SnapshotPrefix
 from wim_kernel.engines.local.tokens import Codec
-from wim_kernel.errors import UnsupportedModelError
+from wim_kernel.errors import DeviceMemoryError, UnsupportedModelError
 from wim_kernel.storage import Packed
 from wim_kernel.turns import Turn
 
@@ -137,7 +138,7 @@ class LocalEngine:
 
     def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
-        with self.turn:
+        with self.turn, _memory_for(f"hold {tokens:,} tokens"):
             prefix.reserve(tokens)
 
     def fork(self, prefix: LocalPrefix, tokens: int) -> LocalPrefix:
@@ -192,7 +193,8 @@ class LocalEngine:
             if len(block) > self.block_tokens * 9 // 8:
                 block = block[: self.block_tokens]
             if block:
-                prefix.extend(block)
+                with _memory_for(f"read {len(block):,} tokens"):
+                    prefix.extend(block)
             if prefix.tokens in ends:
                 prefix.mark()
             return range(before, prefix.tokens)
@@ -211,12 +213,12 @@ class LocalEngine:
             max(map(len, parts)) for parts in zip(*((row.ids, row.decided) for row in rows), strict=True)
         )
         room = width + decided + max(steps, default=0)
-        with self.turn:
-            batch = prefix.branch([row.branch.at for row in rows], room)
-        limits = Limits(
-            4 * self.block_tokens, self.model.config.get_text_config().vocab_size, self.logit_bytes
-        )
-        yield from decode(batch, rows, prefix.ids, gate, self.turn, limits)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes)
+        with _memory_for(f"decode {len(rows)} branches together"):
+            with self.turn:
+                batch = prefix.branch([row.branch.at for row in rows], room)
+            yield from decode(batch, rows, prefix.ids, gate, self.turn, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None
@@ -316,6 +318,21 @@ class LocalEngine:
                 raise UnsupportedModelError(
                     f"layer {index} attends within {expected} positions and does not tell its attention function"
                 )
+
+
+@contextmanager
+def _memory_for(what: str) -> Iterator[None]:
+    """Say in the kernel's own words that the device has no memory for something, and give back what is unused.
+
+    Raises:
+        DeviceMemoryError: where torch raised its own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError(what, str(error).split(". ")[0].rstrip(".")) from error
 
 
 def _window(config: Any) -> int | None:
