@@ -45,6 +45,7 @@ class Device:
 
 def test_branches_are_halved_and_nothing_is_lost_or_told_twice(kernel, monkeypatch):
     reading = kernel.read(CHUNKS)
+    reading.prefill()
     wanted = reading.ask_many([QUESTION, "Which mast?"], **OPTIONS)
     device = Device(monkeypatch, branches=3)
     found = reading.ask_many([QUESTION, "Which mast?"], **OPTIONS)
