@@ -53,7 +53,9 @@ def test_branches_are_halved_and_nothing_is_lost_or_told_twice(kernel, monkeypat
     assert [r.token_ids for r in found] == [r.token_ids for r in wanted]
     for result, other in zip(found, wanted, strict=True):
         assert [m.token_ids for m in result.margins] == [m.token_ids for m in other.margins]
-        assert [m.relevance for m in result.margins] == pytest.approx([m.relevance for m in other.margins], abs=1e-4)
+        assert [m.relevance for m in result.margins] == pytest.approx(
+            [m.relevance for m in other.margins], abs=1e-4
+        )
         assert result.usage.output_tokens == other.usage.output_tokens
         assert result.usage.prompt_tokens == other.usage.prompt_tokens
 

@@ -224,6 +224,7 @@ class ReadingFolder:
             self.trim(packed.nbytes)
             write(path, pieces, packed, identity)
         self._touch(path)
+        self.trim()  # a file is somewhat larger than its tensors
         return path
 
     def best(self, pieces: Pieces, identity: Mapping[str, str]) -> tuple[Path | None, int]:
