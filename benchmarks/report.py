@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,25 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and the most, or the least, that it may be."""
+
+    value: float
+    bound: float
+    at_most: bool = True
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is on the right side of its bound."""
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def line(self, what: str) -> str:
+        """What a benchmark prints of it."""
+        sign = "<=" if self.at_most else ">="
+        return f"{'PASS' if self.reached else 'FAIL'}  {what}: {self.value:.2f} ({sign} {self.bound})"
 
 
 def machine() -> dict[str, Any]:
