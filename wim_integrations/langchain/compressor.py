@@ -69,7 +69,7 @@ class WimDocumentCompressor(BaseDocumentCompressor):
             callbacks: told of chunks and margins, as children of their run.
 
         Raises:
-            ContextOverflowError: if the documents together do not fit the model's window.
+            ContextOverflowError: if the question leaves no room for the documents in the model's window.
         """
         source = self._source(documents)
         if source is None:

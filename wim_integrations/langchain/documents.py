@@ -51,7 +51,7 @@ class DocumentReading:
 
     Raises:
         EmptyDocumentError: if no document holds text.
-        ContextOverflowError: if they do not fit the model's window.
+        ContextOverflowError: when asked, if the question leaves no room for them in the model's window.
         ValueError: if the prompt asks for metadata that a document lacks.
     """
 

@@ -44,7 +44,7 @@ class WimRunnable(DocumentRunnable):
     Raises:
         KeyError: if the input has no question or no documents.
         EmptyDocumentError: if no document holds text.
-        ContextOverflowError: if documents and question do not fit the model's window.
+        ContextOverflowError: if the question leaves no room for the documents in the model's window.
 
     Example:
         >>> chain = WimRunnable(kernel=kernel)  # doctest: +SKIP

@@ -30,7 +30,7 @@ class NodeReading:
 
     Raises:
         EmptyDocumentError: if no node holds text.
-        ContextOverflowError: if they do not fit the model's window.
+        ContextOverflowError: when asked, if the question leaves no room for them in the model's window.
     """
 
     def __init__(

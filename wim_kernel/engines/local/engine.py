@@ -148,7 +148,10 @@ class LocalEngine:
 
     def identity(self) -> dict[str, str]:
         """What a prefix depends on beside its tokens; the weights by samples of each of them."""
-        state = [(weight.data_ptr(), weight._version) for weight in self.model.parameters()]
+        state = [
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+            for weight in self.model.parameters()
+        ]
         if self._identity is None or self._identity[0] != state:
             self._identity = state, self._identify()
         return self._identity[1]
