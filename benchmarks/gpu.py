@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -473,38 +474,20 @@ def run_checks() -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Check, measure, and say which figures were reached."""
-    args = arguments()
-    checks = run_checks() if args.checks else {}
-    gc.collect()
-    kernel = make_kernel(build(32, torch.bfloat16), attention=args.attention)
-    found: dict[int, dict[str, Measured]] = {}
-    streamed(
-        kernel.read(chunks_of(2 * args.chunk, args.chunk)), words(QUESTION_TOKENS), args, None
-    )  # kernels are loaded
-    for context in args.contexts:
-        document = chunks_of(context, args.chunk)
-        found[context] = {"kernel": measure_kernel(kernel, document, args)}
-        names = ("plain_by_chunks", "published_recipe", "map_reduce") if args.rivals else ("plain_by_chunks",)
-        for name in names:
-            found[context][name] = measure_rival(name, kernel, document, args)
-        print(context, {name: round(way.ready, 3) for name, way in found[context].items()}, flush=True)
-    more = measure_more(kernel, chunks_of(32_768, args.chunk), args) if 32_768 in args.contexts else {}
-    print(
-        "\n" + summary(found) + "\n\n" + str({name: round(value, 3) for name, value in more.items()}) + "\n"
-    )
+def write(
+    args: argparse.Namespace,
+    checks: dict[str, Any],
+    found: dict[int, dict[str, Measured]],
+    more: dict[str, float],
+) -> dict[str, Goal]:
+    """Put what is known by now into the JSON file, so that a run cut short loses nothing; returns the goals."""
     wanted = goals(found, more)
-    for what, goal in wanted.items():
-        print(goal.line(what))
-    args.out.mkdir(parents=True, exist_ok=True)
+    names = ("chunk", "margin", "answer", "repeats", "attention")
     write_json(
         args.out / "gpu.json",
         {
             "machine": machine(),
-            "workload": {
-                name: getattr(args, name) for name in ("chunk", "margin", "answer", "repeats", "attention")
-            },
+            "workload": {name: getattr(args, name) for name in names},
             "checks": checks,
             "contexts": {
                 str(context): {name: asdict(way) for name, way in ways.items()}
@@ -514,6 +497,45 @@ def main() -> int:
             "goals": {what: {**asdict(goal), "reached": goal.reached} for what, goal in wanted.items()},
         },
     )
+    return wanted
+
+
+def main() -> int:
+    """Check, measure, and say which figures were reached."""
+    args = arguments()
+    if args.plot_from:
+        kept = json.loads(args.plot_from.read_text(encoding="utf-8"))["contexts"].items()
+        plot(
+            {int(context): {name: Measured(**way) for name, way in ways.items()} for context, ways in kept},
+            args.out / "gpu.png",
+        )
+        return 0
+    checks = run_checks() if args.checks else {}
+    gc.collect()
+    kernel = make_kernel(build(32, torch.bfloat16), attention=args.attention)
+    found: dict[int, dict[str, Measured]] = {}
+    more: dict[str, float] = {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    warm_up = kernel.read(chunks_of(2 * args.chunk, args.chunk))
+    streamed(warm_up, words(QUESTION_TOKENS), args, None)  # kernels are loaded
+    documents = {context: chunks_of(context, args.chunk) for context in args.contexts}
+    for names in (["kernel", "plain_by_chunks"], ["published_recipe", "map_reduce"] if args.rivals else []):
+        for context, document in documents.items():
+            for name in names:
+                found.setdefault(context, {})[name] = (
+                    measure_kernel(kernel, document, args)
+                    if name == "kernel"
+                    else measure_rival(name, kernel, document, args)
+                )
+            print(context, {name: round(way.ready, 3) for name, way in found[context].items()}, flush=True)
+            write(args, checks, found, more)
+        if 32_768 in documents and not more:
+            more = measure_more(kernel, documents[32_768], args)
+            print({name: round(value, 3) for name, value in more.items()}, flush=True)
+    print("\n" + summary(found) + "\n")
+    wanted = write(args, checks, found, more)
+    for what, goal in wanted.items():
+        print(goal.line(what))
     plot(found, args.out / "gpu.png")
     passed = checks.get("passed", True)
     print("checks passed" if passed else "CHECKS FAILED")
