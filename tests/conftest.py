@@ -75,7 +75,12 @@ _TINY_KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3": ("Qwen3Config", {}),
     "gemma2": (
         "Gemma2Config",
-        {"sliding_window": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0},
+        {
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 20.0,
+            "attn_implementation": "eager",  # older transformers would run it with sdpa, which leaves the cap out
+        },
     ),
     "gemma3": (
         "Gemma3TextConfig",
