@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
 Ids = Sequence[int]
@@ -137,10 +138,14 @@ def pick(logits: torch.Tensor, eos_ids: Ids) -> int:
 def decode(
     model: PreTrainedModel, first: int, cache: DynamicCache, tokens: int, eos_ids: Ids
 ) -> tuple[int, ...]:
-    """Write ``tokens`` ids greedily, the first of which is known; the last one is not put in the cache."""
+    """Write ``tokens`` ids greedily, the first of which is known; the last one is not put in the cache.
+
+    Without cuDNN's attention, which makes a plan for each new length: on an H100 a token then takes 91 ms in place of 28.
+    """
     ids = [first]
-    while len(ids) < tokens:
-        ids.append(pick(forward(model, ids[-1:], cache), eos_ids))
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        while len(ids) < tokens:
+            ids.append(pick(forward(model, ids[-1:], cache), eos_ids))
     return tuple(ids)
 
 
