@@ -16,7 +16,8 @@ from wim_kernel.engines.base import Branch, Text
 from wim_kernel.engines.local import branch_attention, engine, paths, shared
 from wim_kernel.engines.local.attention import Terms, attend
 from wim_kernel.engines.local.branch_attention import Blocks, interpreted
-from wim_kernel.engines.local.captured import Graph, Graphs, KernelBatch, graph_size
+from wim_kernel.engines.local.captured import KernelBatch
+from wim_kernel.engines.local.graphs import Graph, Graphs, graph_size
 from wim_kernel.engines.local.paths import Paths
 from wim_kernel.errors import UnsupportedModelError
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from wim_kernel.engines.local import kernels
 from wim_kernel.engines.local.attention import Terms
+from wim_kernel.engines.local.kernels import ABSENT as ABSENT
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NO_WINDOW = 2**30
 HOPPER_SHARED = 227 * 1024
-ABSENT = 2**30
-"""As a pad: a row that is not there. It sees itself alone and stores nothing."""
 COLUMNS = 6
 """Columns of a layer's row of the table, int64: addresses of the prefix's keys (capacity, K, D) and values
 (capacity, K, Dv), of the own keys (own rows, room, K, D) and values; room; and one that keeps rows aligned."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wim_kernel.engines.local.branch_attention import DTYPES, available, interpreted
+from wim_kernel.engines.local.lending import Lender
 from wim_kernel.engines.local.small_kernels import gated, rms_norm, rotate
 
 ROTARY = "apply_rotary_pos_emb"
@@ -39,9 +40,8 @@ class Joint:
         self.weight: Tensor | None = _moved_together([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = _moved_together(biases) if biases else None
-        self._waiting = (
-            threading.local()
-        )  # the input that was multiplied last, and products not asked for yet
+        # the input that was multiplied last, and products not asked for yet
+        self._waiting = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layers": self.layers}
@@ -114,7 +114,7 @@ def _joint_form(module: nn.Module) -> list[nn.Linear]:
     return layers if len(shapes) == 1 and plain and layers[0].weight.dtype in DTYPES else []
 
 
-class Fusions:
+class Fusions(Lender):
     """Lends fused operations to a model.
 
     Args:
@@ -123,9 +123,7 @@ class Fusions:
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Callable[[], bool]) -> None:
-        self.model = model
-        self.wanted = wanted
-        self._lent: list[nn.Module] | None = None
+        super().__init__(model, wanted)
         self._rotaries: dict[str, _Rotary] = {}  # by the file that they are lent to
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,12 +131,9 @@ class Fusions:
 
     def install(self) -> None:
         """Put the operations in place; does nothing if they are."""
-        if self._lent is not None:
-            return
-        self._lent = []
         # weights that are moved stay good for training, whatever mode this is asked in
         with torch.inference_mode(False), torch.no_grad():
-            self._lend_all()
+            super().install()
 
     def _lend_all(self) -> None:
         forms: dict[type, Form | None] = {}
@@ -160,20 +155,14 @@ class Fusions:
 
     def uninstall(self) -> None:
         """Give everything back as it was."""
-        for module in self._lent or ():
-            del module.forward
+        super().uninstall()
         for name, rotary in self._rotaries.items():
             with _rotaries_lock:
                 rotary.users -= 1
                 home = sys.modules[name]
                 if rotary.users == 0 and getattr(home, ROTARY, None) is rotary:
                     setattr(home, ROTARY, rotary.original)
-        self._lent, self._rotaries = None, {}
-
-    def _lend(self, module: nn.Module, form: Form) -> None:
-        module.forward = functools.partial(self._forward, module, form)
-        assert self._lent is not None
-        self._lent.append(module)
+        self._rotaries = {}
 
     def _forward(self, module: nn.Module, form: Form, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 1 or not self.wanted() or not _fits(args[0]):
@@ -289,16 +278,13 @@ def _rotates_alike(original: Callable[..., tuple[Tensor, Tensor]], weight: Tenso
         make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
         query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
         return all(map(_close, rotate(query, key, cos, sin), original(query, key, cos, sin)))
-    except (
-        Exception
-    ):  # a function of that name with other arguments, weights of a type without random numbers
+    except Exception:  # other arguments under that name, or weights of a type without random numbers
         return False
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
     tolerance = 1e-5 if wanted.dtype == torch.float32 else 2e-2
     found, wanted = found.float(), wanted.float()
-    apart = (found - wanted).norm(dim=-1) <= tolerance * wanted.norm(
-        dim=-1
-    )  # row by row: small ones count, too
-    return found.shape == wanted.shape and bool(apart.all())
+    # row by row: small ones count, too
+    close = (found - wanted).norm(dim=-1) <= tolerance * wanted.norm(dim=-1)
+    return found.shape == wanted.shape and bool(close.all())

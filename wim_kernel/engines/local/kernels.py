@@ -22,8 +22,12 @@ except ImportError:  # pragma: no cover - triton comes with every CUDA build of 
     triton = None
 
 AVAILABLE = triton is not None
+ABSENT = 2**30
+"""As a pad: a row that is not there. It sees itself alone and stores nothing."""
 
 if AVAILABLE:
+    LOG2_E = tl.constexpr(1.4426950408889634)  # softmax is computed in powers of two
+    NOBODY = tl.constexpr(ABSENT)
 
     @triton.jit
     def _tile(
@@ -46,10 +50,9 @@ if AVAILABLE:
             v = tl.load(value_at) if whole else tl.load(value_at, mask=dv[None, :] < VALUE_SIZE, other=0.0)
         scores = tl.dot(q, k, input_precision="ieee") * scale
         if HAS_CAP:
-            scores = softcap * (
-                2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0
-            )  # softcap * tanh(scores / softcap)
-        scores = scores * 1.4426950408889634  # to powers of two
+            tanh = 2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0
+            scores = softcap * tanh
+        scores = scores * LOG2_E
         if MASKED:
             seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
             scores = tl.where(seen, scores, float("-inf"))
@@ -115,7 +118,7 @@ if AVAILABLE:
         begin, longest = tl.load(state + 1), tl.max(length)
         low = tl.full([BLOCK_R], 0, tl.int32)
         if HAS_WINDOW:
-            there = real & (pad < 1073741824)
+            there = real & (pad < NOBODY)
             low = tl.where(there, length - pad + tl.load(state) + token - window + 1, longest)
             begin = tl.maximum(begin, tl.min(low))
         per = tl.cdiv(tl.cdiv(tl.maximum(longest - begin, 0), splits), BLOCK_N) * BLOCK_N
@@ -184,16 +187,14 @@ if AVAILABLE:
                 past, tl.full([BLOCK_R], 0, tl.int32) + slot, highest, total, acc, scale, softcap,
                 SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, HAS_CAP,
             )  # fmt: skip
-        low = tl.where(
-            real, tl.minimum(low, token), 0
-        )  # a padding token sees itself, so as not to see nothing
+        low = tl.where(real, tl.minimum(low, token), 0)  # a padding token sees itself, not nothing
         last = tl.minimum((block * BLOCK_R + BLOCK_R - 1) // GROUPS, queries - 1)
         highest, total, acc = _span(
             q, new_keys, k_token, new_values, v_token, tl.maximum(tl.min(low), 0), last + 1,
             low, token + 1, highest, total, acc, scale, softcap,
             SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, HAS_CAP,
         )  # fmt: skip
-        if pad < 1073741824:  # the row is there: keep its new tokens, an equal share of them in each block
+        if pad < NOBODY:  # the row is there: keep its new tokens, an equal share of them in each block
             share = tl.cdiv(queries, tl.num_programs(0))
             for at in range(block * share, tl.minimum((block + 1) * share, queries), 16):
                 n = (at + tl.arange(0, 16)).to(tl.int64)
@@ -219,12 +220,12 @@ if AVAILABLE:
             highest, total, acc = _merge(highest, total, acc, lse, found)
         if HAS_OUTER:
             at = (head * GROUPS + group) * outer_queries + token
-            lse = tl.load(outer_lse + at, mask=real, other=float("-inf")) * 1.4426950408889634
+            lse = tl.load(outer_lse + at, mask=real, other=float("-inf")) * LOG2_E
             at = (token.to(tl.int64) * key_heads + head) * GROUPS + group
             found = tl.load(outer + at[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
             highest, total, acc = _merge(highest, total, acc, lse, found.to(tl.float32))
         if HAS_SINKS:
-            sink = tl.load(sinks + head * GROUPS + group).to(tl.float32) * 1.4426950408889634
+            sink = tl.load(sinks + head * GROUPS + group).to(tl.float32) * LOG2_E
             highest, total, acc = _merge(highest, total, acc, sink, tl.zeros([BLOCK_R, BLOCK_DV], tl.float32))
         found = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         at = (row64 * queries + token) * key_heads * GROUPS + head * GROUPS + group

@@ -19,7 +19,7 @@ from wim_kernel.engines.local.branch_attention import (
     prefix_splits,
     table_row,
 )
-from wim_kernel.engines.local.captured import Graphs
+from wim_kernel.engines.local.graphs import Graphs
 from wim_kernel.engines.local.runner import ModelRunner, upload
 from wim_kernel.errors import UnsupportedModelError
 
@@ -55,9 +55,9 @@ class Paths:
                 f"model is {dtype} on {device.type}."
             )
         self.attention = attention
-        self.kernels = fits if attention == "auto" else attention != "parts"
-        if attention == "auto" and device.type != "cuda":
-            self.kernels = False
+        self.kernels = attention in ("kernels", "cudnn") or (
+            attention == "auto" and fits and device.type == "cuda"
+        )
         if self.kernels:
             runner.fuse()
         self.graphs = Graphs(runner)
@@ -85,11 +85,11 @@ class Paths:
         """
         tokens = start // TILE * TILE
         plain = terms.softcap is None and (terms.window is None or terms.window >= start + query.shape[2])
-        if tokens == 0 or not plain or not self._wants_tiles(query, keys, values, tokens, terms):
+        if tokens == 0 or not plain or not self._wants_tiles(query, keys, values, terms):
             return 0, None
         return tokens, _cudnn(query, keys[:, :tokens], values[:, :tokens], terms.scale)
 
-    def _wants_tiles(self, query: Tensor, keys: Tensor, values: Tensor, tokens: int, terms: Terms) -> bool:
+    def _wants_tiles(self, query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bool:
         if self.attention == "kernels" or not _cudnn_fits(query, values):
             return False
         if self.attention == "cudnn":

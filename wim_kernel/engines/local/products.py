@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from wim_kernel.engines.local.lending import Lender
 
 FEW_ROWS = 8  # how many rows the output layer's copy is laid out for; any number may come
 
 
-class Products:
+class Products(Lender):
     """Lends oneDNN's products to the linear layers of a model.
 
     Args:
@@ -27,35 +28,19 @@ class Products:
         wanted: asked at each call; if it says no, the layer's own product is taken.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Callable[[], bool]) -> None:
-        self.model = model
-        self.wanted = wanted
-        self._lent: list[nn.Linear] | None = None
-
-    def install(self) -> None:
-        """Put the products in place; does nothing if they are."""
-        if self._lent is not None:
-            return
-        self._lent = []
+    def _lend_all(self) -> None:
         if not _has_onednn():
             return
         output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         for layer in self.model.modules():
             if type(layer) is nn.Linear and "forward" not in vars(layer) and _fits(layer.weight):
                 product = _Packed(layer) if layer is output else functools.partial(_plain, layer)
-                layer.forward = functools.partial(self._forward, layer, product)  # type: ignore[method-assign]
-                self._lent.append(layer)
+                self._lend(layer, product)
 
-    def uninstall(self) -> None:
-        """Give the layers back as they were."""
-        for layer in self._lent or ():
-            del layer.forward
-        self._lent = None
-
-    def _forward(self, layer: nn.Linear, product: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        if not self.wanted() or not _fits(rows) or not _fits(layer.weight):
-            return nn.Linear.forward(layer, rows)
-        return product(rows)
+    def _forward(self, module: nn.Linear, form: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        if not self.wanted() or not _fits(rows) or not _fits(module.weight):
+            return nn.Linear.forward(module, rows)
+        return form(rows)
 
 
 def _plain(layer: nn.Linear, rows: Tensor) -> Tensor:
