@@ -78,7 +78,7 @@ def test_part_of_a_packed_reading_serves_a_document_that_begins_alike(make, kind
     kernel.readings.clear()
     prefix = kernel.engine.unpack(packed, ids, len(ids) + 50)
     assert prefix.tokens == len(ids)
-    kernel.readings._add(prefix, list(pieces))
+    kernel.readings.add(prefix, list(pieces))
     changed = [*DOCUMENT[:2], Chunk("And then there was fog.")]
     again = kernel.read(changed).ask(QUESTION, **OPTIONS)
     assert again.usage.cached_tokens == sum(map(len, pieces[1:]))

@@ -88,6 +88,7 @@ class Call:
         self.engine: AnyEngine = readings.engine
         self.chunks = chunks
         self.pieces = pieces
+        self._ends = list(itertools.accumulate(map(len, pieces[1:]), initial=0))
         self.settings = ask.settings
         self.stream = ask.stream
         self.inquiries = [Inquiry(question, position) for position, question in enumerate(ask.questions)]
@@ -111,10 +112,10 @@ class Call:
 
     def read_chunk(self, index: int) -> Steps[None]:
         """Read a chunk; its margins wait to be written."""
-        ran = sum(self.lease.prefilled[1:])
+        ran = self.lease.prefilled[index + 1]
         yield from self.watch.run("prefill", self.lease.read(index + 1))
         self.read = index + 1
-        cached = sum(self.lease.prefilled[1:]) == ran
+        cached = self.lease.prefilled[index + 1] == ran
         yield ChunkRead(
             index, len(self.chunks), self._tokens(index + 1), self._tokens(len(self.chunks)), cached
         )
@@ -292,7 +293,7 @@ class Call:
 
     def _tokens(self, chunks: int) -> int:
         """How many tokens the first ``chunks`` chunks have."""
-        return sum(map(len, self.pieces[1 : chunks + 1]))
+        return self._ends[chunks]
 
     def _volumes(self, overflow: Overflow) -> list[range]:
         """Which chunks are read in which window, with room behind each for the longest branch."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -20,9 +21,10 @@ from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError
 from wim_kernel.events import Answered, Event
+from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.prompts import Frame
-from wim_kernel.readings import Budget, Readings, prefix_digest
+from wim_kernel.readings import Budget, Readings
 from wim_kernel.relevance import Evidence
 from wim_kernel.settings import Options
 from wim_kernel.storage import ReadingFolder
@@ -144,11 +146,9 @@ class WimKernel:
         """How many tokens a run of document text takes."""
         return len(self.engine.encode(Text(text)))
 
-    def _encode(self, chunks: Sequence[Chunk], separator: str | None) -> list[tuple[int, ...]]:
+    def _encode(self, chunks: Sequence[Chunk], separator: str) -> list[tuple[int, ...]]:
         """Tokens of each chunk, with the separator in front where it does not go on in the text before it."""
-        between = self.engine.encode(
-            Text(self.frame.separator if separator is None else separator, trusted=True)
-        )
+        between = self.engine.encode(Text(separator, trusted=True))
         pieces, previous = [], None
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
@@ -191,22 +191,30 @@ class WimKernel:
             chunks = join_adjacent(chunks, longest, self.count_tokens, separator=between)
         if not any(chunk.text.strip() for chunk in chunks):
             raise EmptyDocumentError
-        if overflow == "volumes":
-            chunks = self._fitting_volumes(chunks)
-        return Reading(self, chunks, separator, overflow)
+        return self._fitting_volumes(Reading(self, chunks, separator, overflow))
 
-    def _fitting_volumes(self, chunks: list[Chunk]) -> list[Chunk]:
-        """The chunks, if need be split so that each fits a volume."""
-        window, head = self.engine.window, len(self._head)
-        sizes = [self.count_tokens(chunk.text) for chunk in chunks] if window is not None else []
-        if window is None or head + sum(sizes) <= window - window // SHARES[0]:
-            return chunks
-        longest = max(16, longest_chunk(window, head) - self.count_tokens(self.frame.separator) - 1)
-        return [
-            part
-            for chunk, size in zip(chunks, sizes, strict=True)
-            for part in (split_chunk(chunk, longest, self.count_tokens) if size > longest else [chunk])
-        ]
+    def _fitting_volumes(self, reading: Reading) -> Reading:
+        """The reading, or one of the same text whose chunks are split so that each fits a volume."""
+        window, head, sizes = (
+            self.engine.window,
+            len(self._head),
+            [len(piece) for piece in reading._pieces[1:]],
+        )
+        if (
+            window is None
+            or reading.overflow == "error"
+            or head + reading.tokens <= window - window // SHARES[0]
+        ):
+            return reading
+        longest = longest_chunk(window, head)
+        if max(sizes) <= longest:
+            return reading
+        room = max(16, longest - self.count_tokens(reading._separator) - 1)
+        parts = (
+            split_chunk(chunk, room, self.count_tokens) if size > longest else [chunk]
+            for chunk, size in zip(reading.chunks, sizes, strict=True)
+        )
+        return Reading(self, list(itertools.chain.from_iterable(parts)), reading._separator, reading.overflow)
 
     def load(self, path: str | Path) -> Reading:
         """A reading that was saved; nothing of it is run through the model again.
@@ -266,8 +274,8 @@ class Reading:
         self.kernel = kernel
         self.overflow = overflow
         self.chunks = tuple(chunks)
-        self._separator = separator
-        self._pieces = [kernel._head, *kernel._encode(self.chunks, separator)]
+        self._separator = kernel.frame.separator if separator is None else separator
+        self._pieces = [kernel._head, *kernel._encode(self.chunks, self._separator)]
         self.tokens = sum(map(len, self._pieces[1:]))
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
@@ -505,11 +513,10 @@ class Reading:
         window = self.kernel.engine.window
         if window is not None and len(self.kernel._head) + self.tokens >= window:
             raise ReadingFileError(Path(path), "the document is longer than the model's window")
-        self.prefill()
         document = {"chunks": [chunk.to_dict() for chunk in self.chunks], "separator": self._separator}
         readings, engine = self.kernel.readings, self.kernel.engine
         with closing(readings.hold(self._pieces)) as lease:
-            for piece in range(1, len(self._pieces)):  # should it have had to make way just now
+            for piece in range(1, len(self._pieces)):
                 for _ in lease.read(piece):
                     pass
             packed = engine.pack(lease.prefix, lease.end(len(self.chunks)))

@@ -101,11 +101,11 @@ def write(
         "chain": chain(pieces),
         "state": dict(packed.state),
         "document": dict(document or {}),
-        "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
+        "digests": {name: _tensor_digest(tensor) for name, tensor in tensors.items()},
         "shapes": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()},
     }
     text = json.dumps(said, default=str)  # a chunk's metadata may hold anything
-    metadata = {"wim": text, "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+    metadata = {"wim": text, "digest": _digest(text.encode())}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,9 +143,8 @@ def read(path: Path, identity: Mapping[str, str]) -> Saved:
     if set(tensors) != set(said["digests"]):
         raise ReadingFileError(path, "it is damaged: tensors are missing")
     for name, tensor in tensors.items():
-        if said["shapes"][name] != [str(tensor.dtype), *tensor.shape] or said["digests"][name] != _digest(
-            tensor
-        ):
+        same_shape = said["shapes"][name] == [str(tensor.dtype), *tensor.shape]
+        if not same_shape or said["digests"][name] != _tensor_digest(tensor):
             raise ReadingFileError(path, f"it is damaged: {name} is not what was written")
     ids = tensors.pop(IDS).tolist()
     ends = list(itertools.accumulate(said["pieces"], initial=0))
@@ -163,17 +162,14 @@ def describe(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ReadingFileError(path, "it is damaged: its header is cut off")
-            metadata = json.loads(file.read(length)).get("__metadata__", {})
+            header = file.read(length) if length <= path.stat().st_size else b""
+        metadata = json.loads(header).get("__metadata__", {})
     except (OSError, struct.error, ValueError, AttributeError) as error:
-        if isinstance(error, ReadingFileError):
-            raise
         raise ReadingFileError(path, f"it cannot be read: {error}") from error
     text = metadata.get("wim")
     if not isinstance(text, str):
         raise ReadingFileError(path, "it is no saved reading")
-    if metadata.get("digest") != hashlib.blake2b(text.encode(), digest_size=16).hexdigest():
+    if metadata.get("digest") != _digest(text.encode()):
         raise ReadingFileError(path, "it is damaged: its description is not what was written")
     said: dict[str, Any] = json.loads(text)
     if said["format"] != FORMAT:
@@ -190,9 +186,18 @@ def chain(pieces: Pieces) -> list[str]:
     return found
 
 
-def _digest(tensor: Tensor) -> str:
-    data = tensor.flatten().view(torch.uint8).numpy().data
+def leading(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """How many leading items are the same."""
+    pairs = zip(ours, theirs, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    return _digest(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 class ReadingFolder:
@@ -216,10 +221,8 @@ class ReadingFolder:
         Raises:
             ReadingFileError: if it cannot be written.
         """
-        name = hashlib.blake2b(
-            json.dumps([dict(identity), chain(pieces)[-1]], sort_keys=True).encode(), digest_size=16
-        )
-        path = self.path / f"{name.hexdigest()}{SUFFIX}"
+        name = _digest(json.dumps([dict(identity), chain(pieces)[-1]], sort_keys=True).encode())
+        path = self.path / f"{name}{SUFFIX}"
         if not path.exists():
             self.trim(packed.nbytes)
             write(path, pieces, packed, identity)
@@ -235,8 +238,7 @@ class ReadingFolder:
             said = self._describe(path)
             if said is None or said["identity"] != dict(identity):
                 continue
-            pairs = zip(said["chain"], wanted, strict=False)
-            shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            shared = leading(said["chain"], wanted)
             if shared > found[1]:
                 found = (path, shared)
         return found

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from wim_kernel.engines.base import Prefix
+from wim_kernel.leases import Lease, prefix_digest
 from wim_kernel.margins import BranchRecord
-from wim_kernel.readings import Lease, Readings, prefix_digest
+from wim_kernel.readings import Readings
 from wim_kernel.storage import Pieces
 
 SHARES = (8, 4, 2)
@@ -86,7 +87,7 @@ class VolumeLease:
 
     def is_last(self, piece: int) -> bool:
         """Whether a volume ends with ``piece``."""
-        return piece in (volume.stop for volume in self.volumes)
+        return piece == self.volume_of(piece).stop
 
     def end(self, piece: int) -> int:
         """How many tokens of its volume, the head included, there are once ``piece`` is read."""
@@ -116,12 +117,12 @@ class VolumeLease:
 
     def _read(self, piece: int) -> Iterator[None]:
         local, lease = self._local(piece), self._held
-        before = list(lease.prefilled)
+        head, before = lease.prefilled[0], lease.prefilled[local]
         try:
             yield from lease.read(local)
         finally:
-            self.prefilled[0] += lease.prefilled[0] - before[0]
-            self.prefilled[piece] += lease.prefilled[local] - before[local]
+            self.prefilled[0] += lease.prefilled[0] - head
+            self.prefilled[piece] += lease.prefilled[local] - before
 
     def _take(self, volume: range) -> None:
         if volume is not self._volume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
@@ -277,14 +278,9 @@ class MarginWriter:
     ) -> Iterator[tuple[Place, Decoded] | None]:
         """Decode a branch for each place; None is a step with nothing to tell."""
         places, branches = [place for place, _ in asked], [branch for _, branch in asked]
-
-        def ask(group: Sequence[int], scores: Sequence[Scores]) -> Sequence[bool]:
-            assert gate is not None
-            return gate([places[index] for index in group], scores)
-
-        for step in decode_all(
-            self.engine, self.lease.prefix, branches, gate and ask, self.lease.readings.make_way
-        ):
+        ask = None if gate is None else partial(_ask, gate, places)
+        relieve = self.lease.readings.make_way
+        for step in decode_all(self.engine, self.lease.prefix, branches, ask, relieve):
             yield None
             for progress in step:
                 if progress.done is not None:
@@ -294,6 +290,12 @@ class MarginWriter:
 
 
 PlaceGate = Callable[[Sequence[Place], Sequence[Scores]], Sequence[bool]]
+
+
+def _ask(
+    gate: PlaceGate, places: Sequence[Place], group: Sequence[int], scores: Sequence[Scores]
+) -> Sequence[bool]:
+    return gate([places[index] for index in group], scores)
 
 
 def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
