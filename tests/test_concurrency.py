@@ -237,7 +237,7 @@ def test_turns_come_in_order_of_arrival():
     for thread in threads:
         thread.join()
     assert order == list(range(6))
-    assert not turn._taken
+    assert turn._holder is None
 
 
 def test_who_takes_turns_again_and_again_starves_nobody():

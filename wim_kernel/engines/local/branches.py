@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,9 +48,25 @@ class BranchBatch:
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append one token to every row; what may come next."""
-        logits = self._forward(torch.tensor(tokens)[:, None], slice(0, len(tokens)), self.used, keep=1)
+        (found,) = self.step_together([(self, tokens)])
+        self.took_part()
+        return found
+
+    @property
+    def company(self) -> Hashable:
+        """All batches on one model, whatever they read."""
+        return id(self.runner)
+
+    def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
+        """A step of each of several batches in one pass. It counts once they `took_part`."""
+        joint = JointStep([BranchStep(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps])
+        tokens = torch.tensor([token for _, new in steps for token in new])
+        logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, keep=1)[:, -1]
+        return [Next.of(part) for part in torch.split(logits, [len(new) for _, new in steps])]
+
+    def took_part(self) -> None:
+        """A step is over: the next one writes behind it."""
         self.used += 1
-        return Next.of(logits[:, -1])
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:
@@ -71,6 +87,20 @@ class BranchBatch:
     def runner(self) -> ModelRunner:
         """The model."""
         return self.prefix.runner
+
+
+class JointStep:
+    """What attention needs while rows of several batches run: each batch attends by itself, all else is shared."""
+
+    def __init__(self, steps: Sequence[BranchStep]) -> None:
+        self.steps = steps
+        self.positions = torch.cat([step.positions for step in steps])
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+        """Attention of one layer; see `BranchStep.attend`."""
+        counts = [len(step.lengths) for step in self.steps]
+        parts = zip(self.steps, *(torch.split(item, counts) for item in (query, key, value)), strict=True)
+        return torch.cat([step.attend(layer, q, k, v, terms) for step, q, k, v in parts])
 
 
 class BranchStep:

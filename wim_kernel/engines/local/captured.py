@@ -121,6 +121,15 @@ class KernelBatch:
         self._ahead = follows
         return now.of(self.rows)
 
+    company = None
+
+    def step_together(self, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Next]:
+        """Not yet."""
+        raise NotImplementedError
+
+    def took_part(self) -> None:
+        """Nothing to do."""
+
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` (ascending) leave the batch."""
         self.lengths, self.pads, self.rows = (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,9 @@ from torch import Tensor
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
 from wim_kernel.engines.local.sampling import Next, Sampler
 from wim_kernel.engines.local.tokens import TextStream
+
+if TYPE_CHECKING:
+    from wim_kernel.engines.local.together import Seat
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Batch(Protocol):
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
+
+    @property
+    def company(self) -> Hashable:
+        """Batches with equal companies can make a step together; None for one that steps alone."""
+
+    def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[Next]:
+        """A step of each of several batches, of which this is one, in one pass. It counts once they `took_part`."""
+
+    def took_part(self) -> None:
+        """A step together with others is over, and this batch has its part of it."""
 
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` leave."""
@@ -142,7 +154,7 @@ def decode(
     rows: list[Row],
     prefix: Sequence[int],
     gate: Gate | None,
-    turn: AbstractContextManager[object],
+    seat: Seat,
     limits: Limits,
 ) -> Iterator[list[Progress]]:
     """Run ``rows`` (in the batch's order) to their ends.
@@ -152,7 +164,7 @@ def decode(
         rows: one for each row of the batch.
         prefix: tokens of the reading.
         gate: which branches go on after scoring, asked with scores in the callers' order; None for all.
-        turn: held for each forward pass, and never over a yield.
+        seat: the batch's, which runs its steps; no turn at the model is held over a yield.
         limits: what one pass over prompts may take.
 
     Yields:
@@ -160,7 +172,7 @@ def decode(
     """
     logits: list[Tensor] = []
     for group in _prompt_groups(rows, limits):
-        with turn:
+        with seat.turn():
             logits += _run_prompts(batch, rows, group)
         yield []
     going = _passing(rows, gate)
@@ -180,8 +192,7 @@ def decode(
         batch.select(staying)
         going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
         if going:
-            with turn:
-                state = batch.step(tokens, ahead=_may_run_ahead(going))
+            state = seat.step(tokens, ahead=_may_run_ahead(going))
 
 
 def _may_run_ahead(rows: list[Row]) -> bool:

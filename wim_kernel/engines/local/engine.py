@@ -25,6 +25,7 @@ from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
 from wim_kernel.engines.local.shared import SharedPrefix
 from wim_kernel.engines.local.snapshot import SnapshotPrefix
+from wim_kernel.engines.local.together import Together
 from wim_kernel.engines.local.tokens import Codec
 from wim_kernel.errors import DeviceMemoryError, UnsupportedModelError
 from wim_kernel.storage import Packed
@@ -80,6 +81,7 @@ class LocalEngine:
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
+        self.together = Together(self.turn, self.max_branches)
 
     @classmethod
     def from_pretrained(
@@ -186,7 +188,7 @@ class LocalEngine:
 
         A block may run over the end of a piece, unless something has to be kept there, and takes a short rest along.
         """
-        with self.turn:
+        with self.turn.of(prefix.share):
             ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
             before = prefix.tokens
             limit = (
@@ -221,7 +223,8 @@ class LocalEngine:
         with _memory_for(f"decode {len(rows)} branches together"):
             with self.turn:
                 batch = prefix.branch([row.branch.at for row in rows], room)
-            yield from decode(batch, rows, prefix.ids, gate, self.turn, limits)
+            with self.together.seat(batch) as seat:
+                yield from decode(batch, rows, prefix.ids, gate, seat, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None

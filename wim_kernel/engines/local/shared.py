@@ -18,6 +18,7 @@ from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.paths import Paths
 from wim_kernel.engines.local.runner import ModelRunner, upload
 from wim_kernel.storage import Packed
+from wim_kernel.turns import Share
 
 
 class LayerStore:
@@ -86,6 +87,7 @@ class SharedPrefix:
         self.layers: dict[int, LayerStore] = {}
         self.windows: dict[int, int | None] = {}
         self.ids: list[int] = []
+        self.share = Share()  # of the model's time, for reading
         self.capacity = 0
 
     @property

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from wim_kernel.engines.local.packing import put_together, take_apart
 from wim_kernel.engines.local.sampling import Next
 from wim_kernel.storage import Packed
+from wim_kernel.turns import Share
 
 
 class SnapshotPrefix:
@@ -28,6 +29,7 @@ class SnapshotPrefix:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.ids: list[int] = []
+        self.share = Share()  # of the model's time, for reading
         self.cache = DynamicCache(config=model.config)
         self.snapshots: dict[int, list[Any]] = {0: [None] * len(self.cache.layers)}
 
@@ -137,6 +139,15 @@ class SnapshotBatch:
         return Next.of(
             torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
         )
+
+    company = None  # each row has a pass of its own anyway
+
+    def step_together(self, steps: Sequence[tuple[SnapshotBatch, list[int]]]) -> list[Next]:
+        """Never asked for, without company."""
+        raise NotImplementedError
+
+    def took_part(self) -> None:
+        """Never asked for, without company."""
 
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` leave the batch."""

@@ -1,0 +1,254 @@
+"""Turns at the model, and decode steps of different callers in one pass: fair, exact, and nobody is waited for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import SHORT, config, spying
+
+from wim_kernel import AnswerToken, WimKernel
+from wim_kernel.engines.local.branches import BranchBatch
+from wim_kernel.turns import Share, Turn
+
+TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
+OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]
+LONG = {"threshold": 0, "margin_config": config(6, 6), "answer_config": config(60, 60)}
+
+
+@pytest.fixture(scope="module")
+def kernel(tiny_model, smollm2):
+    return WimKernel(tiny_model("llama"), smollm2[1])
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+class Caller(threading.Thread):
+    """Takes turns of a length until it is told to stop, on one share or on a new one each time."""
+
+    def __init__(self, turn: Turn, seconds: float, *, returning: bool = False, fresh: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.turn, self.seconds, self.returning, self.fresh = turn, seconds, returning, fresh
+        self.share, self.waits, self.stop = Share(), [], threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            begun = time.perf_counter()
+            share = Share() if self.fresh else self.share
+            with self.turn.of(share, returning=self.returning):
+                self.waits.append(time.perf_counter() - begun)
+                time.sleep(self.seconds)
+            time.sleep(0.0005)  # what a decoder does between two steps
+
+    @property
+    def had(self) -> float:
+        return len(self.waits) * self.seconds
+
+
+def during(seconds: float, *callers: Caller) -> None:
+    time.sleep(seconds)
+    for caller in callers:
+        caller.stop.set()
+    for caller in callers:
+        caller.join(10)
+        assert not caller.is_alive()
+
+
+def test_several_short_turns_go_to_a_long_one():
+    turn = Turn()
+    long, short = Caller(turn, 0.1), Caller(turn, 0.01, returning=True)
+    during(2, long, short)
+    assert len(short.waits) > 4 * len(long.waits)  # ten to one, if nothing else ran on the machine
+    assert len(long.waits) >= 5
+    assert sum(wait > 0.09 for wait in short.waits) <= len(long.waits) + 1  # not at every turn
+
+
+def test_a_newcomer_waits_for_one_turn_and_newcomers_starve_nobody():
+    turn = Turn()
+    long = Caller(turn, 0.05)
+    time.sleep(0.5)
+    begun = time.perf_counter()
+    with turn.of(Share()):
+        assert time.perf_counter() - begun < 0.3
+    before = len(long.waits)
+    others = [Caller(turn, 0.01, fresh=True) for _ in range(3)]
+    during(1.5, long, *others)
+    assert len(long.waits) - before >= 4
+
+
+def test_who_will_be_right_back_is_waited_for_unless_it_leaves():
+    turn, short, order = Turn(), Share(), []
+
+    def wait_for_long() -> None:
+        share = Share()
+        share.had = 5.0  # has had much
+        with turn.of(share):
+            order.append("long")
+
+    for leaves in (False, True):
+        order.clear()
+        thread = threading.Thread(target=wait_for_long)
+        with turn.of(short, returning=True):
+            thread.start()
+            while not turn._waiting:
+                time.sleep(0.001)
+            time.sleep(0.05)  # 10 ms of patience
+        if leaves:
+            turn.leave(short)
+            thread.join(10)
+        with turn.of(short):
+            order.append("short")
+        thread.join(10)
+        assert order == (["long", "short"] if leaves else ["short", "long"])
+    assert turn._waiting == []
+
+
+def test_an_interrupted_wait_leaves_the_queue():
+    turn = Turn()
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt() -> bool:
+        raise Interrupted
+
+    with turn, pytest.raises(Interrupted):
+        turn.acquire(Share(), unless=interrupt)
+    assert turn._waiting == []
+    assert not turn.acquire(Share(), unless=lambda: True)  # nothing to do any more: no turn
+    with turn:
+        pass
+
+
+# -- together ---------------------------------------------------------------------------------------------------------
+
+
+def after_some_tokens(reading, question, **options):
+    """A stream that has begun to decode its answer, and what is left of it, to be run by a thread."""
+    stream = reading.stream(question, **options)
+    for event in stream:
+        if isinstance(event, AnswerToken):
+            break
+    return lambda: list(stream)[-1].result
+
+
+def rows(spy) -> list[int]:
+    """Rows of each pass of one token a row."""
+    return [batch.shape[0] for batch in spy.batches if batch.shape[1] == 1]
+
+
+@pytest.mark.parametrize("second", [TEXTS, OTHER], ids=["one reading", "two readings"])
+def test_callers_that_come_at_different_times_share_passes(kernel, second):
+    first_reading, second_reading = kernel.read(TEXTS), kernel.read(second)
+    wanted = [first_reading.ask("Who owned it?", **LONG), second_reading.ask("How long was the fog?", **LONG)]
+    with spying(kernel.model) as spy:
+        first_reading.ask("Who owned it?", **LONG)
+        second_reading.ask("How long was the fog?", **LONG)
+    apart = len(rows(spy))
+    rest = after_some_tokens(first_reading, "Who owned it?", **LONG)
+    with spying(kernel.model) as spy, ThreadPoolExecutor(2) as threads:
+        late = threads.submit(second_reading.ask, "How long was the fog?", **LONG)
+        early = threads.submit(rest)
+        found = [early.result(60), late.result(60)]
+    assert [result.token_ids for result in found] == [result.token_ids for result in wanted]
+    assert [margin.token_ids for margin in found[1].margins] == [m.token_ids for m in wanted[1].margins]
+    assert len(rows(spy)) < 0.8 * apart  # 118 and some apart; some 65 if they meet at once
+    assert 2 in rows(spy)
+
+
+def test_eight_callers_share_passes(kernel):
+    questions = [f"Who owned ship number {number}?" for number in range(8)]
+    reading = kernel.read(TEXTS)
+    reading.prefill()
+    wanted = [reading.ask(question, **LONG) for question in questions]
+    with spying(kernel.model) as spy, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda question: reading.ask(question, **LONG), questions))
+    assert [result.token_ids for result in found] == [result.token_ids for result in wanted]
+    assert [r.answer for r in found] == [r.answer for r in wanted]
+    assert sum(rows(spy)) / len(rows(spy)) > 4  # rows of three margins or one answer, of each caller
+    assert kernel.engine.together._seats == []
+
+
+def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
+    monkeypatch.setattr(kernel.engine.together, "most_rows", 4)
+    reading = kernel.read(TEXTS)
+    reading.prefill()
+    with spying(kernel.model) as spy, ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda number: reading.ask(f"Who owned ship {number}?", **LONG), range(6)))
+    assert 1 < max(rows(spy)) <= 4
+
+
+def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
+    step_together, failed = BranchBatch.step_together, []
+
+    def failing(self, steps):
+        if len(steps) > 1:
+            failed.append(len(steps))
+            raise RuntimeError("out of something")
+        return step_together(self, steps)
+
+    reading = kernel.read(TEXTS)
+    wanted = reading.ask("Who owned it?", **LONG)
+    monkeypatch.setattr(BranchBatch, "step_together", failing)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: reading.ask("Who owned it?", **LONG), range(3)))
+    assert failed
+    assert [result.token_ids for result in found] == [wanted.token_ids] * 3
+
+
+def test_one_that_is_closed_leaves_the_others(kernel):
+    reading = kernel.read(TEXTS)
+    wanted = reading.ask("Who owned it?", **LONG)
+    with ThreadPoolExecutor(4) as threads:
+
+        def begun_and_closed(number: int) -> None:
+            stream = reading.stream(f"Who owned ship {number}?", **LONG)
+            for _ in range(4 + 5 * number):
+                next(stream)
+            stream.close()
+
+        others = [threads.submit(begun_and_closed, number) for number in range(3)]
+        assert threads.submit(reading.ask, "Who owned it?", **LONG).result(60).token_ids == wanted.token_ids
+        for other in others:
+            other.result(60)
+    assert kernel.engine.together._seats == []
+
+
+def test_two_streams_of_one_thread_do_not_wait_for_each_other(kernel):
+    reading = kernel.read(TEXTS)
+    wanted = [event for event in reading.stream("Who owned it?", **LONG)][-1].result
+    streams = [reading.stream("Who owned it?", **LONG) for _ in range(2)]
+    results = []
+    while streams:
+        for stream in list(streams):
+            event = next(stream, None)
+            if event is None:
+                streams.remove(stream)
+            elif hasattr(event, "result"):
+                results.append(event.result)
+    assert [result.token_ids for result in results] == [wanted.token_ids] * 2
+
+
+def test_a_short_question_is_answered_while_a_long_document_is_read(kernel):
+    """Its steps go by several to a block of the other's reading: it is done long before."""
+    document = " ".join(f"On day {day} the ship sailed on." for day in range(400))
+    short = kernel.read(TEXTS)
+    wanted = short.ask("Who owned it?", threshold=0, **SHORT)
+    kernel.engine.block_tokens, before = 64, kernel.engine.block_tokens
+    try:
+        with ThreadPoolExecutor(1) as thread, spying(kernel.model) as spy:
+            reading = thread.submit(kernel.read(document, chunk_tokens=256).prefill)
+            while len(spy.batches) < 2:
+                time.sleep(0.001)
+            begun = len(spy.batches)
+            assert short.ask("Who owned it?", threshold=0, **SHORT).token_ids == wanted.token_ids
+            passes = spy.batches[begun:]
+            reading.result(60)
+    finally:
+        kernel.engine.block_tokens = before
+    blocks = sum(batch.shape[1] == 64 for batch in passes)
+    assert blocks < len(passes) / 2
