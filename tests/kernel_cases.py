@@ -22,6 +22,7 @@ class Case:
         heads: of queries, and of keys.
         size: of a head; and of a value's, if it is another.
         slot: where the rows' new tokens go.
+        slots: where each row's go, if they are not all at one.
         pads: slots of padding of each row; none by default.
         splits: runs the prefix is cut into; by default as many as the device wants.
     """
@@ -32,6 +33,7 @@ class Case:
     size: int = 16
     value_size: int | None = None
     slot: int = 0
+    slots: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     window: int | None = None
     softcap: float | None = None
@@ -44,12 +46,13 @@ def error(case: Case, device: torch.device, dtype: torch.dtype, seed: int = 0) -
 
     Checks what they stored, and poisons what they must not read.
     """
-    case = replace(case, pads=case.pads or (0,) * len(case.lengths))
+    count = len(case.lengths)
+    case = replace(case, pads=case.pads or (0,) * count, slots=case.slots or (case.slot,) * count)
     generator = torch.Generator().manual_seed(seed)
     (heads, key_heads), size = case.heads, case.size
     rows, value_size = len(case.lengths), case.value_size or size
     own_rows = [rows - row for row in range(rows)]  # not in order, and one row belongs to nobody
-    capacity, room = max(case.lengths) + 3, case.slot + case.queries + 2
+    capacity, room = max(case.lengths) + 3, max(case.slots) + case.queries + 2
 
     def some(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype).to(device)
@@ -61,25 +64,26 @@ def error(case: Case, device: torch.device, dtype: torch.dtype, seed: int = 0) -
     keys[max(case.lengths) :] = values[max(case.lengths) :] = torch.nan
     own_keys, own_values = some(rows + 1, room, key_heads, size), some(rows + 1, room, key_heads, value_size)
     for buffer in (own_keys, own_values):
-        buffer[:, case.slot :] = torch.nan
-        for row, pad in enumerate(case.pads):
+        for row, (pad, slot) in enumerate(zip(case.pads, case.slots, strict=True)):
+            buffer[own_rows[row], slot:] = torch.nan
             buffer[own_rows[row], :pad] = torch.nan
     sinks = some(heads) if case.sinks else None
     terms = Terms(size**-0.5, case.window, case.softcap, sinks)
-    table = torch.tensor(table_row(keys, values, own_keys, own_values, room), device=device)
-    numbers = pack_state(case.slot, 0, case.lengths, case.pads, own_rows)
+    mine = ([buffer[row] for row in own_rows] for buffer in (own_keys, own_values))
+    table = torch.tensor(table_row(keys, values, *mine), device=device)
+    numbers = pack_state(0, case.lengths, case.pads, case.slots)
     state = torch.tensor(numbers, dtype=torch.int32, device=device)
     splits = prefix_splits(query, key, max(case.lengths)) if case.splits is None else case.splits
-    out = branch_attention(query, key, value, terms, table, state, splits, past=case.slot > 0)
+    out = branch_attention(query, key, value, terms, table, state, splits, past=max(case.slots) > 0)
 
-    new = slice(case.slot, case.slot + case.queries)
-    assert torch.equal(own_keys[own_rows, new], key.transpose(1, 2))
-    assert torch.equal(own_values[own_rows, new], value.transpose(1, 2))
-    assert own_keys[own_rows, case.slot + case.queries :].isnan().all()
     assert torch.isfinite(out).all()
     found, wanted = [], []
-    for row, (length, pad) in enumerate(zip(case.lengths, case.pads, strict=True)):
-        own = slice(pad, max(pad, case.slot))
+    for row, (length, pad, slot) in enumerate(zip(case.lengths, case.pads, case.slots, strict=True)):
+        new = slice(slot, slot + case.queries)
+        assert torch.equal(own_keys[own_rows[row], new], key[row].transpose(0, 1))
+        assert torch.equal(own_values[own_rows[row], new], value[row].transpose(0, 1))
+        assert own_keys[own_rows[row], slot + case.queries :].isnan().all()
+        own = slice(pad, max(pad, slot))
         wanted.append(
             _written_out(
                 query[row],
@@ -89,16 +93,16 @@ def error(case: Case, device: torch.device, dtype: torch.dtype, seed: int = 0) -
                 terms,
             )
         )
-        found.append(out[row, max(0, pad - case.slot) :].double())
+        found.append(out[row, max(0, pad - slot) :].double())
     return float((torch.cat(found) - torch.cat(wanted)).norm() / torch.cat(wanted).norm())
 
 
 def _positions(case: Case, row: int) -> Tensor:
     """Positions of all keys that the row may see, -1 for the padding among its new tokens."""
-    length, pad = case.lengths[row], case.pads[row]
-    past = length + torch.arange(max(0, case.slot - pad))
-    new = length + torch.arange(case.slot, case.slot + case.queries) - pad
-    new[: max(0, pad - case.slot)] = -1
+    length, pad, slot = case.lengths[row], case.pads[row], case.slots[row]
+    past = length + torch.arange(max(0, slot - pad))
+    new = length + torch.arange(slot, slot + case.queries) - pad
+    new[: max(0, pad - slot)] = -1
     return torch.cat([torch.arange(length), past, new])
 
 

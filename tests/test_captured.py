@@ -5,6 +5,7 @@ On the CPU, where kernels are interpreted and a step goes through the model's co
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
 import pytest
@@ -19,6 +20,7 @@ from wim_kernel.engines.local.branch_attention import Blocks, interpreted
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.graphs import Graph, Graphs, graph_size
 from wim_kernel.engines.local.paths import Paths
+from wim_kernel.engines.local.sampling import Next
 from wim_kernel.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
@@ -154,6 +156,60 @@ def test_two_batches_take_turns_at_one_graph(kernels):
         for each, step in zip(found, steps, strict=True):
             each.update({item.branch: item.done.token_ids for item in step if item.done})
     assert tuple([each[0], each[1]] for each in found) == wanted
+
+
+def test_batches_that_began_at_different_times_make_steps_together(kernels):
+    """By hand: what each of them is told is what it is told alone, also where a step of one is under way already."""
+    kernel = kernels("llama")
+    prefix = prefix_of(kernel)
+
+    def begun(lengths: list[int], prompts: list[list[int]], steps: int):
+        batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
+        found = [Next.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
+        for _ in range(steps):
+            found.append(batch.step(found[-1].likeliest))
+        return batch, found
+
+    asked = ([prefix.tokens, 5], [[17, 18, 19], [20]], 4), ([9], [[23, 24]], 0)
+    alone = [begun(lengths, prompts, steps + 5)[1] for lengths, prompts, steps in asked]
+    batches, found = zip(*(begun(*each) for each in asked), strict=True)
+    assert batches[0].company == batches[1].company
+    for turn in range(5):
+        wanted = [steps[-1].likeliest for steps in found]
+        if turn == 2:  # one of them goes alone for a step, and the one behind it is under way
+            found[0].append(batches[0].step(wanted[0], ahead=True))
+            assert batches[0]._ahead is not None
+            wanted = [found[0][-1].likeliest, wanted[1]]
+        for steps, batch, state in zip(
+            found, batches, batches[0].step_together(list(zip(batches, wanted, strict=True))), strict=True
+        ):
+            steps.append(state)
+            batch.took_part()
+    for steps, wanted in zip(found, alone, strict=True):
+        for mine, other in zip(steps, wanted, strict=False):
+            assert mine.likeliest == other.likeliest
+            torch.testing.assert_close(mine.logits, other.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_callers_in_threads_share_passes(kernels, monkeypatch):
+    kernel = kernels("llama")
+    prefix, together = prefix_of(kernel), []
+    sets = [
+        branches(kernel, prefix, [8, 8]),
+        branches(kernel, prefix, [9]),
+        branches(kernel, prefix, [6, 7, 5]),
+    ]
+    wanted = [decoded(kernel, prefix, asked) for asked in sets]
+    step_together = KernelBatch.step_together
+
+    def counting(batch, steps):
+        together.append(len(steps))
+        return step_together(batch, steps)
+
+    monkeypatch.setattr(KernelBatch, "step_together", counting)
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda asked: decoded(kernel, prefix, asked), sets)) == wanted
+    assert max(together) > 1
 
 
 def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):

@@ -39,6 +39,13 @@ def test_caps_and_sinks(softcap, sinks, slot):
     check(Case((35, 0), queries=2, slot=slot, softcap=softcap, sinks=sinks), "cpu", [torch.float32])
 
 
+@pytest.mark.parametrize("window", [None, 1, 7, 50])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_rows_at_slots_of_their_own(window, queries):
+    case = Case((60, 33, 33, 0), queries, slots=(0, 21, 5, 37), pads=(0, 2, 0, 9), window=window)
+    check(case, "cpu", [torch.float32])
+
+
 def test_padding_is_never_read():
     check(Case((20, 20, 20), queries=9, pads=(0, 4, 8)), "cpu", [torch.float32])
     check(Case((20, 20, 20), slot=9, pads=(0, 4, 9)), "cpu", [torch.float32])

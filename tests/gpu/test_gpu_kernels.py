@@ -34,6 +34,13 @@ def test_numbers_of_rows(rows):
     check(Case(falling(1500, rows), heads=(32, 8), size=128, slot=40), "cuda", [torch.bfloat16])
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_at_slots_of_their_own(window):
+    slots, pads = (0, 21, 405, 37, 128), (0, 2, 0, 9, 100)
+    case = Case((1500, 1500, 640, 640, 3), 1, (32, 8), 128, slots=slots, pads=pads, window=window)
+    check(case, "cuda", [torch.bfloat16])
+
+
 @pytest.mark.parametrize(("window", "softcap"), itertools.product([None, 1, 100, 1024], [None, 20.0]))
 @pytest.mark.parametrize(("queries", "slot"), [(1, 70), (130, 0)])
 def test_windows_and_caps(window, softcap, queries, slot):
@@ -62,10 +69,10 @@ def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
     key, value = keys[None, :, start:].clone(), values[None, :, start:].clone()
     terms = Terms(size**-0.5)
     plain = extend_attention(query, keys, values, start, terms)
-    table = torch.tensor(table_row(keys, values, keys, values, 0), device="cuda")
+    table = torch.tensor(table_row(keys, values, [keys], [values]), device="cuda")
 
     def by_kernels(base: int, outer: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        state = torch.tensor(pack_state(start, base, [start], [start], [0]), dtype=torch.int32, device="cuda")
+        state = torch.tensor(pack_state(base, [start], [start], [start]), dtype=torch.int32, device="cuda")
         splits = prefix_splits(query, key, start - base)
         return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
 

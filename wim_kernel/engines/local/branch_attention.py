@@ -21,29 +21,34 @@ from wim_kernel.engines.local.kernels import ABSENT as ABSENT
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NO_WINDOW = 2**30
 HOPPER_SHARED = 227 * 1024
-COLUMNS = 6
-"""Columns of a layer's row of the table, int64: addresses of the prefix's keys (capacity, K, D) and values
-(capacity, K, Dv), of the own keys (own rows, room, K, D) and values; room; and one that keeps rows aligned."""
+ALIGNED = 16
+"""Own buffers have room for a multiple of so many tokens, so that all their addresses are multiples of 16 bytes."""
 
 
-def table_row(keys: Tensor, values: Tensor, own_keys: Tensor, own_values: Tensor, room: int) -> list[int]:
-    """A layer's row of the table, which is good for as long as these tensors live."""
-    return [*(item.data_ptr() for item in (keys, values, own_keys, own_values)), room, 0]
-
-
-def pack_state(
-    slot: int, base: int, lengths: Sequence[int], pads: Sequence[int], own: Sequence[int]
+def table_row(
+    keys: Tensor, values: Tensor, own_keys: Sequence[Tensor], own_values: Sequence[Tensor]
 ) -> list[int]:
-    """What a step reads on the device about its rows, int32, [slot, base, B lengths, B pads, B own rows].
+    """A layer's row of the table, int64: addresses, which are good for as long as these tensors live.
 
     Args:
-        slot: where in their own buffers all rows write the first of this step's tokens.
+        keys: the prefix's, (capacity, K, D).
+        values: the prefix's, (capacity, K, Dv).
+        own_keys: each row's own, (room, K, D).
+        own_values: each row's own, (room, K, Dv).
+    """
+    return [item.data_ptr() for item in (keys, values, *own_keys, *own_values)]
+
+
+def pack_state(base: int, lengths: Sequence[int], pads: Sequence[int], slots: Sequence[int]) -> list[int]:
+    """What a step reads on the device about its rows, int32, [base, B lengths, B pads, B slots].
+
+    Args:
         base: the first position of the prefix that is looked at.
         lengths: how much of the prefix each row sees.
         pads: the first slot that is each row's own text; slots before it are padding.
-        own: which row of the own buffers is each row's.
+        slots: where in its own buffer each row writes the first of this step's tokens.
     """
-    return [slot, base, *lengths, *pads, *own]
+    return [base, *lengths, *pads, *slots]
 
 
 def available(device: torch.device) -> bool:

@@ -8,20 +8,20 @@ with the likeliest tokens, while the ones before it are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.branch_attention import ABSENT, pack_state
-from wim_kernel.engines.local.graphs import Graph, KernelStep, graph_size
-from wim_kernel.engines.local.runner import upload
+from wim_kernel.engines.local.branch_attention import ABSENT, pack_state, table_row
+from wim_kernel.engines.local.graphs import Graph, KernelStep
+from wim_kernel.engines.local.runner import moved, upload
 from wim_kernel.engines.local.sampling import Next
 
 if TYPE_CHECKING:
-    from wim_kernel.engines.local.shared import SharedPrefix
+    from wim_kernel.engines.local.shared import LayerStore, SharedPrefix
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Pending:
 class KernelBatch:
     """Branches as batch rows, by the kernels.
 
-    Rows are left-padded: all rows write the same slot of their own buffers at each step. A row that leaves keeps its
-    buffers until the batch ends; the others find theirs by number.
+    Rows are left-padded: all rows of a batch write the same slot of their own buffers at each step. A row that leaves
+    keeps its buffers until the batch ends; the others find theirs by number.
     """
 
     def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
@@ -80,14 +80,9 @@ class KernelBatch:
         self._stores = [prefix.layers[layer] for layer in self.layers]  # a prefix that grows gets others
         self._dtype = self._stores[0].keys.dtype
         self._own = [store.beside(len(lengths), room) for store in self._stores]
-        self._table = upload(
-            [store.row(own, room) for store, own in zip(self._stores, self._own, strict=True)],
-            torch.int64,
-            self.runner.device,
-        )
+        self._addresses = _Addresses(self._stores, self._own)
         self._graph: Graph | None = None
         self._key = object()  # what a graph knows the batch by, so as not to keep it alive
-        self._loaded: list[int] = []
         self._ahead: Pending | None = None
 
     def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
@@ -99,8 +94,9 @@ class KernelBatch:
         padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(width)[None]).clamp(min=0)
-        state = upload(pack_state(0, 0, lengths, pads, self.rows[rows]), torch.int32, self.runner.device)
-        step = KernelStep(self._table, self.layers, state, max(lengths), False, self._dtype)
+        state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
+        table = moved(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
+        step = KernelStep(table, self.layers, state, max(lengths), False, self._dtype)
         return self.runner.forward(padded, positions, step, keep)
 
     @torch.inference_mode()
@@ -113,22 +109,38 @@ class KernelBatch:
         """
         now, self._ahead = self._ahead, None
         if now is None or not now.fits(self.rows, tokens):
-            now = self._launch(tokens)
+            (now,) = _launch([(self, tokens)])
         self.used += 1
-        follows = self._launch(None) if ahead and self._may_follow() else None
+        follows = self._launch_next() if ahead and self._may_follow() else None
         if follows is not None:
             follows.fed = now.wait()
         self._ahead = follows
         return now.of(self.rows)
 
-    company = None
+    @property
+    def company(self) -> Hashable:
+        """Batches whose branches read the same buffers."""
+        return id(self.graphs), id(self._stores[0])
 
+    @torch.inference_mode()
     def step_together(self, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Next]:
-        """Not yet."""
-        raise NotImplementedError
+        """A step of each of several batches in one pass. It counts once they `took_part`.
+
+        One that is under way for a batch, with the tokens that it takes, is what that batch gets.
+        """
+        found: dict[int, Pending] = {}
+        for place, (batch, tokens) in enumerate(steps):
+            if batch._ahead is not None and batch._ahead.fits(batch.rows, tokens):
+                found[place] = batch._ahead
+        rest = [place for place in range(len(steps)) if place not in found]
+        if rest:
+            found.update(zip(rest, _launch([steps[place] for place in rest]), strict=True))
+        return [found[place].of(batch.rows) for place, (batch, _) in enumerate(steps)]
 
     def took_part(self) -> None:
-        """Nothing to do."""
+        """A step is over: the next one writes behind it."""
+        self.used += 1
+        self._ahead = None
 
     def select(self, rows: list[int]) -> None:
         """Let all but ``rows`` (ascending) leave the batch."""
@@ -136,37 +148,77 @@ class KernelBatch:
             [items[row] for row in rows] for items in (self.lengths, self.pads, self.rows)
         )
 
+    @property
+    def _members(self) -> Hashable:
+        return self._key, tuple(self.rows)
+
     def _may_follow(self) -> bool:
-        """Whether the graph still holds this batch, is no larger than its rows want, and there is room."""
+        """Whether the graph still holds just this batch's rows, is no larger than they want, and there is room."""
         graph = self._graph
-        fits = graph is not None and graph.loaded is self._key and graph.rows == graph_size(len(self.rows))
-        return fits and self.used < self.room
+        return graph is not None and graph.loaded == (self._members,) and self.used < self.room
 
-    def _launch(self, tokens: list[int] | None) -> Pending:
-        """Start a step: with tokens, or with the likeliest ones of the step before, which only the device knows yet."""
-        if tokens is not None:
-            self._load(tokens)
+    def _launch_next(self) -> Pending:
+        """Start the step behind the last one, with its likeliest tokens, which only the device knows yet."""
         assert self._graph is not None
-        count = len(self._loaded)
-        logits = self._graph.run()[:count].clone()
-        found, ready = self._graph.tokens[:count], None
-        likeliest = torch.empty(count, dtype=found.dtype, device="cpu", pin_memory=found.is_cuda)
-        likeliest.copy_(found, non_blocking=True)
-        if found.is_cuda:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(found.device))
-        return Pending(self._loaded, tokens or [], logits, likeliest, ready)
+        return _run(self._graph, [(self, [])])[0]
 
-    def _load(self, tokens: list[int]) -> None:
-        """Point the graph of our size at this batch."""
-        graph = self._graph = self.graphs.of(len(self.rows), self.layers, self._dtype)
-        absent = graph.rows - len(self.rows)
-        self._loaded = list(self.rows)
-        state = pack_state(
-            self.used,
-            0,
-            [*self.lengths, *[0] * absent],
-            [*self.pads, *[ABSENT] * absent],
-            [*self.rows, *[0] * absent],
-        )
-        graph.load(self._key, self._table, [*state, *tokens, *[0] * absent])
+
+class _Addresses:
+    """Where a batch's keys and values lie, layer by layer: what its rows of the kernels' table are made of."""
+
+    def __init__(self, stores: Sequence[LayerStore], own: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.prefix = torch.tensor([table_row(store.keys, store.values, [], []) for store in stores])
+        self._own = torch.tensor([[item.data_ptr() for item in pair] for pair in own])
+        self._row_bytes = torch.tensor([[item[0].nbytes for item in pair] for pair in own])
+
+    def own(self, kind: int, rows: Sequence[int]) -> Tensor:
+        """Addresses of rows' own keys (``kind`` 0) or values (1): (layers, rows)."""
+        return self._own[:, kind, None] + self._row_bytes[:, kind, None] * torch.tensor(rows)
+
+
+def _table(addresses: Sequence[_Addresses], rows: Sequence[Sequence[int]], size: int) -> Tensor:
+    """The kernels' table for rows of batches on one prefix, and for absent ones up to ``size``; on the host."""
+    absent = torch.zeros(len(addresses[0].prefix), size - sum(map(len, rows)), dtype=torch.int64)
+    own = [
+        [*(each.own(kind, some) for each, some in zip(addresses, rows, strict=True)), absent]
+        for kind in (0, 1)
+    ]
+    return torch.cat([addresses[0].prefix, *own[0], *own[1]], 1)
+
+
+def _launch(steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Pending]:
+    """Start a step of batches on one prefix: all their rows in one pass."""
+    batches = [batch for batch, _ in steps]
+    first, count = batches[0], sum(len(batch.rows) for batch in batches)
+    graph = first.graphs.of(count, first.layers, first._dtype)
+    absent = graph.rows - count
+
+    def table() -> Tensor:
+        rows = [batch.rows for batch in batches]
+        return _table([batch._addresses for batch in batches], rows, graph.rows)
+
+    state = pack_state(
+        0,
+        [*(length for batch in batches for length in batch.lengths), *[0] * absent],
+        [*(pad for batch in batches for pad in batch.pads), *[ABSENT] * absent],
+        [*(batch.used for batch in batches for _ in batch.rows), *[0] * absent],
+    )
+    tokens = [token for _, new in steps for token in new]
+    graph.load(tuple(batch._members for batch in batches), table, [*state, *tokens, *[0] * absent])
+    for batch in batches:
+        batch._graph = graph
+    return _run(graph, steps)
+
+
+def _run(graph: Graph, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Pending]:
+    """Start a graph's next step; what it comes to for each of the batches whose rows it holds."""
+    counts = [len(batch.rows) for batch, _ in steps]
+    logits = graph.run()[: sum(counts)].clone()
+    found, ready = graph.tokens[: sum(counts)], None
+    likeliest = torch.empty(len(found), dtype=found.dtype, device="cpu", pin_memory=found.is_cuda)
+    likeliest.copy_(found, non_blocking=True)
+    if found.is_cuda:
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record(torch.cuda.current_stream(found.device))
+    parts = zip(steps, torch.split(logits, counts), torch.split(likeliest, counts), strict=True)
+    return [Pending(list(batch.rows), tokens, some, ids, ready) for (batch, tokens), some, ids in parts]

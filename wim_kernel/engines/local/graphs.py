@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from wim_kernel.engines.local.attention import Terms
-from wim_kernel.engines.local.branch_attention import COLUMNS, branch_attention, prefix_splits
+from wim_kernel.engines.local.branch_attention import branch_attention, prefix_splits
 from wim_kernel.engines.local.lending import Lender
-from wim_kernel.engines.local.runner import ModelRunner, upload
+from wim_kernel.engines.local.runner import ModelRunner, moved, upload
 from wim_kernel.errors import UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -79,21 +79,21 @@ class Graph:
         self.runner = runner
         self.rows = rows
         device = runner.device
-        self.state = torch.zeros(2 + 4 * rows, dtype=torch.int32, device=device)  # the tokens to append last
-        self.tokens = self.state[2 + 3 * rows :]
-        self.table = torch.zeros(len(layers), COLUMNS, dtype=torch.int64, device=device)
-        self.loaded: object = None  # for whom
+        self.state = torch.zeros(1 + 4 * rows, dtype=torch.int32, device=device)  # the tokens to append last
+        self.tokens = self.state[1 + 3 * rows :]
+        self.table = torch.zeros(len(layers), 2 + 2 * rows, dtype=torch.int64, device=device)
+        self.loaded: Hashable = None  # for which rows of which batches
         self._step = KernelStep(self.table, layers, self.state, LONG, True, dtype)
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._pool = pool
         self.refused = False  # it could not be captured
 
-    def load(self, batch: object, table: Tensor, numbers: Sequence[int]) -> None:
-        """Point the step at a batch: its table, its state and the tokens to append."""
-        if self.loaded is not batch:
-            self.table.copy_(table)
-        self.loaded = batch
+    def load(self, whom: Hashable, table: Callable[[], Tensor], numbers: Sequence[int]) -> None:
+        """Point the step at rows of batches: their table, if it has another, their state and the tokens to append."""
+        if self.loaded != whom:
+            self.table.copy_(moved(table(), self.table.device))
+        self.loaded = whom
         self.state.copy_(upload(numbers, torch.int32, self.state.device))
         if self._pool is not None and self._graph is None:
             self._capture()
@@ -109,15 +109,15 @@ class Graph:
 
     def _forward(self) -> None:
         rows, state = self.rows, self.state
-        lengths, pads = state[2 : 2 + rows], state[2 + rows : 2 + 2 * rows]
-        positions = (lengths - pads + state[0]).clamp(min=0).long()
+        lengths, pads, slots = state[1 : 1 + 3 * rows].view(3, rows)
+        positions = (lengths - pads + slots).clamp(min=0).long()
         ids = self.tokens.long()
         logits = self.runner.forward(ids[:, None], positions[:, None], self._step, keep=1)[:, -1]
         if self._logits is None:
             self._logits = torch.empty_like(logits)
         self._logits.copy_(logits)
         self.tokens.copy_(logits.argmax(-1))
-        state[0] += 1
+        slots += 1
 
     def _capture(self) -> None:
         """Capture the step, after a run that loads kernels; what these did to the state is undone."""

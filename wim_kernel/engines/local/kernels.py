@@ -5,8 +5,9 @@ read once whatever the number of branches and however far each of them sees. The
 tokens, stores their keys and values, and merges everything exactly by log-sum-exps. (Flash-decoding; FlashAttention,
 arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
 
-Everything that changes from step to step is read from device memory: addresses from a table, lengths and the slot to
-write from a state. So a captured graph of a step serves every reading and every batch of its size.
+Everything that changes from step to step is read from device memory: addresses from a table, lengths and slots to
+write from a state. So a captured graph of a step serves every reading and every batch of its size, and rows that came
+at different times, each at its own slot of a buffer of its own, can make a step together.
 
 Names of sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries a row, ``D`` and ``Dv`` head
 sizes of keys and values.
@@ -113,13 +114,14 @@ if AVAILABLE:
         token = r // GROUPS % queries
         group = r % GROUPS
         real = row < rows
-        length = tl.load(state + 2 + row, mask=real, other=0)
-        pad = tl.load(state + 2 + rows + row, mask=real, other=0)
-        begin, longest = tl.load(state + 1), tl.max(length)
+        length = tl.load(state + 1 + row, mask=real, other=0)
+        pad = tl.load(state + 1 + rows + row, mask=real, other=0)
+        begin, longest = tl.load(state), tl.max(length)
         low = tl.full([BLOCK_R], 0, tl.int32)
         if HAS_WINDOW:
             there = real & (pad < NOBODY)
-            low = tl.where(there, length - pad + tl.load(state) + token - window + 1, longest)
+            slot = tl.load(state + 1 + 2 * rows + row, mask=real, other=0)
+            low = tl.where(there, length - pad + slot + token - window + 1, longest)
             begin = tl.maximum(begin, tl.min(low))
         per = tl.cdiv(tl.cdiv(tl.maximum(longest - begin, 0), splits), BLOCK_N) * BLOCK_N
         begin += split * per
@@ -159,11 +161,10 @@ if AVAILABLE:
         block = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do go first
         row, head = tl.program_id(1), tl.program_id(2)
         row64, key_heads = row.to(tl.int64), tl.num_programs(2)
-        slot = tl.load(state)
-        pad = tl.load(state + 2 + rows + row)
-        own = tl.load(state + 2 + 2 * rows + row) * tl.load(table + 4)
-        own_keys = _address(table, 2, query) + (own * key_heads + head) * SIZE
-        own_values = _address(table, 3, query) + (own * key_heads + head) * VALUE_SIZE
+        pad = tl.load(state + 1 + rows + row)
+        slot = tl.load(state + 1 + 2 * rows + row)
+        own_keys = _address(table, 2 + row, query) + head * SIZE
+        own_values = _address(table, 2 + rows + row, query) + head * VALUE_SIZE
         new_keys = key + row64 * k_row + head * k_head
         new_values = value + row64 * v_row + head * v_head
 

@@ -132,11 +132,11 @@ def _is_quicker(query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bo
     (heads, tile, size), device = keys.shape, query.device
     key, value = (item.new_zeros(1, query.shape[2], heads, size).transpose(1, 2) for item in (keys, values))
     own_key, own_value = torch.empty_like(key), torch.empty_like(value)
-    table = upload(table_row(keys, values, own_key, own_value, 0), torch.int64, device)
+    table = upload(table_row(keys, values, [own_key], [own_value]), torch.int64, device)
     splits = prefix_splits(query, key, tile)
 
     def attend(splits: int, outer: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        state = upload(pack_state(0, 0, [tile], [0], [0]), torch.int32, device)
+        state = upload(pack_state(0, [tile], [0], [0]), torch.int32, device)
         return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
 
     try:

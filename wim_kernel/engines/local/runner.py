@@ -186,11 +186,11 @@ class ModelRunner:
         """
         self.install()
         device = self.device
-        kept = _moved(keep, device) if isinstance(keep, Tensor) else keep
+        kept = moved(keep, device) if isinstance(keep, Tensor) else keep
         with active(step, fusing=self.fusions is not None):
             logits: Tensor = self.model(
-                input_ids=_moved(ids, device),
-                position_ids=_moved(positions, device),
+                input_ids=moved(ids, device),
+                position_ids=moved(positions, device),
                 use_cache=False,
                 logits_to_keep=kept,
             ).logits
@@ -201,10 +201,11 @@ def upload(
     numbers: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Numbers on a device, without waiting for what the device is doing."""
-    return _moved(torch.tensor(numbers, dtype=dtype), device)
+    return moved(torch.tensor(numbers, dtype=dtype), device)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for what the device is doing."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

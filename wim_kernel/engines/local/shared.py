@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention import Terms, extend_attention
-from wim_kernel.engines.local.branch_attention import branch_attention, pack_state, prefix_splits, table_row
+from wim_kernel.engines.local.branch_attention import (
+    ALIGNED,
+    branch_attention,
+    pack_state,
+    prefix_splits,
+    table_row,
+)
 from wim_kernel.engines.local.branches import BranchBatch
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.paths import Paths
@@ -59,22 +65,19 @@ class LayerStore:
         return self.keys.nbytes + self.values.nbytes
 
     def beside(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
-        """Buffers for branches' own keys and values, (rows, room, heads, head size) each."""
+        """Buffers for branches' own keys and values, (rows, room or a little more, heads, head size) each."""
+        room = -(-room // ALIGNED) * ALIGNED
         keys, values = (
             item.new_empty(rows, room, item.shape[0], item.shape[2]) for item in (self.keys, self.values)
         )
         return keys, values
 
-    def row(self, own: tuple[Tensor, Tensor] | None = None, room: int = 0) -> list[int]:
-        """The layer's row of the kernels' table. Without own buffers, what is new goes behind what there is."""
-        own_keys, own_values = own or (self.keys, self.values)
-        return table_row(self.keys, self.values, own_keys, own_values, room)
-
     @property
     def table(self) -> Tensor:
-        """The row on the device, for extending."""
+        """The layer's row of the kernels' table, for extending: what is new goes behind what there is."""
         if self._table is None:
-            self._table = upload(self.row(), torch.int64, self.keys.device)
+            row = table_row(self.keys, self.values, [self.keys], [self.values])
+            self._table = upload(row, torch.int64, self.keys.device)
         return self._table
 
 
@@ -197,6 +200,6 @@ class ExtendStep:
     def _state(self, base: int, device: torch.device) -> Tensor:
         key = (base, device)
         if key not in self._states:
-            numbers = pack_state(self.start, base, [self.start], [self.start], [0])
+            numbers = pack_state(base, [self.start], [self.start], [self.start])
             self._states[key] = upload(numbers, torch.int32, device)
         return self._states[key]
