@@ -157,7 +157,12 @@ def while_reading(bench: Bench) -> dict[str, float]:
     with somebody_reads(bench):
         time.sleep(0.5)
         beside = bench.ask(QUESTIONS[2], [short])
-    return {"alone": alone.first_token, "while_another_document_is_read": beside.first_token}
+    return {
+        "alone": alone.first_token,
+        "alone_whole": alone.total,
+        "while_another_document_is_read": beside.first_token,
+        "while_another_document_is_read_whole": beside.total,
+    }
 
 
 def plot(found: dict[str, Asked], path: Path) -> None:

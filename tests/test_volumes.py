@@ -182,3 +182,55 @@ def test_a_chunk_that_fills_more_than_half_a_window_is_split(kernel):
 def test_a_question_that_leaves_no_room_is_an_error(kernel):
     with pytest.raises(ContextOverflowError):
         kernel.read(SENTENCES[:20]).ask("Who " * 300, **OPTIONS)
+
+
+# -- which volume the answer stands behind ----------------------------------------------------------------------------
+
+
+def most_relevant(index: int):
+    """A relevance that likes one chunk best."""
+    return lambda evidence: 0.9 if evidence.chunk.text == SENTENCES[index] else 0.6
+
+
+@pytest.mark.parametrize("index", [0, 13, 29])
+def test_the_answer_may_stand_behind_the_most_relevant_volume(kernel, index):
+    kernel.readings.clear()
+    reading = kernel.read(SENTENCES[:30])
+    options = {**OPTIONS, "relevance": most_relevant(index), "keep": lambda margin: margin.relevance > 0.8}
+    result = reading.ask(QUESTION, answer_volume="most-relevant", **options)
+    last = reading.ask(QUESTION, **options)
+    (kept,) = (margin for margin in result.margins if margin.kept)
+    assert kept.index == index
+    assert result.branch.first_chunk == kept.branch.first_chunk
+    assert last.branch.first_chunk == last.margins[-1].branch.first_chunk
+    for written in (result, last):
+        assert list(written.token_ids) == generated(reading, written, SHORT["answer_config"])
+    again = reading.answer(QUESTION, result.margins, answer_volume="most-relevant", **SHORT)
+    assert again.token_ids == result.token_ids
+    assert again.branch.first_chunk == result.branch.first_chunk
+
+
+def test_questions_asked_together_may_stand_behind_different_volumes(kernel):
+    kernel.readings.clear()
+    reading = kernel.read(SENTENCES[:30])
+
+    def relevance(evidence):
+        likes = SENTENCES[2] if "gull" in evidence.question else SENTENCES[28]
+        return 0.9 if evidence.chunk.text == likes else 0.1
+
+    questions = ["Where was the gull?", "Where was it at last?", "And the gull?"]
+    options = {**SHORT, "relevance": relevance, "answer_volume": "most-relevant"}
+    together = reading.ask_many(questions, **options)
+    assert [result.question for result in together] == questions
+    assert [result.branch.first_chunk == 0 for result in together] == [True, False, True]
+    for question, result in zip(questions, together, strict=True):
+        assert reading.ask(question, **options).token_ids == result.token_ids
+    tokens = [event.position for event in reading.stream_many(questions, **options) if hasattr(event, "text")]
+    assert set(tokens) == {0, 1, 2}
+    nothing = reading.ask(QUESTION, **{**options, "relevance": lambda evidence: 0.0})
+    assert nothing.branch.first_chunk == reading.ask(QUESTION, threshold=0, **SHORT).branch.first_chunk
+
+
+def test_no_other_volume_can_be_named(kernel):
+    with pytest.raises(ValueError, match="answer_volume is one of"):
+        kernel.read(SENTENCES[:3]).ask(QUESTION, answer_volume="first")

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from wim_kernel.answering import answer_branch, branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk
-from wim_kernel.engines.base import AnyEngine, Branch
+from wim_kernel.engines.base import AnyEngine
 from wim_kernel.errors import ContextOverflowError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
@@ -233,25 +233,37 @@ class Call:
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     def write_answers(self) -> Steps[None]:
-        """One branch a question behind the last chunk read."""
-        yield from self.watch.run("prefill", self.lease.return_to(self.read))
-        at, branches = self.lease.end(self.read), []
+        """One branch a question behind the last chunk read, or behind the volume that matters most to it."""
         for inquiry in self.inquiries:
-            margins = inquiry.given if self._given else inquiry.in_order
-            branch, inquiry.given = answer_branch(self.engine, at, inquiry.question, margins, self.settings)
-            branches.append(branch)
-        yield from self.watch.run("answer", self._decode_answers(branches))
+            inquiry.given = inquiry.given if self._given else inquiry.in_order
+            inquiry.stands_on = self._stands_on(inquiry)
+        last_first = sorted(self.inquiries, key=lambda inquiry: -inquiry.stands_on)
+        for chunks, inquiries in itertools.groupby(last_first, key=lambda inquiry: inquiry.stands_on):
+            yield from self.watch.run("prefill", self.lease.return_to(chunks))
+            yield from self.watch.run("answer", self._decode_answers(list(inquiries)))
 
-    def _decode_answers(self, branches: Sequence[Branch]) -> Iterator[Tick]:
-        relieve = self.lease.readings.make_way
+    def _stands_on(self, inquiry: Inquiry) -> int:
+        """Behind how many chunks a question is answered."""
+        margins = [margin for margin in inquiry.given if margin.kept]
+        if self.settings.answer_volume == "last" or not margins:
+            return self.read
+        best = max(margins, key=lambda margin: (margin.relevance, margin.index))
+        return min(self.lease.volume_of(best.index + 1).stop, self.read)
+
+    def _decode_answers(self, inquiries: Sequence[Inquiry]) -> Iterator[Tick]:
+        branches, relieve = [], self.lease.readings.make_way
+        for inquiry in inquiries:
+            at, given = self.lease.end(inquiry.stands_on), inquiry.given
+            branch, inquiry.given = answer_branch(self.engine, at, inquiry.question, given, self.settings)
+            branches.append(branch)
         for step in decode_all(self.engine, self.lease.prefix, branches, relieve=relieve):
             yield None
             for progress in step:
-                inquiry = self.inquiries[progress.branch]
+                inquiry = inquiries[progress.branch]
                 if progress.text:
                     if self.watch.first_token is None:
                         self.watch.first_token = self.watch.since_start()
-                    yield AnswerToken(progress.text, progress.branch)
+                    yield AnswerToken(progress.text, inquiry.position)
                 if progress.done is not None:
                     inquiry.count(progress.done)
                     inquiry.answer = progress.done
@@ -272,7 +284,7 @@ class Call:
                     volumes=len(self.lease.volumes),
                     question=inquiry.question,
                     token_ids=answer.token_ids,
-                    branch=self.lease.record(self.read, answer.suffix_ids),
+                    branch=self.lease.record(inquiry.stands_on, answer.suffix_ids),
                 )
             )
         return results

@@ -14,6 +14,7 @@ from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.relevance import Evidence, RelevanceLike, resolve
 
 MarginStyle = Literal["free", "verbatim"]
+AnswerVolume = Literal["last", "most-relevant"]
 THRESHOLD = 0.5
 MARGIN_TOKENS: dict[str, int] = {"free": 64, "verbatim": 128}  # sentences cost no decoding
 ANSWER_TOKENS = 256
@@ -40,6 +41,8 @@ class Options(TypedDict, total=False):
         margin_tokens: most tokens of a margin, whatever ``margin_config`` says.
         answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
         answer_schema: a JSON schema that the answer has to fit: it is complete JSON of that schema, whatever the model.
+        answer_volume: which volume of a document longer than the window the answer stands behind, with the kept margins
+            of all of them: the ``"last"`` one read, or the one with the ``"most-relevant"`` chunk.
         margin_batch: how many chunks' margins are written together while a document is being read. By default what
             suits the device in a stream, and all at once where nobody waits for margins.
     """
@@ -59,6 +62,7 @@ class Options(TypedDict, total=False):
     margin_tokens: int | None
     answer_tokens: int | None
     answer_schema: Mapping[str, Any] | None
+    answer_volume: AnswerVolume
     margin_batch: int | None
 
 
@@ -76,6 +80,7 @@ class Settings:
     margin_config: GenerationConfig
     answer_config: GenerationConfig
     margin_batch: int | None
+    answer_volume: AnswerVolume = "last"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
 
@@ -105,6 +110,9 @@ def settle(options: Options) -> Settings:
         raise ValueError(f"margin_style is one of {get_args(MarginStyle)}, not {style!r}.")
     if task not in PROMPTS:
         raise ValueError(f"task is one of {tuple(PROMPTS)}, not {task!r}.")
+    volume = options.get("answer_volume", "last")
+    if volume not in get_args(AnswerVolume):
+        raise ValueError(f"answer_volume is one of {get_args(AnswerVolume)}, not {volume!r}.")
     if options.get("top_k") is not None and options.get("stop_after") is not None:
         raise ValueError(
             "top_k chooses once all is read, and stop_after counts what is kept before: use one of them."
@@ -133,6 +141,7 @@ def settle(options: Options) -> Settings:
         ),
         answer_config=_bounded(options.get("answer_config"), options.get("answer_tokens"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
+        answer_volume=volume,
         variables=_variables(options.get("variables") or {}),
         answer_schema=_schema(options.get("answer_schema")),
     )

@@ -35,22 +35,24 @@ class Share:
 @dataclass(eq=False, frozen=True)
 class _Wish:
     had: float
+    new: bool
     ticket: int
     share: Share
 
     @property
-    def rank(self) -> tuple[float, int]:
-        return self.had, self.ticket
+    def rank(self) -> tuple[float, bool, int]:
+        """Who goes first: the least, and of equals newcomers."""
+        return self.had, not self.new, self.ticket
 
 
 class Turn:
     """A lock for work of very different lengths, such as a decode step and the reading of a chunk.
 
-    Of those who wait, the one who has had least time goes next, and of equals the first to come: several short turns go
-    to a long one, nobody starves, and a newcomer begins with what those have had who have had least (start-time fair
-    queueing, Goyal and others, 1996). A caller who gave up its turn saying that it will be right back, and has had less
-    than those who wait, is waited for as long as `PATIENCE` says: otherwise long turns would slip in between all of its
-    short ones.
+    Of those who wait, the one who has had least time goes next, of equals a newcomer, then the first to come: several
+    short turns go to a long one, nobody starves, and a newcomer begins with what those have had who have had least
+    (start-time fair queueing, Goyal and others, 1996). A caller who gave up its turn saying that it will be right back,
+    and has had less than those who wait, is waited for as long as `PATIENCE` says: otherwise long turns would slip in
+    between all of its short ones.
 
     As a context manager it is a plain lock, first come, first served. Not reentrant.
 
@@ -77,8 +79,9 @@ class Turn:
             Whether it is our turn; False if ``unless`` said yes.
         """
         with self.changed:
+            new = share.had is None
             share.had = self._least if share.had is None else max(share.had, self._least - CREDIT)
-            wish = _Wish(share.had, next(self._tickets), share)
+            wish = _Wish(share.had, new, next(self._tickets), share)
             self._waiting.append(wish)
             self.changed.notify_all()
             try:

@@ -29,6 +29,7 @@ class Inquiry:
         likelihoods: log-probability of the question at each boundary measured so far; -1 is before the first chunk.
         margins: the margins written in this call so far, by chunk.
         given: the margins that the answer stands on.
+        stands_on: how many chunks were read where the answer is written.
         answer: the answer's branch, once it is at its end.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
@@ -39,6 +40,7 @@ class Inquiry:
     likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
     given: list[Margin] = field(default_factory=list)
+    stands_on: int = 0
     answer: Decoded | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0

@@ -36,7 +36,7 @@ from wim_integrations.langchain.prompts import (
 from wim_kernel import EmptyDocumentError, Event, Margin, Options, Reading, WimKernel
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.relevance import RelevanceLike
-from wim_kernel.settings import MarginStyle, settle, together
+from wim_kernel.settings import AnswerVolume, MarginStyle, settle, together
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Any]
@@ -93,6 +93,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     answer_tokens: int | None = None
     margin_config: GenerationConfig | None = None
     answer_config: GenerationConfig | None = None
+    answer_volume: AnswerVolume = "last"
     margin_batch: int | None = None
     prompts: Annotated[GivenPrompts, SkipValidation()] = None
     empty_response: str | None = None

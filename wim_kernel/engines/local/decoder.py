@@ -150,7 +150,6 @@ class Row:
 
 
 def decode(
-    batch: Batch,
     rows: list[Row],
     prefix: Sequence[int],
     gate: Gate | None,
@@ -160,8 +159,7 @@ def decode(
     """Run ``rows`` (in the batch's order) to their ends.
 
     Args:
-        batch: the rows' caches.
-        rows: one for each row of the batch.
+        rows: one for each row of the seat's batch.
         prefix: tokens of the reading.
         gate: which branches go on after scoring, asked with scores in the callers' order; None for all.
         seat: the batch's, which runs its steps; no turn at the model is held over a yield.
@@ -170,7 +168,7 @@ def decode(
     Yields:
         After every pass or step, what it brought; often nothing.
     """
-    logits: list[Tensor] = []
+    batch, logits = seat.batch, list[Tensor]()
     for group in _prompt_groups(rows, limits):
         with seat.turn():
             logits += _run_prompts(batch, rows, group)

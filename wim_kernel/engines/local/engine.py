@@ -81,7 +81,7 @@ class LocalEngine:
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
-        self.together = Together(self.turn, self.max_branches)
+        self.together = Together(self.turn, most_rows=64)
 
     @classmethod
     def from_pretrained(
@@ -195,8 +195,9 @@ class LocalEngine:
                 ends[-1] if self.path == "shared" else next((end for end in ends if end > before), ends[-1])
             )
             block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
-            if len(block) > self.block_tokens * 9 // 8:
-                block = block[: self.block_tokens]
+            most = self.block_tokens // 4 if self.together.busy else self.block_tokens  # nobody waits for long
+            if len(block) > most * 9 // 8:
+                block = block[:most]
             if block:
                 with _memory_for(f"read {len(block):,} tokens"):
                     prefix.extend(block)
@@ -221,10 +222,9 @@ class LocalEngine:
         vocabulary = self.model.config.get_text_config().vocab_size
         limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes)
         with _memory_for(f"decode {len(rows)} branches together"):
-            with self.turn:
-                batch = prefix.branch([row.branch.at for row in rows], room)
-            with self.together.seat(batch) as seat:
-                yield from decode(batch, rows, prefix.ids, gate, seat, limits)
+            ends = [row.branch.at for row in rows]
+            with self.together.seat(lambda: prefix.branch(ends, room)) as seat:
+                yield from decode(rows, prefix.ids, gate, seat, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None

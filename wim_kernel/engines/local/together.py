@@ -8,7 +8,7 @@ batching, Orca, OSDI 2022; here without a scheduler of its own: flat combining, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from wim_kernel.engines.local.decoder import Batch
@@ -23,13 +23,14 @@ class Seat:
 
     Args:
         together: where.
+        share: the caller's, of the model's time.
         batch: the caller's branches.
     """
 
-    def __init__(self, together: Together, batch: Batch) -> None:
+    def __init__(self, together: Together, share: Share, batch: Batch) -> None:
         self.together = together
+        self.share = share
         self.batch = batch
-        self.share = Share()
         self.wanted: list[int] | None = None  # the tokens of a step that nobody has run yet
         self.found: Next | None = None
         self.alone = False  # the last pass together with others failed
@@ -101,10 +102,17 @@ class Together:
         self.took = 0.0  # seconds, the last step
         self._seats: list[Seat] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is decoding."""
+        return bool(self._seats)
+
     @contextmanager
-    def seat(self, batch: Batch) -> Iterator[Seat]:
-        """Take part with a batch."""
-        seat = Seat(self, batch)
+    def seat(self, batch: Callable[[], Batch]) -> Iterator[Seat]:
+        """Take part with a batch, which is made in a turn."""
+        share = Share()
+        with self.turn.of(share, returning=True):
+            seat = Seat(self, share, batch())
         with self.turn.changed:
             self._seats.append(seat)
         try:
