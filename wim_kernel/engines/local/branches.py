@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class BranchBatch:
         self.pads[rows] = [width - len(row) for row in ids]
         self.used = width
         padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
-        return self._forward(padded, rows, 0, keep)
+        return self._forward(padded, rows, keep)
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append one token to every row; what may come next."""
@@ -59,10 +60,14 @@ class BranchBatch:
 
     def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
         """A step of each of several batches in one pass. It counts once they `took_part`."""
-        joint = JointStep([BranchStep(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps])
-        tokens = torch.tensor([token for _, new in steps for token in new])
+        parts = [OwnTokens(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps]
+        places = sorted(range(len(steps)), key=lambda place: id(steps[place][0].prefix))
+        groups = itertools.groupby(places, key=lambda place: id(steps[place][0].prefix))
+        joint = JointStep([BranchStep([parts[place] for place in group]) for _, group in groups])
+        tokens = torch.tensor([token for place in places for token in steps[place][1]])
         logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, keep=1)[:, -1]
-        return [Next.of(part) for part in torch.split(logits, [len(new) for _, new in steps])]
+        found = zip(places, torch.split(logits, [len(steps[place][1]) for place in places]), strict=True)
+        return [Next.of(rows) for _, rows in sorted(found, key=lambda item: item[0])]
 
     def took_part(self) -> None:
         """A step is over: the next one writes behind it."""
@@ -79,8 +84,8 @@ class BranchBatch:
             index = torch.tensor(rows, dtype=torch.long, device=keys.device)
             self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
 
-    def _forward(self, ids: Tensor, rows: slice, slot: int, keep: Tensor | int) -> Tensor:
-        step = BranchStep(self, rows, slot, ids.shape[1])
+    def _forward(self, ids: Tensor, rows: slice, keep: Tensor | int) -> Tensor:
+        step = BranchStep([OwnTokens(self, rows, 0, ids.shape[1])])
         return self.runner.forward(ids, step.positions.clamp(min=0), step, keep)
 
     @property
@@ -89,8 +94,73 @@ class BranchBatch:
         return self.prefix.runner
 
 
+class OwnTokens:
+    """What rows of one batch say themselves, in a step of ``width`` slots from ``slot`` on."""
+
+    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
+        self.batch = batch
+        self.rows = rows
+        self.slot = slot
+        self.end = slot + width
+        self.lengths = batch.lengths[rows]
+        self.pads = torch.tensor(batch.pads[rows])[:, None]
+        self.positions = torch.tensor(self.lengths)[:, None] - self.pads + torch.arange(slot, self.end)[None]
+        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values and attend to the rows' own tokens.
+
+        Args:
+            layer: the layer's index.
+            query: (rows, key heads, groups, M, D).
+            key: (rows, key heads, M, D).
+            value: (rows, key heads, M, Dv).
+            terms: scale and softcap.
+            window: the layer's, if it does not reach over everything.
+
+        Returns:
+            Output (rows, key heads, groups, M, Dv) and log-sum-exp (rows, key heads, groups, M).
+        """
+        own_key, own_value = self._write(layer, key, value)
+        rows, key_heads, groups, count, _ = query.shape
+        # rows and key heads are entries alike
+        out, lse = attend(
+            query.flatten(0, 1),
+            own_key.flatten(0, 1)[:, None],
+            own_value.flatten(0, 1)[:, None],
+            terms,
+            mask=self._mask(window, query.device, key_heads),
+        )
+        return out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.batch.own
+        if layer not in own:
+            shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
+            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
+        keys, values = own[layer]
+        keys[self.rows, :, self.slot : self.end] = key
+        values[self.rows, :, self.slot : self.end] = value
+        return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
+
+    def _mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
+        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
+        key = (window, device)
+        if key not in self.masks:
+            slots = torch.arange(self.end)
+            mine = slots[self.slot :, None]
+            allowed = in_window(mine, slots[None], window) & (
+                (slots >= self.pads[:, :, None]) | (slots == mine)
+            )
+            allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
+            self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
+        return self.masks[key]
+
+
 class JointStep:
-    """What attention needs while rows of several batches run: each batch attends by itself, all else is shared."""
+    """What attention needs while rows on several prefixes run: each prefix's attend by themselves."""
 
     def __init__(self, steps: Sequence[BranchStep]) -> None:
         self.steps = steps
@@ -104,76 +174,56 @@ class JointStep:
 
 
 class BranchStep:
-    """What attention needs while rows of a batch run ``width`` slots from ``slot`` on."""
+    """What attention needs while rows of one or more batches on one prefix run."""
 
-    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
-        self.batch = batch
-        self.rows = rows
-        self.slot = slot
-        self.end = slot + width
-        self.lengths = batch.lengths[rows]
+    def __init__(self, own: Sequence[OwnTokens]) -> None:
+        self.own = own
+        self.prefix = own[0].batch.prefix
+        self.positions = torch.cat([part.positions for part in own])
+        self.counts = [len(part.lengths) for part in own]
+        lengths = [length for part in own for length in part.lengths]
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        self.order = (
+            None if order == list(range(len(lengths))) else torch.tensor(order)
+        )  # a batch alone has it
+        self.lengths = [lengths[row] for row in order]
+        self.sorted_positions = self.positions if self.order is None else self.positions[self.order]
         self.parts = nested_parts(self.lengths)
-        pads = torch.tensor(batch.pads[rows])[:, None]
-        self.positions = torch.tensor(self.lengths)[:, None] - pads + torch.arange(slot, self.end)[None]
         self.longest = int(self.positions.max()) + 1
-        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
         self.folded: Mask | None = None
-        self.pads = pads
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
-        own_key, own_value = self._write(layer, key, value)
         rows, heads, count, size = query.shape
         key_heads = key.shape[1]
         groups = heads // key_heads
         window = terms.window if terms.window is not None and terms.window < self.longest else None
-        # (rows, key heads, groups, M, D): the part over own tokens takes rows and key heads as entries alike
         query = query.reshape(rows, key_heads, groups, count, size)
-        mask = self._own_mask(window, query.device, key_heads)
-        out, lse = attend(
-            query.flatten(0, 1),
-            own_key.flatten(0, 1)[:, None],
-            own_value.flatten(0, 1)[:, None],
-            terms,
-            mask=mask,
-        )
-        merge = Merge(out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count))
+        found = [
+            part.attend(layer, q, k, v, terms, window)
+            for part, q, k, v in zip(
+                self.own, *(torch.split(item, self.counts) for item in (query, key, value)), strict=True
+            )
+        ]
+        out, lse = (items[0] if len(items) == 1 else torch.cat(items) for items in zip(*found, strict=True))
+        if self.order is not None:
+            order = self.order.to(query.device)
+            query, out, lse = query[order], out[order], lse[order]
+        merge = Merge(out, lse)
         if window is None:
             self._whole_prefix(layer, query, merge, terms)
         else:
             self._windowed_prefix(layer, query, merge, terms, window)
         if terms.sinks is not None:
             merge.sink(terms.sinks.view(1, key_heads, groups, 1))
-        return merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
-
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.batch.own
-        if layer not in own:
-            shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
-            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
-        keys, values = own[layer]
-        keys[self.rows, :, self.slot : self.end] = key
-        values[self.rows, :, self.slot : self.end] = value
-        return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
-
-    def _own_mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
-        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
-        key = (window, device)
-        if key not in self.masks:
-            slots = torch.arange(self.end)
-            mine = slots[self.slot :, None]
-            allowed = in_window(mine, slots[None], window) & (
-                (slots >= self.pads[:, :, None]) | (slots == mine)
-            )
-            allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
-            self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
-        return self.masks[key]
+        result = merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
+        return result if self.order is None else result[self.order.argsort().to(query.device)]
 
     def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
         """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
         if not self.parts:
             return
-        store = self.batch.prefix.layers[layer]
+        store = self.prefix.layers[layer]
         rows, key_heads, groups, count, size = query.shape
         folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
         pieces: list[tuple[int, slice, Mask | None]]
@@ -213,16 +263,16 @@ class BranchStep:
         """Row by row over the few positions that its window still reaches."""
         if not self.parts:
             return
-        store = self.batch.prefix.layers[layer]
+        store = self.prefix.layers[layer]
         for row, length in enumerate(self.lengths):
-            first = max(length, int(self.positions[row, 0]))
+            first = max(length, int(self.sorted_positions[row, 0]))
             low = max(0, first - window + 1)
             if low >= length:
                 continue
             mask = None
             if query.shape[3] > 1:
                 reach = torch.arange(low, length)
-                seen = in_window(self.positions[row][:, None], reach[None], window)
+                seen = in_window(self.sorted_positions[row][:, None], reach[None], window)
                 mask = Mask(seen[None, None].to(query.device))
             out, lse = attend(
                 query[row],
