@@ -225,7 +225,7 @@ def test_questions_asked_together_may_stand_behind_different_volumes(kernel):
     assert [result.branch.first_chunk == 0 for result in together] == [True, False, True]
     for question, result in zip(questions, together, strict=True):
         assert reading.ask(question, **options).token_ids == result.token_ids
-    tokens = [event.position for event in reading.stream_many(questions, **options) if hasattr(event, "text")]
+    tokens = [event.question for event in reading.stream_many(questions, **options) if hasattr(event, "text")]
     assert set(tokens) == {0, 1, 2}
     nothing = reading.ask(QUESTION, **{**options, "relevance": lambda evidence: 0.0})
     assert nothing.branch.first_chunk == reading.ask(QUESTION, threshold=0, **SHORT).branch.first_chunk

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MemoryBudgetError,
         ModelNotFoundError,
         ReadingFileError,
+        ServerError,
         UnsupportedModelError,
         WimError,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "ReadingFileError",
     "Relevance",
     "SecondCall",
+    "ServerError",
     "Span",
     "Timings",
     "UnsupportedModelError",
@@ -70,6 +72,7 @@ _HOMES = {
         "MemoryBudgetError",
         "ModelNotFoundError",
         "ReadingFileError",
+        "ServerError",
         "UnsupportedModelError",
         "WimError",
     ),

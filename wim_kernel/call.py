@@ -18,8 +18,8 @@ from wim_kernel.errors import ContextOverflowError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.readings import Readings
-from wim_kernel.relevance import Evidence, QuestionLikelihood
-from wim_kernel.settings import Options, Settings, settle
+from wim_kernel.relevance import BY_NAME, Evidence, QuestionLikelihood
+from wim_kernel.settings import Options, Settings, fitting, settle
 from wim_kernel.storage import Pieces
 from wim_kernel.timing import Stopwatch
 from wim_kernel.volumes import VolumeLease, capacity, divide
@@ -89,7 +89,7 @@ class Call:
         self.chunks = chunks
         self.pieces = pieces
         self._ends = list(itertools.accumulate(map(len, pieces[1:]), initial=0))
-        self.settings = ask.settings
+        self.settings = fitting(ask.settings, readings.engine)
         self.stream = ask.stream
         self.inquiries = [Inquiry(question, position) for position, question in enumerate(ask.questions)]
         self.watch = Stopwatch()
@@ -138,6 +138,8 @@ class Call:
         waiting = len(self.waiting) // len(self.inquiries)
         if self.settings.margin_batch is not None:
             return waiting >= self.settings.margin_batch
+        if self.engine.writes_as_it_reads and not self.lease.has(self.read + 1):
+            return True
         if self.settings.stop_when is None and (not self.stream or self.lease.has(self.read + 1)):
             return False
         return (self.read == 1 and self._fresh) or waiting >= self.engine.margin_batch
@@ -225,6 +227,11 @@ class Call:
                 ]
         return known
 
+    @property
+    def written(self) -> tuple[Margin, ...]:
+        """Every margin so far, question by question, in chunk order."""
+        return tuple(itertools.chain.from_iterable(inquiry.in_order for inquiry in self.inquiries))
+
     def noted(self) -> MarginsDone:
         """What the margins of a call without answers came to."""
         (inquiry,) = self.inquiries
@@ -283,6 +290,7 @@ class Call:
                     stopped_early=self.read < len(self.chunks),
                     volumes=len(self.lease.volumes),
                     question=inquiry.question,
+                    relevance_by=self._relevance_by,
                     token_ids=answer.token_ids,
                     branch=self.lease.record(inquiry.stands_on, answer.suffix_ids),
                 )
@@ -294,12 +302,20 @@ class Call:
         inquiry, first = self.inquiries[position], position == 0
         head, prefilled = self.lease.prefilled[0], sum(self.lease.prefilled[1:])
         tokens = self._tokens(self.read)
+        cached = tokens - prefilled if first else tokens
         return Usage(
-            prefill_tokens=prefilled if first else 0,
-            cached_tokens=tokens - prefilled if first else tokens,
+            prefill_tokens=(prefilled if first else 0) + inquiry.recomputed,
+            cached_tokens=cached if self.engine.says_cached else None,
             prompt_tokens=inquiry.prompt_tokens + (head if first else 0),
             output_tokens=inquiry.output_tokens,
         )
+
+    @property
+    def _relevance_by(self) -> str:
+        """What relevance was taken from."""
+        relevance = self.settings.relevance
+        name = next((name for name, known in BY_NAME.items() if known == relevance), "the caller's own")
+        return f"{name}, by the {self.engine.decides_by}" if self.settings.asks != "nothing" else name
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

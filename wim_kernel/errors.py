@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wim_kernel.margins import Margin
 
 
 class WimError(Exception):
@@ -63,6 +67,39 @@ class DeviceMemoryError(WimError, MemoryError):
             f"The device has no memory to {what} ({detail}). Give the kernel a smaller `budget_bytes`, ask for fewer "
             "new tokens, or read a shorter document."
         )
+
+
+class ServerError(WimError, ConnectionError):
+    """A server cannot be reached, refused a request, or broke off in the middle. What was done before is kept.
+
+    Attributes:
+        base_url: which server.
+        reason: what happened.
+        status: the HTTP status, if it answered with one.
+        passing: whether the same request may well succeed later.
+        margins: margins that the call had written, in chunk order; `Reading.answer` takes them.
+        chunks_read: how many chunks the call had read.
+    """
+
+    def __init__(
+        self, base_url: str, reason: str, *, status: int | None = None, passing: bool = True
+    ) -> None:
+        super().__init__(reason)
+        self.base_url = base_url
+        self.reason = reason
+        self.status = status
+        self.passing = passing
+        self.margins: tuple[Margin, ...] = ()
+        self.chunks_read = 0
+
+    def __str__(self) -> str:
+        done = ""
+        if self.chunks_read:
+            done = (
+                f" Before that, {self.chunks_read} chunks were read and {len(self.margins)} margins written"
+            )
+            done += " (they are in this error's `margins`)." if self.margins else "."
+        return f"The server at {self.base_url}: {self.reason}.{done} Asking again continues from what it has cached."
 
 
 class ReadingFileError(WimError, OSError):

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from wim_kernel.call import Asked, Call, Overflow, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
-from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError
+from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError, ServerError
 from wim_kernel.events import Answered, Event
 from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
@@ -131,6 +131,39 @@ class WimKernel:
             disk_budget_bytes=disk_budget_bytes,
             frame=frame,
         )
+
+    @classmethod
+    def from_server(
+        cls,
+        base_url: str | Sequence[str],
+        model: str | None = None,
+        *,
+        chunk_tokens: int | None = None,
+        frame: Frame | None = None,
+        **options: Any,
+    ) -> WimKernel:
+        """A kernel on servers that speak the OpenAI-compatible API and keep prefixes: vLLM, SGLang, llama.cpp, ...
+
+        Args:
+            base_url: of the API, with ``/v1``; several for servers that run the same model.
+            model: its name there; by default the only one it serves.
+            chunk_tokens: see `WimKernel`.
+            frame: see `WimKernel`.
+            options: of `wim_kernel.engines.server.engine.ServerEngine`: ``tokenizer``, ``family``, ``window``,
+                ``api_key``, ``concurrency``, ``timeout``, ...
+
+        Raises:
+            ImportError: without the package's extra ``server``.
+            ServerError: if none of the servers can be asked.
+
+        Example:
+            >>> kernel = WimKernel.from_server("http://localhost:8000/v1")  # doctest: +SKIP
+        """
+        try:
+            from wim_kernel.engines.server.engine import ServerEngine
+        except ImportError as error:
+            raise ImportError("Servers need the extra: pip install 'wim-integrations[server]'.") from error
+        return cls(engine=ServerEngine(base_url, model, **options), chunk_tokens=chunk_tokens, frame=frame)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -350,8 +383,14 @@ class Reading:
         for question in list(self._through)[:-256]:
             self._through.pop(question, None)
 
-    def _call(self, ask: Asked) -> closing[Call]:
-        return closing(Call(self.kernel.readings, self.chunks, self._pieces, ask, self.overflow))
+    @contextmanager
+    def _call(self, ask: Asked) -> Iterator[Call]:
+        with closing(Call(self.kernel.readings, self.chunks, self._pieces, ask, self.overflow)) as call:
+            try:
+                yield call
+            except ServerError as error:
+                error.margins, error.chunks_read = call.written, call.read
+                raise
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
 
@@ -494,7 +533,7 @@ class Reading:
             ValueError: for a margin that no branch of this reading wrote.
         """
         branch = of.branch
-        if branch is not None:
+        if branch is not None and self.kernel.engine.shows_tokens:
             pieces = volume_pieces(self._pieces, range(branch.first_chunk, len(self.chunks)))
             if branch.digest == prefix_digest(pieces, branch.prefix_tokens):
                 prefix = [token for piece in pieces for token in piece][: branch.prefix_tokens]

@@ -139,6 +139,7 @@ class WimResult:
         stopped_early: whether reading stopped before the end of the document.
         volumes: how many windows the document took; 1 if it fits the model's.
         question: what was asked.
+        relevance_by: what relevance was taken from: ``"likelihood"``, ``"decision, by the first token"``, ...
         token_ids: the answer's own tokens, without end-of-sequence.
         branch: what the model saw, for ``Reading.prompt_ids``.
     """
@@ -150,6 +151,7 @@ class WimResult:
     stopped_early: bool = False
     volumes: int = 1
     question: str = ""
+    relevance_by: str = ""
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
@@ -168,4 +170,5 @@ class WimResult:
             "timings": asdict(self.timings),
             "stopped_early": self.stopped_early,
             "volumes": self.volumes,
+            "relevance_by": self.relevance_by,
         }

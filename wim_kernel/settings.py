@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from transformers import GenerationConfig
 
+from wim_kernel.engines.base import AnyEngine
 from wim_kernel.margins import Margin
 from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
-from wim_kernel.relevance import Evidence, RelevanceLike, resolve
+from wim_kernel.relevance import Evidence, QuestionLikelihood, RelevanceLike, resolve
 
 MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
@@ -88,6 +89,29 @@ class Settings:
     def asks(self) -> str:
         """What the relevance score has branches find out; see `Relevance.asks`."""
         return str(getattr(self.relevance, "asks", "nothing"))
+
+
+def fitting(settings: Settings, engine: AnyEngine) -> Settings:
+    """The settings as an engine can follow them: without likelihoods, the default relevance is a decision.
+
+    Raises:
+        ValueError: if the caller asked for what the engine cannot find out.
+    """
+    if engine.measures_likelihood:
+        return settings
+    if settings.margin_style == "verbatim":
+        raise ValueError(
+            "Verbatim margins are chosen by the question's likelihood, which this server does not give without reading "
+            "the document again: use margin_style='free'."
+        )
+    if not isinstance(settings.relevance, QuestionLikelihood):
+        return settings
+    if settings.relevance != resolve("likelihood"):
+        raise ValueError(
+            "A calibrated QuestionLikelihood needs likelihoods of prompts, which this server does not give without "
+            "reading the document again: use 'decision', 'second-call' or a callable."
+        )
+    return replace(settings, relevance=resolve("decision"))
 
 
 def settle(options: Options) -> Settings:

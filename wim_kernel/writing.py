@@ -33,6 +33,7 @@ class Inquiry:
         answer: the answer's branch, once it is at its end.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
+        recomputed: document tokens that a server ran again for branches.
     """
 
     question: str
@@ -44,6 +45,7 @@ class Inquiry:
     answer: Decoded | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
+    recomputed: int = 0
 
     @property
     def in_order(self) -> list[Margin]:
@@ -52,8 +54,10 @@ class Inquiry:
 
     def count(self, decoded: Decoded) -> None:
         """Add a branch's tokens."""
-        self.prompt_tokens += len(decoded.suffix_ids)
-        self.output_tokens += len(decoded.token_ids)
+        prompt, output = decoded.prompt_tokens, decoded.output_tokens
+        self.prompt_tokens += len(decoded.suffix_ids) if prompt is None else prompt
+        self.output_tokens += len(decoded.token_ids) if output is None else output
+        self.recomputed += decoded.recomputed
 
 
 @dataclass

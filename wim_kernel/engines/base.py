@@ -78,10 +78,12 @@ class Decoded:
     Attributes:
         scores: see `Scores`.
         suffix_ids: the tokens the model saw after the prefix and before the generated text, a decision included.
-        prompt_tokens: how many of them were run as the prompt.
-        token_ids: the generated tokens, without end-of-sequence.
+        token_ids: the generated tokens, without end-of-sequence; none if a server does not say them.
         text: the generated text.
         generated: whether the gate let the branch go on.
+        prompt_tokens: how many tokens the prompt had, where that is not the number of ``suffix_ids``.
+        output_tokens: how many were generated, where that is not the number of ``token_ids``.
+        recomputed: tokens of the prefix that a server had lost, or had in part of a block, and ran again.
     """
 
     scores: Scores
@@ -89,6 +91,9 @@ class Decoded:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     generated: bool = False
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,16 @@ class Engine(Protocol[PrefixT]):
     """Bytes that all live readings may take by default where the engine keeps them."""
     host_budget_bytes: int
     """Bytes that packed readings may take by default in the host's memory; 0 where the engine keeps its own there."""
+    measures_likelihood: bool
+    """Whether branches can say how likely a run of their prompt was."""
+    decides_by: str
+    """What a decision is taken from: the ``"first token"``'s probabilities, or the ``"text"``."""
+    writes_as_it_reads: bool
+    """Whether margins are best written before the next chunk is read, whoever waits for them."""
+    shows_tokens: bool
+    """Whether the ids here are those that the model sees."""
+    says_cached: bool | None
+    """Whether it is known how many tokens were in the cache already; None before anything was read."""
 
     def head(self, system: str, lead: str) -> list[int]:
         """Tokens that stand before every document: the chat template's opening, ``system`` and ``lead``."""

@@ -51,6 +51,12 @@ class LocalEngine:
         UnsupportedModelError: if the path does not give the same results as the model's plain forward pass.
     """
 
+    measures_likelihood = True
+    decides_by = "first token"
+    writes_as_it_reads = False
+    shows_tokens = True
+    says_cached: bool | None = True
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -1,0 +1,80 @@
+"""Real servers for the tests: `transformers serve` on the embedded model, and a proxy that can spoil connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import Loaded
+from proxy import Proxy, proxied
+
+pytest.importorskip("openai")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs.
+
+    Attributes:
+        port: where.
+        folder: of the model that it serves, which is also the model's name there.
+    """
+
+    port: int
+    folder: str
+
+    @property
+    def url(self) -> str:
+        """Of its API."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+@pytest.fixture(scope="session")
+def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`transformers serve --continuous-batching`, in float32."""
+    folder, log = smollm2[0].name_or_path, tmp_path_factory.mktemp("serve") / "log"
+    assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(str(Path(sys.executable).with_name("transformers")), "serve", folder, "--continuous-batching"),
+        *("--dtype", "float32", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)),
+        *("--cb-block-size", "32", "--cb-num-blocks", "800"),
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "2"}
+        )
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield Served(port, folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture
+def proxy(served: Served) -> Iterator[Proxy]:
+    """A proxy in front of it."""
+    with proxied(served.port) as made:
+        yield made

@@ -1,0 +1,313 @@
+"""The same kernel on a real server, `transformers serve`: what it answers, and what it does when connections fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+from helpers import config
+from proxy import proxied
+
+from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
+
+TEXTS = [
+    "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
+    "Elsa Brandt owned the ship, they say, all of it, since the year when the fog lay on the town.",
+    "Nobody sailed that night, and the gull was gone in the morning.",
+]
+QUESTION = "Who owned the ship?"
+OPTIONS = {"threshold": 0, "margin_config": config(8, 8), "answer_config": config(10, 10)}
+
+
+def always(evidence) -> float:
+    """A relevance that asks for nothing."""
+    return 0.9
+
+
+@pytest.fixture(scope="module")
+def kernel(served) -> WimKernel:
+    return WimKernel.from_server(served.url, served.folder, tokenizer=served.folder, window=8192, retries=3)
+
+
+@pytest.fixture
+def behind_proxy(served, proxy):
+    def make(**options) -> WimKernel:
+        url = f"http://127.0.0.1:{proxy.port}/v1"
+        options = {"tokenizer": served.folder, "window": 8192, "retries": 3, **options}
+        return WimKernel.from_server(url, served.folder, **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def expected(kernel):
+    """What it answers when nothing fails."""
+    return kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)
+
+
+def posts(proxy) -> int:
+    """Requests for completions that came."""
+    return sum(head.startswith(b"POST") for head in proxy.requests)
+
+
+def same(result, expected) -> bool:
+    texts = [[margin.text for margin in each.margins] for each in (result, expected)]
+    return texts[0] == texts[1] and result.answer == expected.answer
+
+
+def test_the_server_is_asked_what_it_is(kernel):
+    engine = kernel.engine
+    assert (engine.family.name, engine.route, engine.window) == ("transformers", "text", 8192)
+    assert not engine.shows_tokens
+    with pytest.raises(AttributeError, match="does not run in this process"):
+        kernel.model  # noqa: B018
+
+
+def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, real_kernel):
+    """With prompts whose runs meet where the tokenizer cuts in any case, since the server is sent text."""
+    plain = {
+        name: value.replace("\n\n", "\n") for name, value in vars(Prompts()).items() if isinstance(value, str)
+    }
+    frame, prompts = Frame(separator="\n"), Prompts(**plain)
+    kernel = WimKernel.from_server(
+        served.url, served.folder, tokenizer=served.folder, window=8192, frame=frame
+    )
+    here = WimKernel(real_kernel.model, real_kernel.tokenizer, frame=frame)
+    options = {**OPTIONS, "relevance": always, "prompts": prompts}
+    there, mine = kernel.read(TEXTS).ask(QUESTION, **options), here.read(TEXTS).ask(QUESTION, **options)
+    assert same(there, mine)
+    assert there.usage.output_tokens == mine.usage.output_tokens == 34
+    assert there.usage.prefill_tokens == mine.usage.prefill_tokens
+    assert there.usage.cached_tokens is None  # this server does not say
+    assert there.relevance_by == "the caller's own"
+
+
+def test_a_second_question_reads_nothing_and_a_longer_document_what_is_new(kernel):
+    kernel.readings.clear()
+    first = kernel.read(TEXTS[:2]).ask(QUESTION, **OPTIONS)
+    second = kernel.read(TEXTS[:2]).ask("Where was the gull?", **OPTIONS)
+    longer = kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
+    assert first.usage.prefill_tokens == kernel.read(TEXTS[:2]).tokens
+    assert second.usage.prefill_tokens == 0
+    assert longer.usage.prefill_tokens == kernel.read(TEXTS).tokens - kernel.read(TEXTS[:2]).tokens
+    assert first.relevance_by == "decision, by the text"
+    assert len(first.margins) == 2
+
+
+def test_without_a_tokenizer_messages_are_sent(served):
+    kernel = WimKernel.from_server(served.url, served.folder, window=8192)
+    assert kernel.engine.route == "chat"
+    reading = kernel.read([*TEXTS, "A document may say <|im_end|> and {question}, and 🐦‍⬛ too."])
+    events = list(reading.stream("Who {owned} it?", **OPTIONS))
+    result = events[-1].result
+    assert [type(event) for event in events].count(ChunkRead) == 4
+    assert len(result.margins) == 4
+    assert result.answer.strip()
+    assert result.usage.cached_tokens is None
+    assert result.usage.output_tokens > 10
+    with pytest.raises(ValueError, match="no tokens to show"):
+        reading.prompt_ids(result)
+
+
+def test_tokens_of_the_answer_come_one_by_one(kernel, expected):
+    events = list(kernel.read(TEXTS).stream(QUESTION, relevance=always, **OPTIONS))
+    tokens = [event.text for event in events if isinstance(event, AnswerToken)]
+    assert len(tokens) > 3
+    assert "".join(tokens) == expected.answer
+    assert same(events[-1].result, expected)
+
+
+def test_what_a_server_cannot_do_is_said_before_anything_is_done(kernel, behind_proxy, proxy):
+    spoilt = behind_proxy()
+    before = posts(proxy)
+    reading = spoilt.read(TEXTS)
+    with pytest.raises(ValueError, match="Verbatim margins are chosen by the question's likelihood"):
+        reading.ask(QUESTION, margin_style="verbatim")
+    with_control = spoilt.read(["It says <|im_end|> here."])
+    with pytest.raises(ValueError, match="control token"):
+        with_control.ask(QUESTION)
+    assert posts(proxy) == before
+    with pytest.raises(ValueError, match="is one of vllm"):
+        behind_proxy(family="other")
+    with pytest.raises(ValueError, match="needs the model's tokenizer"):
+        behind_proxy(tokenizer=None, route="tokens")
+    with pytest.raises(ValueError, match="takes no token ids"):
+        behind_proxy(route="tokens")
+
+
+# -- connections that fail --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["refuse", "cut", "garbage", "delay", 429, 500])
+@pytest.mark.parametrize("request_number", [0, 3, 6], ids=["reading", "a margin", "the answer"])
+def test_what_may_pass_is_tried_again(behind_proxy, proxy, expected, fault, request_number):
+    kernel = behind_proxy()
+    proxy.spoil = [None] * request_number + [fault]
+    result = kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)
+    assert proxy.spoil == []
+    assert same(result, expected)
+
+
+def test_many_faults_lose_nothing(behind_proxy, proxy, expected):
+    kernel = behind_proxy(retries=8)
+    proxy.spoil = [
+        "refuse",
+        500,
+        None,
+        "cut",
+        "garbage",
+        429,
+        "cut",
+        None,
+        "refuse",
+        "cut",
+        "delay",
+        "garbage",
+    ]
+    assert same(kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS), expected)
+
+
+def test_a_server_that_is_gone_is_an_error_that_keeps_what_was_done(behind_proxy, proxy, expected):
+    kernel = behind_proxy(retries=1)
+    reading = kernel.read(TEXTS)
+    written = []
+
+    def ask() -> None:
+        for event in reading.stream(QUESTION, relevance=always, margin_batch=1, **OPTIONS):
+            if isinstance(event, MarginWritten):
+                written.append(event.margin)
+            if len(written) == 3:
+                proxy.spoil = ["refuse"] * 50
+
+    with pytest.raises(ServerError, match="3 chunks were read and 3 margins written") as caught:
+        ask()
+    assert [margin.text for margin in caught.value.margins] == [margin.text for margin in written]
+    assert caught.value.chunks_read == 3
+    proxy.spoil = []
+    before = posts(proxy)
+    result = reading.answer(QUESTION, caught.value.margins, relevance=always, **OPTIONS)
+    assert same(result, expected)
+    assert posts(proxy) == before + 1  # the answer alone
+    assert same(reading.ask(QUESTION, relevance=always, **OPTIONS), expected)
+
+
+def test_an_answer_that_breaks_off_for_good_is_never_called_one(behind_proxy, proxy):
+    kernel = behind_proxy(retries=1)
+    reading = kernel.read(TEXTS)
+    margins = reading.margins(QUESTION, relevance=always, **OPTIONS)
+    proxy.spoil = ["cut"] * 50
+    with pytest.raises(ServerError, match=r"(broke off|request failed)"):
+        reading.answer(QUESTION, margins, **OPTIONS)
+
+
+def test_a_refusal_is_not_tried_again_and_shows_no_key(behind_proxy, proxy):
+    kernel = behind_proxy(api_key="sk-very-secret")
+    proxy.spoil = [401] * 5
+    with pytest.raises(ServerError) as caught:
+        kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
+    assert caught.value.status == 401
+    assert not caught.value.passing
+    assert len(proxy.spoil) == 4
+    assert "secret" not in f"{caught.value} {caught.value!r} {kernel.engine.servers}"
+    assert b"Bearer sk-very-secret" in proxy.requests[-1]
+
+
+def test_a_redirect_is_not_followed(served, behind_proxy, proxy):
+    with proxied(served.port) as elsewhere:
+        kernel = behind_proxy(api_key="sk-very-secret", retries=0)
+        proxy.redirect_to = f"http://127.0.0.1:{elsewhere.port}/v1/completions"
+        proxy.spoil = ["redirect"] * 5
+        with pytest.raises(ServerError):
+            kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
+        assert elsewhere.requests == []
+
+
+def test_no_server_at_all():
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1: its models could not be listed"):
+        WimKernel.from_server("http://127.0.0.1:9/v1", retries=0)
+
+
+def test_closing_a_stream_stops_requests(behind_proxy, proxy):
+    kernel = behind_proxy()
+    options = {**OPTIONS, "answer_config": config(400, 400)}
+    stream = kernel.read(TEXTS).stream(QUESTION, relevance=always, **options)
+    for event in stream:
+        if isinstance(event, AnswerToken):
+            break
+    before = proxy.closed_early
+    stream.close()
+    for _ in range(100):
+        if proxy.closed_early > before:
+            break
+        time.sleep(0.05)
+    assert proxy.closed_early == before + 1
+    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert all(server.running == 0 for server in kernel.engine.servers)
+
+
+# -- several servers, several callers ---------------------------------------------------------------------------------
+
+
+def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy):
+    with proxied(served.port) as other:
+        urls = [f"http://127.0.0.1:{each.port}/v1" for each in (proxy, other)]
+        kernel = WimKernel.from_server(
+            urls, served.folder, tokenizer=served.folder, window=8192, family="transformers", retries=0
+        )
+        first = posts(proxy), posts(other)
+        documents = [[f"Document {number}.", *TEXTS] for number in range(6)]
+        for document in documents:
+            kernel.read(document).prefill()
+        counts = posts(proxy) - first[0], posts(other) - first[1]
+        assert sum(counts) == 24
+        assert all(count % 4 == 0 for count in counts)  # four chunks each, all with one of them
+        assert all(counts)
+        proxy.spoil = ["refuse"] * 1000
+        results = [kernel.read(document).ask(QUESTION, relevance=always, **OPTIONS) for document in documents]
+        assert all(result.answer for result in results)
+        assert [server.away for server in kernel.engine.servers] == [True, False]
+        tried = 1000 - len(proxy.spoil)
+        assert 0 < tried < 8  # then it is left alone for a while
+
+
+def test_threads_share_a_server(kernel, expected):
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads = [
+            threading.Thread(
+                target=lambda: found.append(kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS))
+            )
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+    assert len(found) == 4
+    assert all(same(result, expected) for result in found)
+
+
+def test_integrations_need_nothing_but_the_kernel(kernel):
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from wim_integrations.langchain import WimRunnable
+    from wim_integrations.llama_index import WimSynthesizer
+
+    small = {"threshold": 0, "margin_tokens": 8, "answer_tokens": 8}
+    documents = [Document(text) for text in TEXTS]
+    output = WimRunnable(kernel=kernel, **small).invoke({"question": QUESTION, "documents": documents})
+    assert len(output["margins"]) == 3
+    nodes = [NodeWithScore(node=TextNode(text=text), score=1.0) for text in TEXTS]
+    response = WimSynthesizer(kernel, **small).synthesize(QUESTION, nodes)
+    assert str(response).strip()
+
+
+async def test_async_callers(kernel, expected):
+    result = await kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS)
+    assert same(result, expected)
+    assert same(replace(result, question=""), expected)

@@ -1,0 +1,55 @@
+"""What is in a server's reply: the chances of a decision, and a note without the decision that it begins with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from wim_kernel.engines.base import Branch
+from wim_kernel.engines.server.families import Family
+
+
+def chances(choices: Sequence[str], top: dict[str, float], text: str) -> tuple[float, ...]:
+    """Probabilities of choices, normalised over them: by the first token's, or by how the text begins."""
+    if top:
+        sums = [0.0] * len(choices)
+        for token, logprob in top.items():
+            word = token.strip().upper()
+            for place, choice in enumerate(choices):
+                if word and choice.upper().startswith(word):
+                    sums[place] += math.exp(logprob)
+        total = sum(sums)
+        return tuple(chance / total if total else 1 / len(choices) for chance in sums)
+    said = text.strip().upper()
+    begins = [said.startswith(choice.rstrip(":").upper()) for choice in choices]
+    return tuple(float(hit) for hit in begins) if any(begins) else (1.0, *[0.0] * (len(choices) - 1))
+
+
+def without_decision(text: str, branch: Branch, *, decided: bool, whole: bool = False) -> str:
+    """A reply without the choice that it begins with, where the model wrote that itself.
+
+    Args:
+        text: the reply so far.
+        branch: what was asked.
+        decided: whether the choice was put into the model's mouth.
+        whole: whether the reply is at its end; before that, what may turn out to be the choice is not shown.
+    """
+    if not branch.choices or decided:
+        return text
+    head, choice = text.lstrip(), branch.choices[0].rstrip(":").upper()
+    if head.upper().startswith(choice):
+        head = head[len(choice) :].lstrip(": ")
+        return head
+    return "" if not whole and choice.startswith(head.upper()) else head
+
+
+def schema_fields(family: Family, schema: str) -> dict[str, Any]:
+    """How a family is asked for JSON of a schema."""
+    shape = {"name": "answer", "schema": json.loads(schema), "strict": True}
+    if family.name in ("vllm", "sglang"):
+        return {"guided_json" if family.name == "vllm" else "json_schema": schema}
+    if family.name == "llama.cpp":
+        return {"json_schema": json.loads(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": shape}}

@@ -1,0 +1,248 @@
+"""Requests to servers: streams that end well or are an error, retries, limits, and closing that stops the work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+import openai
+
+from wim_kernel.errors import ServerError
+
+Item = TypeVar("Item")
+AWAY = 30.0
+"""Seconds for which a server that failed is left alone, if there are others."""
+_END = object()
+
+
+@cache
+def background() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread of its own, for all requests of this process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="wim-requests", daemon=True).start()
+    return loop
+
+
+def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
+    """Run a coroutine there and wait; an interrupt stops it."""
+    future = asyncio.run_coroutine_threadsafe(work, background())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+Put = Callable[[Item], None]
+
+
+def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -> Iterator[Item]:
+    """Run coroutines together and yield what they put, as it comes. Closing this stops them all, and waits for that.
+
+    Raises:
+        Exception: the first that one of them raises; the others are stopped.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    async def run() -> None:
+        tasks = [asyncio.ensure_future(each(found.put)) for each in work]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            found.put(_END)
+
+    future: Future[None] = asyncio.run_coroutine_threadsafe(run(), background())
+    ended = False
+    try:
+        while (item := found.get()) is not _END:
+            yield item
+        ended = True
+        future.result()
+    finally:
+        if not ended:
+            future.cancel()
+            while found.get() is not _END:
+                pass
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a streamed completion.
+
+    Attributes:
+        text: what is new.
+        token_ids: its tokens, where the server says them.
+        finish: why the text ended, in the last piece that has text to it.
+        top: the likeliest tokens at this place, as text, with their log-probabilities.
+        usage: what the server says of the request, in one of the last pieces.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish: str | None = None
+    top: dict[str, float] = field(default_factory=dict)
+    usage: Said | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a server says of a request.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        output: tokens generated.
+        cached: tokens of the prompt that were in its cache; None if it does not say.
+    """
+
+    prompt: int
+    output: int
+    cached: int | None
+
+
+class Server:
+    """One server.
+
+    Args:
+        base_url: of its API, with ``/v1``.
+        api_key: sent to this server alone; by default what ``OPENAI_API_KEY`` says.
+        timeout: seconds without a sign of life after which a request has failed.
+        retries: how often one that failed before it began is tried again, with growing pauses; what a server asks for
+            in ``Retry-After`` is honoured.
+        concurrency: most requests at a time.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None, timeout: float, retries: int, concurrency: int
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
+            max_retries=retries,
+            # a redirect could take the key elsewhere
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+        self.concurrency = concurrency
+        self._gate: asyncio.Semaphore | None = None
+        self._away_until = 0.0
+        self.running = 0
+
+    def __repr__(self) -> str:
+        return f"Server({self.base_url!r})"
+
+    @property
+    def away(self) -> bool:
+        """Whether it failed a short while ago."""
+        return time.monotonic() < self._away_until
+
+    def failed(self) -> None:
+        """Leave it alone for a while."""
+        self._away_until = time.monotonic() + AWAY
+
+    @property
+    def gate(self) -> asyncio.Semaphore:
+        """Lets so many requests through at a time, in order."""
+        if self._gate is None:
+            self._gate = asyncio.Semaphore(self.concurrency)
+        return self._gate
+
+    async def get(self, path: str) -> Any:
+        """The JSON at a path beside the API's, or None if there is no such thing there."""
+        root = self.base_url.removesuffix("/v1")
+        try:
+            answer = await self.client._client.get(
+                root + path, headers={"Authorization": f"Bearer {self.client.api_key}"}, timeout=10.0
+            )
+            return answer.json() if answer.is_success else None
+        except Exception:  # whatever its transport raises: there is no such thing there
+            return None
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models it serves.
+
+        Raises:
+            ServerError: if it cannot be asked.
+        """
+        try:
+            listed = self.client.with_options(max_retries=0).models.list()
+            return [model.model_dump() async for model in listed]
+        except openai.OpenAIError as error:
+            raise self.error("its models could not be listed", error) from error
+
+    async def stream(self, fields: dict[str, Any], extra: dict[str, Any]) -> AsyncIterator[Piece]:
+        """A completion, piece by piece; of messages if there are any.
+
+        Raises:
+            ServerError: if it cannot be had, or breaks off before its end.
+        """
+        chat = "messages" in fields
+        create: Any = self.client.chat.completions.create if chat else self.client.completions.create
+        finished = False
+        async with self.gate:
+            self.running += 1
+            try:
+                stream = await create(**fields, stream=True, extra_body=extra)
+                async with stream:
+                    async for event in stream:
+                        piece = _chat_piece(event) if chat else _text_piece(event)
+                        finished = finished or piece.finish is not None
+                        yield piece
+            except Exception as error:  # also what the transport raises in the middle, and what is no JSON
+                raise self.error("a request failed", error) from error
+            finally:
+                self.running -= 1
+        if not finished:
+            raise self.error("an answer broke off before its end", None)
+
+    def error(self, what: str, error: Exception | None) -> ServerError:
+        """What went wrong, in words that hold no key."""
+        status = getattr(error, "status_code", None)
+        detail = (
+            f" ({type(error).__name__}{f', status {status}' if status else ''}: {_short(error)})"
+            if error
+            else ""
+        )
+        passing = status is None or status in (408, 409, 429) or status >= 500
+        return ServerError(self.base_url, what + detail, status=status, passing=passing)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _text_piece(event: Any) -> Piece:
+    choice = event.choices[0] if event.choices else None
+    if choice is None:
+        return Piece(usage=_said(event.usage))
+    top = getattr(getattr(choice, "logprobs", None), "top_logprobs", None) or [None]
+    ids = getattr(choice, "token_ids", None) or ()
+    return Piece(choice.text or "", tuple(ids), choice.finish_reason, dict(top[0] or {}), _said(event.usage))
+
+
+def _chat_piece(event: Any) -> Piece:
+    choice = event.choices[0] if event.choices else None
+    if choice is None:
+        return Piece(usage=_said(event.usage))
+    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
+    top = {item.token: item.logprob for item in content[0].top_logprobs} if content else {}
+    ids = getattr(choice, "token_ids", None) or ()
+    return Piece(choice.delta.content or "", tuple(ids), choice.finish_reason, top, _said(event.usage))
+
+
+def _said(usage: Any) -> Said | None:
+    if usage is None or usage.prompt_tokens is None:
+        return None
+    details = getattr(usage, "prompt_tokens_details", None)
+    cached = getattr(details, "cached_tokens", None)
+    return Said(usage.prompt_tokens, usage.completion_tokens or 0, cached)

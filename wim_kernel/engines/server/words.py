@@ -1,0 +1,127 @@
+"""What stands for tokens: a local tokenizer's, or, where there is none, three characters each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from wim_kernel.engines.base import Branch, Text
+from wim_kernel.engines.local.tokens import Codec
+
+CHARACTERS = 3  # a token of English has about four, one of code three
+_BITS = 21  # of a code point
+_SYSTEM_ENDS = -1
+
+
+class Words(Protocol):
+    """Text to ids that stand for it, and back."""
+
+    exact: bool
+    """Whether the ids are what the model sees."""
+
+    def head(self, system: str, lead: str) -> list[int]:
+        """Ids that stand before every document."""
+
+    def encode(self, text: Text) -> list[int]:
+        """Ids of a run of text."""
+
+    def suffix(self, branch: Branch) -> list[int]:
+        """Ids of a branch's prompt, to the point where the reply begins."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for, as a completion's prompt."""
+
+    def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
+        """The conversation that ids stand for, as a chat completion's prompt."""
+
+
+class Tokens:
+    """A tokenizer's ids: what is sent is what the model sees, and a document's text never becomes a control token.
+
+    Args:
+        tokenizer: that of the model which the server runs.
+    """
+
+    exact = True
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.codec = Codec(tokenizer)
+
+    def head(self, system: str, lead: str) -> list[int]:
+        """Tokens that stand before every document."""
+        return self.codec.head(system, lead)
+
+    def encode(self, text: Text) -> list[int]:
+        """Tokens of a run of text."""
+        return self.codec.encode(text)
+
+    def suffix(self, branch: Branch) -> list[int]:
+        """Tokens of a branch's prompt, to the point where the reply begins."""
+        return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids. Where runs of a prompt meet, a server may cut it into tokens in another way.
+
+        Raises:
+            ValueError: if it holds more control tokens than the ids do, as where a document holds the text of one.
+        """
+        ids = list(ids)
+        text: str = self.codec.backend.decode(ids, skip_special_tokens=False)
+        again = self.codec.backend.encode(text, add_special_tokens=False).ids
+        control = [[token for token in some if token in self.codec.control_ids] for some in (ids, again)]
+        if control[0] != control[1]:
+            raise ValueError(
+                "The document or a question holds the text of a control token, and this server takes prompts as text, "
+                "in which it would become one: use a server that takes token ids, or take it out."
+            )
+        return text
+
+    def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
+        """Not what a tokenizer is for."""
+        raise NotImplementedError
+
+
+class Characters:
+    """Runs of three characters. The server applies its chat template and tokenizes, control tokens in documents too."""
+
+    exact = False
+
+    def head(self, system: str, lead: str) -> list[int]:
+        """The system's text, a mark, and what leads in the document."""
+        return [*_packed(system), _SYSTEM_ENDS, *_packed(lead)]
+
+    def encode(self, text: Text) -> list[int]:
+        """Ids of a run of text."""
+        return _packed(text.text)
+
+    def suffix(self, branch: Branch) -> list[int]:
+        """Ids of a branch's prompt; the server ends the turn."""
+        return [item for run in branch.prompt for item in _packed(run.text)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text without the mark."""
+        return "".join(_unpacked(item) for item in ids if item != _SYSTEM_ENDS)
+
+    def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
+        """The system's turn, if there is one, and the user's."""
+        ids = list(ids)
+        mark = ids.index(_SYSTEM_ENDS)
+        system, user = self.text(ids[:mark]), self.text(ids[mark + 1 :])
+        turns = [{"role": "system", "content": system}] if system else []
+        return [*turns, {"role": "user", "content": user}]
+
+
+def _packed(text: str) -> list[int]:
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no lone surrogates
+    return [
+        sum((ord(char) + 1) << _BITS * place for place, char in enumerate(text[start : start + CHARACTERS]))
+        for start in range(0, len(text), CHARACTERS)
+    ]
+
+
+def _unpacked(item: int) -> str:
+    found = []
+    while item:
+        found.append(chr((item & (1 << _BITS) - 1) - 1))
+        item >>= _BITS
+    return "".join(found)
