@@ -84,6 +84,14 @@ def main() -> None:
     "--model", default="embedded", show_default=True, help="A hub id, a path, or the embedded model."
 )
 @click.option("--gguf-file", metavar="NAME", help="The GGUF file within the model's repository or folder.")
+@click.option(
+    "--server",
+    "servers",
+    metavar="URL",
+    multiple=True,
+    help="An OpenAI-compatible API that runs --model; again for more.",
+)
+@click.option("--tokenizer", metavar="NAME", help="The server's model's tokenizer: a hub id or a folder.")
 @click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
@@ -108,6 +116,8 @@ def ask(
     files: tuple[str, ...],
     model: str,
     gguf_file: str | None,
+    servers: tuple[str, ...],
+    tokenizer: str | None,
     chunk_tokens: int | None,
     margins_only: bool,
     as_json: bool,
@@ -126,9 +136,15 @@ def ask(
             raise click.UsageError("QUESTION is empty.")
         if not files and sys.stdin.isatty():
             raise click.UsageError("Give at least one FILE, or pipe a document in.")
+        if servers and options["margin_style"] == "verbatim":
+            raise click.UsageError("Verbatim margins need a model in this process, not --server.")
         document = read_document(files or (STDIN,))
-        display.status(f"Loading the model {model}")
-        kernel = _load(model, gguf_file)
+        if servers:
+            display.status(f"Asking {', '.join(servers)}")
+            kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
+        else:
+            display.status(f"Loading the model {model}")
+            kernel = _load(model, gguf_file)
         display.status(f"Reading {', '.join(files) or 'standard input'}")
         reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
         stream = reading.stream_margins if margins_only else reading.stream
@@ -152,6 +168,15 @@ def _load(model: str, gguf_file: str | None) -> WimKernel:
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return WimKernel.from_pretrained(model, gguf_file=gguf_file)
+
+
+def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None) -> WimKernel:
+    from wim_kernel.kernel import WimKernel
+
+    try:
+        return WimKernel.from_server(servers, model, tokenizer=tokenizer)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:

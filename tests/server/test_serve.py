@@ -12,6 +12,7 @@ from helpers import config
 from proxy import proxied
 
 from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
+from wim_kernel.engines.server import transport
 
 TEXTS = [
     "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
@@ -19,7 +20,7 @@ TEXTS = [
     "Nobody sailed that night, and the gull was gone in the morning.",
 ]
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, "margin_config": config(8, 8), "answer_config": config(10, 10)}
+OPTIONS = {"threshold": 0, "margin_config": config(4, 4), "answer_config": config(8, 8)}
 
 
 def always(evidence) -> float:
@@ -79,7 +80,7 @@ def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, re
     options = {**OPTIONS, "relevance": always, "prompts": prompts}
     there, mine = kernel.read(TEXTS).ask(QUESTION, **options), here.read(TEXTS).ask(QUESTION, **options)
     assert same(there, mine)
-    assert there.usage.output_tokens == mine.usage.output_tokens == 34
+    assert there.usage.output_tokens == mine.usage.output_tokens == 20
     assert there.usage.prefill_tokens == mine.usage.prefill_tokens
     assert there.usage.cached_tokens is None  # this server does not say
     assert there.relevance_by == "the caller's own"
@@ -107,7 +108,7 @@ def test_without_a_tokenizer_messages_are_sent(served):
     assert len(result.margins) == 4
     assert result.answer.strip()
     assert result.usage.cached_tokens is None
-    assert result.usage.output_tokens > 10
+    assert result.usage.output_tokens >= 8
     with pytest.raises(ValueError, match="no tokens to show"):
         reading.prompt_ids(result)
 
@@ -251,26 +252,27 @@ def test_closing_a_stream_stops_requests(behind_proxy, proxy):
 # -- several servers, several callers ---------------------------------------------------------------------------------
 
 
-def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy):
+def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy, monkeypatch):
+    monkeypatch.setattr(transport, "AWAY", 600.0)
     with proxied(served.port) as other:
         urls = [f"http://127.0.0.1:{each.port}/v1" for each in (proxy, other)]
         kernel = WimKernel.from_server(
             urls, served.folder, tokenizer=served.folder, window=8192, family="transformers", retries=0
         )
         first = posts(proxy), posts(other)
-        documents = [[f"Document {number}.", *TEXTS] for number in range(6)]
+        documents = [[f"Document {number}.", TEXTS[number % 3]] for number in range(14)]
         for document in documents:
             kernel.read(document).prefill()
         counts = posts(proxy) - first[0], posts(other) - first[1]
-        assert sum(counts) == 24
-        assert all(count % 4 == 0 for count in counts)  # four chunks each, all with one of them
-        assert all(counts)
+        assert sum(counts) == 28
+        assert all(count % 2 == 0 for count in counts)  # two chunks each, both with one of them
+        assert all(counts)  # by chance, once in 8,000 runs, one of them gets all
         proxy.spoil = ["refuse"] * 1000
-        results = [kernel.read(document).ask(QUESTION, relevance=always, **OPTIONS) for document in documents]
-        assert all(result.answer for result in results)
+        brief = {"relevance": always, "margin_config": config(2, 2), "answer_config": config(2, 2)}
+        assert all(kernel.read(document).ask(QUESTION, **brief).answer for document in documents)
         assert [server.away for server in kernel.engine.servers] == [True, False]
         tried = 1000 - len(proxy.spoil)
-        assert 0 < tried < 8  # then it is left alone for a while
+        assert 0 < tried < 5  # then it is left alone for a while
 
 
 def test_threads_share_a_server(kernel, expected):
@@ -311,3 +313,23 @@ async def test_async_callers(kernel, expected):
     result = await kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS)
     assert same(result, expected)
     assert same(replace(result, question=""), expected)
+
+
+def test_the_command_line(served, tmp_path):
+    pytest.importorskip("click")
+    from click.testing import CliRunner
+
+    from wim_kernel.cli import main
+
+    document = tmp_path / "log.txt"
+    document.write_text("\n".join(TEXTS))
+    asked = ["ask", QUESTION, str(document), "--server", served.url, "--model", served.folder, "-q"]
+    brief = ["--max-answer-tokens", "6", "--max-margin-tokens", "4", "--threshold", "0"]
+    done = CliRunner().invoke(main, [*asked, *brief, "--tokenizer", served.folder])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip()
+    refused = CliRunner().invoke(main, [*asked, "--margin-style", "verbatim"])
+    assert refused.exit_code == 2
+    gone = CliRunner().invoke(main, [*asked[:4], "http://127.0.0.1:9/v1", *asked[5:], *brief])
+    assert gone.exit_code == 1
+    assert "http://127.0.0.1:9/v1" in gone.stderr
