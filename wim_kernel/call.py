@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from wim_kernel.answering import answer_branch, branch_end
+from wim_kernel.answering import all_fit, answer_branch, branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine
@@ -250,12 +250,14 @@ class Call:
             yield from self.watch.run("answer", self._decode_answers(list(inquiries)))
 
     def _stands_on(self, inquiry: Inquiry) -> int:
-        """Behind how many chunks a question is answered."""
+        """Behind how many chunks a question is answered. The last volume has most room, if the notes want it."""
         margins = [margin for margin in inquiry.given if margin.kept]
         if self.settings.answer_volume == "last" or not margins:
             return self.read
         best = max(margins, key=lambda margin: (margin.relevance, margin.index))
-        return min(self.lease.volume_of(best.index + 1).stop, self.read)
+        stop = min(self.lease.volume_of(best.index + 1).stop, self.read)
+        at = self.lease.end(stop)
+        return stop if all_fit(self.engine, at, inquiry.question, margins, self.settings) else self.read
 
     def _decode_answers(self, inquiries: Sequence[Inquiry]) -> Iterator[Tick]:
         branches, relieve = [], self.lease.readings.make_way

@@ -43,7 +43,8 @@ class Options(TypedDict, total=False):
         answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
         answer_schema: a JSON schema that the answer has to fit: it is complete JSON of that schema, whatever the model.
         answer_volume: which volume of a document longer than the window the answer stands behind, with the kept margins
-            of all of them: the ``"last"`` one read, or the one with the ``"most-relevant"`` chunk.
+            of all of them: the one with the ``"most-relevant"`` kept margin (the default; the last one if they do not
+            all fit there), or the ``"last"`` one read.
         margin_batch: how many chunks' margins are written together while a document is being read. By default what
             suits the device in a stream, and all at once where nobody waits for margins.
     """
@@ -81,7 +82,7 @@ class Settings:
     margin_config: GenerationConfig
     answer_config: GenerationConfig
     margin_batch: int | None
-    answer_volume: AnswerVolume = "last"
+    answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
 
@@ -134,7 +135,7 @@ def settle(options: Options) -> Settings:
         raise ValueError(f"margin_style is one of {get_args(MarginStyle)}, not {style!r}.")
     if task not in PROMPTS:
         raise ValueError(f"task is one of {tuple(PROMPTS)}, not {task!r}.")
-    volume = options.get("answer_volume", "last")
+    volume = options.get("answer_volume", "most-relevant")
     if volume not in get_args(AnswerVolume):
         raise ValueError(f"answer_volume is one of {get_args(AnswerVolume)}, not {volume!r}.")
     if options.get("top_k") is not None and options.get("stop_after") is not None:

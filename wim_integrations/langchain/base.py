@@ -93,7 +93,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     answer_tokens: int | None = None
     margin_config: GenerationConfig | None = None
     answer_config: GenerationConfig | None = None
-    answer_volume: AnswerVolume = "last"
+    answer_volume: AnswerVolume = "most-relevant"
     margin_batch: int | None = None
     prompts: Annotated[GivenPrompts, SkipValidation()] = None
     empty_response: str | None = None
