@@ -303,8 +303,9 @@ class Call:
         """What a question cost; prefill is put down to the first."""
         inquiry, first = self.inquiries[position], position == 0
         head, prefilled = self.lease.prefilled[0], sum(self.lease.prefilled[1:])
-        tokens = self._tokens(self.read)
-        cached = tokens - prefilled if first else tokens
+        sizes = [len(piece) for piece in self.pieces[1 : self.read + 1]]
+        found = [max(0, size - ran) for size, ran in zip(sizes, self.lease.prefilled[1:], strict=False)]
+        cached = max(0, (sum(found) if first else sum(sizes)) - inquiry.recomputed)
         return Usage(
             prefill_tokens=(prefilled if first else 0) + inquiry.recomputed,
             cached_tokens=cached if self.engine.says_cached else None,

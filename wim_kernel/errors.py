@@ -79,6 +79,7 @@ class ServerError(WimError, ConnectionError):
         passing: whether the same request may well succeed later.
         margins: margins that the call had written, in chunk order; `Reading.answer` takes them.
         chunks_read: how many chunks the call had read.
+        retry_after: seconds that it asks to be left alone for.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class ServerError(WimError, ConnectionError):
         self.passing = passing
         self.margins: tuple[Margin, ...] = ()
         self.chunks_read = 0
+        self.retry_after = 0.0
 
     def __str__(self) -> str:
         done = ""

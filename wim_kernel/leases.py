@@ -130,10 +130,9 @@ class Lease:
         if self._must_part(piece):
             fork = engine.fork(self.prefix, start)  # held by us, so it stays
             with readings.lock:
-                self.take(readings.add(fork, self._held.pieces[:piece]))
+                self.take(readings.add(fork, [*self._held.pieces[:piece], self.pieces[piece]]))
         with readings.lock:
             entry, total = self._held, self.end(len(self.pieces) - 1)
-            entry.pieces.extend(self.pieces[len(entry.pieces) : piece + 1])
             grows = total > entry.planned
             entry.planned = max(total, entry.planned)
         if grows:
@@ -141,14 +140,17 @@ class Lease:
             engine.reserve(self.prefix, total)
 
     def _must_part(self, piece: int) -> bool:
-        """Whether others hold or have read something else than ``piece`` here. What was only planned is dropped."""
+        """Whether others hold or have read something else than ``piece`` here; if not, it is what is read next.
+
+        What somebody only planned is dropped. Nobody else may plan anything in between.
+        """
         with self.readings.lock:
             entry = self._held
-            if self._agreed() != piece or len(entry.pieces) <= piece:
-                return False
-            if entry.users > 1 or self.prefix.tokens > self.end(piece - 1):
-                return True
-            del entry.pieces[piece:]
+            if self._agreed() == piece and len(entry.pieces) > piece:
+                if entry.users > 1 or self.prefix.tokens > self.end(piece - 1):
+                    return True
+                del entry.pieces[piece:]
+            entry.pieces.extend(self.pieces[len(entry.pieces) : piece + 1])
             return False
 
 

@@ -65,7 +65,7 @@ class Turn:
         self._waiting: list[_Wish] = []
         self._tickets = itertools.count()
         self._least = 0.0
-        self._holder: tuple[Share, float] | None = None  # and since when
+        self._holder: tuple[_Wish, float] | None = None  # and since when
         self._expected: tuple[Share, float] | None = None  # and until when
 
     def acquire(self, share: Share, unless: Callable[[], bool] = lambda: False) -> bool:
@@ -82,17 +82,22 @@ class Turn:
             new = share.had is None
             share.had = self._least if share.had is None else max(share.had, self._least - CREDIT)
             wish = _Wish(share.had, new, next(self._tickets), share)
-            self._waiting.append(wish)
-            self.changed.notify_all()
             try:
+                self._waiting.append(wish)
+                self.changed.notify_all()
                 while not unless():
                     if self._may_go(wish):
-                        self._holder, self._expected = (share, time.perf_counter()), None
+                        self._holder, self._expected = (wish, time.perf_counter()), None
                         return True
                     self.changed.wait(self._patience())
                 return False
-            finally:  # also if the wait was interrupted
-                self._waiting.remove(wish)
+            except BaseException:  # an interrupt
+                if self._holder is not None and self._holder[0] is wish:
+                    self._holder = None
+                raise
+            finally:
+                if wish in self._waiting:
+                    self._waiting.remove(wish)
                 self.changed.notify_all()
 
     def release(self, *, returning: bool = False) -> float:
@@ -103,12 +108,12 @@ class Turn:
         """
         with self.changed:
             assert self._holder is not None
-            (share, since), now = self._holder, time.perf_counter()
+            (wish, since), now = self._holder, time.perf_counter()
+            self._holder, share = None, wish.share
             share.charge(now - since)
             # it grows even where newcomers with least of all wait all the time, or they would starve the others
             fair = self._least + (now - since) / (1 + len(self._waiting))
             self._least = max(fair, min([share.had or 0.0, *(wish.had for wish in self._waiting)]))
-            self._holder = None
             if returning:
                 self._expected = share, now + min(MOST_PATIENCE, PATIENCE * (now - since))
             self.changed.notify_all()

@@ -20,7 +20,7 @@ TEXTS = [
     "Nobody sailed that night, and the gull was gone in the morning.",
 ]
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, "margin_config": config(4, 4), "answer_config": config(8, 8)}
+OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8)}
 
 
 def always(evidence) -> float:
@@ -77,10 +77,10 @@ def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, re
         served.url, served.folder, tokenizer=served.folder, window=8192, frame=frame
     )
     here = WimKernel(real_kernel.model, real_kernel.tokenizer, frame=frame)
-    options = {**OPTIONS, "relevance": always, "prompts": prompts}
+    options = {**OPTIONS, "relevance": always, "prompts": prompts, "answer_config": config(80)}
     there, mine = kernel.read(TEXTS).ask(QUESTION, **options), here.read(TEXTS).ask(QUESTION, **options)
     assert same(there, mine)
-    assert there.usage.output_tokens == mine.usage.output_tokens == 20
+    assert len(mine.token_ids) < 80  # it ends by itself, there too
     assert there.usage.prefill_tokens == mine.usage.prefill_tokens
     assert there.usage.cached_tokens is None  # this server does not say
     assert there.relevance_by == "the caller's own"
@@ -108,7 +108,7 @@ def test_without_a_tokenizer_messages_are_sent(served):
     assert len(result.margins) == 4
     assert result.answer.strip()
     assert result.usage.cached_tokens is None
-    assert result.usage.output_tokens >= 8
+    assert result.usage.output_tokens >= 5
     with pytest.raises(ValueError, match="no tokens to show"):
         reading.prompt_ids(result)
 
@@ -233,7 +233,7 @@ def test_no_server_at_all():
 
 def test_closing_a_stream_stops_requests(behind_proxy, proxy):
     kernel = behind_proxy()
-    options = {**OPTIONS, "answer_config": config(400, 400)}
+    options = {**OPTIONS, "answer_config": config(400)}
     stream = kernel.read(TEXTS).stream(QUESTION, relevance=always, **options)
     for event in stream:
         if isinstance(event, AnswerToken):
@@ -268,7 +268,7 @@ def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(se
         assert all(count % 2 == 0 for count in counts)  # two chunks each, both with one of them
         assert all(counts)  # by chance, once in 8,000 runs, one of them gets all
         proxy.spoil = ["refuse"] * 1000
-        brief = {"relevance": always, "margin_config": config(2, 2), "answer_config": config(2, 2)}
+        brief = {"relevance": always, "margin_config": config(2), "answer_config": config(2)}
         assert all(kernel.read(document).ask(QUESTION, **brief).answer for document in documents)
         assert [server.away for server in kernel.engine.servers] == [True, False]
         tried = 1000 - len(proxy.spoil)

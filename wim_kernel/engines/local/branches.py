@@ -18,7 +18,7 @@ from wim_kernel.engines.local.attention import (
     in_window,
     nested_parts,
 )
-from wim_kernel.engines.local.runner import ModelRunner
+from wim_kernel.engines.local.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.sampling import Next
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class BranchBatch:
         self.used = 0
         self.pads = [0] * len(lengths)
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stream = stream_of(prefix.runner.device)
 
     def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
         """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
@@ -55,8 +56,8 @@ class BranchBatch:
 
     @property
     def company(self) -> Hashable:
-        """All batches on one model, whatever they read."""
-        return id(self.runner)
+        """All batches on one model, whatever they read, in order on one stream of the device."""
+        return id(self.runner), self._stream
 
     def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
         """A step of each of several batches in one pass. It counts once they `took_part`."""

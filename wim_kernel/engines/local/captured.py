@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wim_kernel.engines.local.branch_attention import ABSENT, pack_state, table_row
 from wim_kernel.engines.local.graphs import Graph, KernelStep
-from wim_kernel.engines.local.runner import moved, upload
+from wim_kernel.engines.local.runner import moved, stream_of, upload
 from wim_kernel.engines.local.sampling import Next
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class KernelBatch:
         self._dtype = self._stores[0].keys.dtype
         self._own = [store.beside(len(lengths), room) for store in self._stores]
         self._addresses = _Addresses(self._stores, self._own)
+        self._stream = stream_of(self.runner.device)
         self._graph: Graph | None = None
         self._key = object()  # what a graph knows the batch by, so as not to keep it alive
         self._ahead: Pending | None = None
@@ -119,8 +120,8 @@ class KernelBatch:
 
     @property
     def company(self) -> Hashable:
-        """Batches whose branches read the same buffers."""
-        return id(self.graphs), id(self._stores[0])
+        """Batches whose branches read the same buffers, in order on one stream of the device."""
+        return id(self.graphs), id(self._stores[0]), self._stream
 
     @torch.inference_mode()
     def step_together(self, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Next]:

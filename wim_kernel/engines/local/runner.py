@@ -204,6 +204,11 @@ def upload(
     return moved(torch.tensor(numbers, dtype=dtype), device)
 
 
+def stream_of(device: torch.device) -> int:
+    """The stream on which this thread's work for a device goes; 0 for a device without streams."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device, without waiting for what the device is doing."""
     if device.type != "cuda" or tensor.device.type == "cuda":

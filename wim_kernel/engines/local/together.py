@@ -7,6 +7,7 @@ batching, Orca, OSDI 2022; here without a scheduler of its own: flat combining, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from wim_kernel.engines.local.decoder import Batch
 from wim_kernel.engines.local.sampling import Next
 from wim_kernel.turns import MOST_PATIENCE, PATIENCE, Share, Turn
+
+logger = logging.getLogger(__name__)
 
 MISSES = 3  # one who came late so often in a row is no longer waited for
 
@@ -70,17 +73,22 @@ class Seat:
         if others:
             try:
                 return self._run_with(others, tokens)
-            except Exception:  # too little memory, or something about one of them: each for itself then
-                for seat in (self, *others):
+            except (
+                Exception
+            ) as error:  # too little memory, or something about one of them: each for itself then
+                logger.warning(
+                    "A decode step of %d callers failed; each goes on alone: %s", 1 + len(others), error
+                )
+                for seat in (self, *(seat for seat, _ in others)):
                     seat.alone = True
         return self.batch.step(tokens, ahead=ahead)
 
-    def _run_with(self, others: list[Seat], tokens: list[int]) -> Next:
+    def _run_with(self, others: list[tuple[Seat, list[int]]], tokens: list[int]) -> Next:
         begun = time.perf_counter()
-        steps = [(seat.batch, seat.wanted or []) for seat in others]
+        steps = [(seat.batch, theirs) for seat, theirs in others]
         mine, *theirs = self.batch.step_together([(self.batch, tokens), *steps])
         with self.together.turn.changed:
-            for seat, found in zip(others, theirs, strict=True):
+            for (seat, _), found in zip(others, theirs, strict=True):
                 seat.found, seat.wanted = found, None
                 seat.share.charge(time.perf_counter() - begun)
             self.together.turn.changed.notify_all()
@@ -123,8 +131,8 @@ class Together:
                 self.turn.leave(seat.share)
                 self.turn.changed.notify_all()
 
-    def company(self, mine: Seat) -> list[Seat]:
-        """Those whose steps can be run along with one, after a moment's wait for those who will be right back."""
+    def company(self, mine: Seat) -> list[tuple[Seat, list[int]]]:
+        """Those whose steps can be run along with one, and their tokens; waits a moment for who will be right back."""
         deadline = time.perf_counter() + min(MOST_PATIENCE, PATIENCE * self.took)
         with self.turn.changed:
             while missing := [seat for seat in self._seats if self._is_awaited(seat, mine)]:
@@ -145,7 +153,7 @@ class Together:
         company = mine.batch.company
         return company is not None and seat.batch.company == company and not (seat.alone or mine.alone)
 
-    def _of_those_who_wait(self, mine: Seat) -> list[Seat]:
+    def _of_those_who_wait(self, mine: Seat) -> list[tuple[Seat, list[int]]]:
         rows, found = len(mine.wanted or ()), []
         for seat in self._seats:
             if seat is mine or seat.wanted is None or not self._fits(seat, mine):
@@ -153,5 +161,5 @@ class Together:
             seat.missed = 0
             if rows + len(seat.wanted) <= self.most_rows:
                 rows += len(seat.wanted)
-                found.append(seat)
+                found.append((seat, seat.wanted))
         return found

@@ -12,7 +12,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores, Text
@@ -76,7 +82,7 @@ class ServerEngine:
         ValueError: if the model is not among those served, or the family is unknown.
     """
 
-    budget_bytes = 2**62  # what is held here is ids
+    budget_bytes = 2**30  # what is held here is ids
     host_budget_bytes = 0
     measures_likelihood = False
 
@@ -99,7 +105,7 @@ class ServerEngine:
             raise ValueError("base_url names no server.")
         if family is not None and family not in FAMILIES:
             raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}.")
-        self.servers = [Server(url, api_key, timeout, retries, 1) for url in urls]
+        self.servers = [Server(url, api_key, timeout, 1) for url in urls]
         self.retries = retries
         first, models = self._first_that_answers(model)
         self.model_id = _chosen(model, models)
@@ -150,7 +156,7 @@ class ServerEngine:
 
     def prefix_bytes(self, tokens: int) -> int:
         """Bytes that are held here."""
-        return 8 * tokens
+        return 64 * tokens
 
     def reserve(self, prefix: ServerPrefix, tokens: int) -> None:
         """Nothing to do: the server makes room."""
@@ -251,7 +257,8 @@ class ServerEngine:
                 async for piece in self._asked(prefix, ids, asked, {}):
                     top, text, said = top or piece.top, text + piece.text, piece.usage or said
         self._heard(said, branch.at)
-        put((place, Scores(choices=chances(branch.choices, top, text))))
+        first = self._first_tokens(branch) if self.family.logprobs else None
+        put((place, Scores(choices=chances(branch.choices, top, text, first))))
 
     async def _write(
         self, prefix: ServerPrefix, place: int, branch: Branch, scores: Scores, put: Put[Progress]
@@ -270,21 +277,21 @@ class ServerEngine:
         ids = [*prefix.ids[: branch.at], *suffix]
         async for attempt in self._attempts():
             with attempt:
-                text, token_ids, said = "", list[int](), None
+                text, token_ids, said, finish = "", list[int](), None, None
                 async for piece in self._asked(prefix, ids, fields, extra):
-                    text, said = text + piece.text, piece.usage or said
+                    text, said, finish = text + piece.text, piece.usage or said, piece.finish or finish
                     token_ids += piece.token_ids
                     shown = without_decision(text, branch, decided=bool(decided))
                     if len(shown) > len(told):
                         if not shown.startswith(told):
-                            raise ServerError(
-                                "",
-                                "an answer broke off, and went another way when begun again",
-                                passing=False,
-                            )
+                            raise self._went_another_way(prefix)
                         put(Progress(place, shown[len(told) :]))
                         told = shown
         whole = without_decision(text, branch, decided=bool(decided), whole=True)
+        if not whole.startswith(told):
+            raise self._went_another_way(prefix)
+        if branch.json_schema is not None and finish == "length":
+            raise ServerError(self._url(prefix), "the JSON did not end within max_new_tokens", passing=False)
         if whole != told:
             put(Progress(place, whole[len(told) :]))
         recomputed = self._heard(said, branch.at)
@@ -304,6 +311,22 @@ class ServerEngine:
                 ),
             )
         )
+
+    def _first_tokens(self, branch: Branch) -> list[str] | None:
+        """The text of each choice's first token, where it is known."""
+        if not isinstance(self.words, Tokens):
+            return None
+        codec = self.words.codec
+        return [
+            codec.backend.decode(ids[:1], skip_special_tokens=False) for ids in codec.choices(branch.choices)
+        ]
+
+    def _url(self, prefix: ServerPrefix) -> str:
+        return prefix.server.base_url if prefix.server is not None else self.servers[0].base_url
+
+    def _went_another_way(self, prefix: ServerPrefix) -> ServerError:
+        what = "an answer broke off, and went another way when it was begun again"
+        return ServerError(self._url(prefix), what, passing=False)
 
     def _decided(self, branch: Branch) -> list[int]:
         """The choice that is taken as decided, where it can be put into the model's mouth."""
@@ -326,10 +349,9 @@ class ServerEngine:
         """A completion behind ids, from the prefix's server or, if that fails before it has begun, from another."""
         body = {**self._prompt(ids), **fields, "model": self.model_id}
         if self.family.name == "transformers":
-            extra = {**extra}
-            config = body.pop("generation_config", None) or extra.get("generation_config")
-            extra["generation_config"] = config or _greedy(fields["max_tokens"])
             body.pop("temperature", None)
+            if isinstance(self.words, Tokens):
+                extra = {**extra, "generation_config": self._greedy(fields["max_tokens"])}
         else:
             body["stream_options"] = {"include_usage": True}
         tried: set[Server] = set()
@@ -342,13 +364,21 @@ class ServerEngine:
                     yield piece
                 return
             except ServerError as error:
-                if error.passing and len(self.servers) > 1:
+                away = error.status is None or error.status >= 500  # one that is busy is asked again
+                if error.passing and away and len(self.servers) > 1:
                     server.failed()
                     tried.add(server)
                     if not begun and len(tried) < len(self.servers):
                         logger.warning("%s Trying another server.", error)
                         continue
                 raise
+
+    def _greedy(self, tokens: int) -> str:
+        """What `transformers serve` is told of generation; without an end there, its texts would have none."""
+        assert isinstance(self.words, Tokens)
+        end = self.words.codec.tokenizer.eos_token_id
+        config = GenerationConfig(do_sample=False, max_new_tokens=tokens, eos_token_id=end)  # type: ignore[no-untyped-call]
+        return str(config.to_json_string())
 
     def _prompt(self, ids: Sequence[int]) -> dict[str, Any]:
         if self.route == "tokens":
@@ -372,7 +402,7 @@ class ServerEngine:
         return AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ServerError) and error.passing),
             stop=stop_after_attempt(1 + self.retries),
-            wait=wait_random_exponential(multiplier=0.2, max=5.0),
+            wait=_pause,
             reraise=True,
         )
 
@@ -412,9 +442,13 @@ class ServerEngine:
 _STANDARD = ("max_tokens", "temperature", "top_p", "stop")
 
 
-def _greedy(tokens: int) -> str:
-    config = GenerationConfig(do_sample=False, max_new_tokens=tokens)  # type: ignore[no-untyped-call]
-    return str(config.to_json_string())
+def _pause(state: RetryCallState) -> float:
+    """Growing pauses, and what a server asks for."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return max(getattr(error, "retry_after", 0.0), _growing(state))
+
+
+_growing = wait_random_exponential(multiplier=0.2, max=5.0)
 
 
 def _rank(text: str) -> bytes:

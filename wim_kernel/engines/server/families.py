@@ -94,14 +94,14 @@ def sampling_fields(family: Family, generation: GenerationConfig) -> dict[str, A
     """
     greedy = not generation.do_sample
     fields: dict[str, Any] = {"max_tokens": generation.max_new_tokens}
-    if family.name == "transformers":
-        own = {"do_sample": not greedy, "max_new_tokens": generation.max_new_tokens}
-        for name in _PASSED:
-            value = getattr(generation, name, None)
-            if value is not None:
-                own[name] = value
-        config = GenerationConfig(**own)  # type: ignore[no-untyped-call]
-        return {"max_tokens": generation.max_new_tokens, "generation_config": config.to_json_string()}
+    for name in _NEVER_SENT:
+        if getattr(generation, name, None):
+            raise ValueError(f"{name} cannot be asked of a server.")
+    if family.name == "transformers":  # it keeps the first request's settings for all, but for these
+        for name in ("do_sample", "min_new_tokens", "stop_strings", "repetition_penalty"):
+            if getattr(generation, name, None) not in (None, False, 0, 1.0):
+                raise ValueError(f"{name} cannot be asked of `transformers serve`.")
+        return fields
     fields["temperature"] = (
         0.0 if greedy else (1.0 if generation.temperature is None else generation.temperature)
     )
@@ -124,21 +124,9 @@ def sampling_fields(family: Family, generation: GenerationConfig) -> dict[str, A
     unsent = sorted(set(more) - set(allowed))
     if unsent:
         raise ValueError(f"{', '.join(unsent)} cannot be asked of a server of the family {family.name!r}.")
-    for name in _NEVER_SENT:
-        if getattr(generation, name, None):
-            raise ValueError(f"{name} cannot be asked of a server.")
     return {**fields, **allowed}
 
 
-_PASSED = (
-    "min_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "stop_strings",
-    "eos_token_id",
-)
 _NEVER_SENT = (
     "no_repeat_ngram_size",
     "bad_words_ids",

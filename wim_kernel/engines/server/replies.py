@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +12,33 @@ from wim_kernel.engines.base import Branch
 from wim_kernel.engines.server.families import Family
 
 
-def chances(choices: Sequence[str], top: dict[str, float], text: str) -> tuple[float, ...]:
-    """Probabilities of choices, normalised over them: by the first token's, or by how the text begins."""
+def chances(
+    choices: Sequence[str], top: dict[str, float], text: str, first: Sequence[str] | None
+) -> tuple[float, ...]:
+    """Probabilities of choices, normalised over them: by the first token's, or by how the text begins.
+
+    Args:
+        choices: texts that compete.
+        top: log-probabilities of the likeliest first tokens; empty if they are not known.
+        text: how the reply begins.
+        first: each choice's first token, as text; None to take all tokens that a choice begins with.
+    """
     if top:
         sums = [0.0] * len(choices)
         for token, logprob in top.items():
             word = token.strip().upper()
             for place, choice in enumerate(choices):
-                if word and choice.upper().startswith(word):
-                    sums[place] += math.exp(logprob)
+                hit = token == first[place] if first is not None else word and choice.upper().startswith(word)
+                sums[place] += math.exp(logprob) if hit else 0.0
         total = sum(sums)
         return tuple(chance / total if total else 1 / len(choices) for chance in sums)
-    said = text.strip().upper()
-    begins = [said.startswith(choice.rstrip(":").upper()) for choice in choices]
-    return tuple(float(hit) for hit in begins) if any(begins) else (1.0, *[0.0] * (len(choices) - 1))
+    begins = [bool(_choice_at_start(text, choice)) for choice in choices]
+    return tuple(map(float, begins)) if any(begins) else (1.0, *[0.0] * (len(choices) - 1))
+
+
+def _choice_at_start(text: str, choice: str) -> re.Match[str] | None:
+    """The choice as a whole word at a text's beginning."""
+    return re.match(rf"\s*{re.escape(choice.rstrip(':'))}\b[:\s]*", text, re.IGNORECASE)
 
 
 def without_decision(text: str, branch: Branch, *, decided: bool, whole: bool = False) -> str:
@@ -38,18 +52,18 @@ def without_decision(text: str, branch: Branch, *, decided: bool, whole: bool = 
     """
     if not branch.choices or decided:
         return text
-    head, choice = text.lstrip(), branch.choices[0].rstrip(":").upper()
-    if head.upper().startswith(choice):
-        head = head[len(choice) :].lstrip(": ")
-        return head
-    return "" if not whole and choice.startswith(head.upper()) else head
+    head, choice = text.lstrip(), branch.choices[0].rstrip(":")
+    if not whole and len(head) <= len(choice) and choice.upper().startswith(head.upper()):
+        return ""
+    found = _choice_at_start(head, choice)
+    return head[found.end() :] if found else head
 
 
 def schema_fields(family: Family, schema: str) -> dict[str, Any]:
     """How a family is asked for JSON of a schema."""
     shape = {"name": "answer", "schema": json.loads(schema), "strict": True}
-    if family.name in ("vllm", "sglang"):
-        return {"guided_json" if family.name == "vllm" else "json_schema": schema}
+    if family.name == "sglang":
+        return {"json_schema": schema}
     if family.name == "llama.cpp":
         return {"json_schema": json.loads(schema)}
     return {"response_format": {"type": "json_schema", "json_schema": shape}}

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, TypeVar
 
 import openai
@@ -23,12 +22,19 @@ AWAY = 30.0
 _END = object()
 
 
-@cache
+_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: a forked one has no thread of its parent's
+_loops_lock = threading.Lock()
+_THREAD = "wim-requests"
+
+
 def background() -> asyncio.AbstractEventLoop:
     """An event loop in a thread of its own, for all requests of this process."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="wim-requests", daemon=True).start()
-    return loop
+    with _loops_lock:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name=_THREAD, daemon=True).start()
+        return loop
 
 
 def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
@@ -71,8 +77,9 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
     finally:
         if not ended:
             future.cancel()
-            while found.get() is not _END:
-                pass
+            if threading.current_thread().name != _THREAD:  # collected there, it would wait for itself
+                while found.get() is not _END:
+                    pass
 
 
 @dataclass(frozen=True)
@@ -116,20 +123,16 @@ class Server:
         base_url: of its API, with ``/v1``.
         api_key: sent to this server alone; by default what ``OPENAI_API_KEY`` says.
         timeout: seconds without a sign of life after which a request has failed.
-        retries: how often one that failed before it began is tried again, with growing pauses; what a server asks for
-            in ``Retry-After`` is honoured.
         concurrency: most requests at a time.
     """
 
-    def __init__(
-        self, base_url: str, api_key: str | None, timeout: float, retries: int, concurrency: int
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str | None, timeout: float, concurrency: int) -> None:
         self.base_url = base_url.rstrip("/")
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
             timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
-            max_retries=retries,
+            max_retries=0,  # the engine tries again, for more reasons
             # a redirect could take the key elsewhere
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
@@ -175,8 +178,7 @@ class Server:
             ServerError: if it cannot be asked.
         """
         try:
-            listed = self.client.with_options(max_retries=0).models.list()
-            return [model.model_dump() async for model in listed]
+            return [model.model_dump() async for model in self.client.models.list()]
         except openai.OpenAIError as error:
             raise self.error("its models could not be listed", error) from error
 
@@ -214,7 +216,17 @@ class Server:
             else ""
         )
         passing = status is None or status in (408, 409, 429) or status >= 500
-        return ServerError(self.base_url, what + detail, status=status, passing=passing)
+        found = ServerError(self.base_url, what + detail, status=status, passing=passing)
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        found.retry_after = _seconds(headers.get("retry-after"))
+        return found
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return min(60.0, max(0.0, float(text or 0)))
+    except ValueError:  # a date
+        return 0.0
 
 
 def _short(error: Exception) -> str:
@@ -225,19 +237,31 @@ def _text_piece(event: Any) -> Piece:
     choice = event.choices[0] if event.choices else None
     if choice is None:
         return Piece(usage=_said(event.usage))
-    top = getattr(getattr(choice, "logprobs", None), "top_logprobs", None) or [None]
+    logprobs = getattr(choice, "logprobs", None)
+    top = getattr(logprobs, "top_logprobs", None) or [None]
     ids = getattr(choice, "token_ids", None) or ()
-    return Piece(choice.text or "", tuple(ids), choice.finish_reason, dict(top[0] or {}), _said(event.usage))
+    first = dict(top[0] or {}) or _first_of_content(logprobs)
+    return Piece(choice.text or "", tuple(ids), choice.finish_reason, first, _said(event.usage))
 
 
 def _chat_piece(event: Any) -> Piece:
     choice = event.choices[0] if event.choices else None
     if choice is None:
         return Piece(usage=_said(event.usage))
-    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
-    top = {item.token: item.logprob for item in content[0].top_logprobs} if content else {}
+    top = _first_of_content(getattr(choice, "logprobs", None))
     ids = getattr(choice, "token_ids", None) or ()
     return Piece(choice.delta.content or "", tuple(ids), choice.finish_reason, top, _said(event.usage))
+
+
+def _first_of_content(logprobs: Any) -> dict[str, float]:
+    """The likeliest first tokens as chat completions say them, and llama.cpp's completions too."""
+    content = getattr(logprobs, "content", None) or []
+    first = content[0] if content else {}
+    top = first.get("top_logprobs", []) if isinstance(first, dict) else first.top_logprobs
+    pairs = [
+        item if isinstance(item, dict) else {"token": item.token, "logprob": item.logprob} for item in top
+    ]
+    return {pair["token"]: pair["logprob"] for pair in pairs}
 
 
 def _said(usage: Any) -> Said | None:

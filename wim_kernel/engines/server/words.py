@@ -74,7 +74,9 @@ class Tokens:
                 "The document or a question holds the text of a control token, and this server takes prompts as text, "
                 "in which it would become one: use a server that takes token ids, or take it out."
             )
-        return text
+        opening = self.codec.tokenizer.bos_token
+        adds = self.codec.tokenizer("").input_ids[:1] == [self.codec.tokenizer.bos_token_id]
+        return text.removeprefix(opening) if adds and opening else text
 
     def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
         """Not what a tokenizer is for."""
