@@ -162,3 +162,27 @@ def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
         expected = size(kernel, document) - (size(kernel, document[:known]) if known else 0)
         assert prefilled(kernel, document) == expected
         seen |= {tuple(document[: n + 1]) for n in range(len(document))}
+
+
+def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
+    """Somebody who comes between a reader's look and its reading goes on in a copy, and does not take over the plan."""
+
+    def pieces(*chunks):
+        return kernel.read(chunks)._pieces
+
+    left = kernel.readings.hold(pieces(A, B))
+    list(left.read(1))
+    left.close()  # B was planned, and never read
+    reader, late = kernel.readings.hold(pieces(A, C)), None
+    try:
+        assert not reader._must_part(2)
+        late = kernel.readings.hold(pieces(A, D))
+        list(reader.read(2))
+        list(late.read(2))
+        assert reader.entry is not late.entry
+        for lease, last in ((reader, C), (late, D)):
+            assert lease.prefix.ids == [token for piece in pieces(A, last) for token in piece]
+    finally:
+        reader.close()
+        if late is not None:
+            late.close()
