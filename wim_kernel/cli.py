@@ -229,9 +229,8 @@ def _quietened(show_downloads: bool) -> Iterator[None]:
     if not (show_downloads and sys.stderr.isatty()):  # a person waits gladly when told for how long
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("pypdf").setLevel(
-        logging.ERROR
-    )  # names byte offsets of files that are read all the same
+    # it names byte offsets of files that are read all the same
+    logging.getLogger("pypdf").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             for library in ("torch", "transformers", "huggingface_hub", "accelerate"):

@@ -184,9 +184,8 @@ class BranchStep:
         self.counts = [len(part.lengths) for part in own]
         lengths = [length for part in own for length in part.lengths]
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        self.order = (
-            None if order == list(range(len(lengths))) else torch.tensor(order)
-        )  # a batch alone has it
+        in_order = order == list(range(len(lengths)))  # as a batch alone is
+        self.order = None if in_order else torch.tensor(order)
         self.lengths = [lengths[row] for row in order]
         self.sorted_positions = self.positions if self.order is None else self.positions[self.order]
         self.parts = nested_parts(self.lengths)

@@ -201,9 +201,8 @@ class LocalEngine:
                 ends[-1] if self.path == "shared" else next((end for end in ends if end > before), ends[-1])
             )
             block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
-            most = (
-                self.block_tokens // 4 if self.together.busy else self.block_tokens
-            )  # nobody waits for long
+            # nobody who decodes waits for long
+            most = self.block_tokens // 4 if self.together.busy else self.block_tokens
             if len(block) > most * 9 // 8:
                 block = block[:most]
             if block:

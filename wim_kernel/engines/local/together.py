@@ -73,12 +73,9 @@ class Seat:
         if others:
             try:
                 return self._run_with(others, tokens)
-            except (
-                Exception
-            ) as error:  # too little memory, or something about one of them: each for itself then
-                logger.warning(
-                    "A decode step of %d callers failed; each goes on alone: %s", 1 + len(others), error
-                )
+            except Exception as error:  # too little memory, or something about one of them
+                count = 1 + len(others)
+                logger.warning("A decode step of %d callers failed; each goes on alone: %s", count, error)
                 for seat in (self, *(seat for seat, _ in others)):
                     seat.alone = True
         return self.batch.step(tokens, ahead=ahead)
