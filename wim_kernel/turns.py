@@ -17,6 +17,11 @@ CREDIT = 2.0
 """Most seconds that a share saves up while it asks for no turns."""
 
 
+def patience(took: float) -> float:
+    """For how many seconds one who will be right back is waited for, after a turn of ``took``."""
+    return min(MOST_PATIENCE, PATIENCE * took)
+
+
 @dataclass(eq=False)
 class Share:
     """What one caller has had of a `Turn`.
@@ -115,7 +120,7 @@ class Turn:
             fair = self._least + (now - since) / (1 + len(self._waiting))
             self._least = max(fair, min([share.had or 0.0, *(wish.had for wish in self._waiting)]))
             if returning:
-                self._expected = share, now + min(MOST_PATIENCE, PATIENCE * (now - since))
+                self._expected = share, now + patience(now - since)
             self.changed.notify_all()
             return now - since
 

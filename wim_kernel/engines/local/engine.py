@@ -114,7 +114,7 @@ class LocalEngine:
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
-        return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
+        return self.codec.flat_suffix(branch)
 
     def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
         """See that what is generated can be made to fit a JSON schema.

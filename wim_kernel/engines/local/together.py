@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wim_kernel.engines.local.decoder import Batch
 from wim_kernel.engines.local.sampling import Next
-from wim_kernel.turns import MOST_PATIENCE, PATIENCE, Share, Turn
+from wim_kernel.turns import Share, Turn, patience
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Together:
 
     def company(self, mine: Seat) -> list[tuple[Seat, list[int]]]:
         """Those whose steps can be run along with one, and their tokens; waits a moment for who will be right back."""
-        deadline = time.perf_counter() + min(MOST_PATIENCE, PATIENCE * self.took)
+        deadline = time.perf_counter() + patience(self.took)
         with self.turn.changed:
             while missing := [seat for seat in self._seats if self._is_awaited(seat, mine)]:
                 left = deadline - time.perf_counter()

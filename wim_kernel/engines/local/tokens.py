@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from wim_kernel.engines.base import Text
+from wim_kernel.engines.base import Branch, Text
 from wim_kernel.errors import UnsupportedModelError
 
 _MARK = "@@wim-document@@"
@@ -83,6 +83,10 @@ class Codec:
         """Tokens of a branch's prompt, run by run, then of the turn's end (chat) or of the reply's beginning (base)."""
         close = self.seam.after if self.seam.chat else "\n" + cue
         return [*(self.encode(text) for text in prompt), self.encode(Text(close, trusted=True))]
+
+    def flat_suffix(self, branch: Branch) -> list[int]:
+        """All of a branch's `suffix`, to the point where the reply begins."""
+        return [token for run in self.suffix(branch.prompt, branch.cue) for token in run]
 
     def choices(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of replies that compete, as they stand where a reply begins.

@@ -185,14 +185,12 @@ class ServerEngine:
 
     def extend(self, prefix: ServerPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
         """Have the server read the next of ``pieces``; says which positions it ran, as far as it told."""
-        ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
+        wanted = list(itertools.chain.from_iterable(pieces))
         with prefix.lock:
-            before = prefix.tokens
-            end = ends[-1]
-            new = list(itertools.chain.from_iterable(pieces))[before - start : end - start]
-            if not new:
+            before, end = prefix.tokens, start + len(wanted)
+            if before >= end:
                 return range(before, before)
-            ids = [*prefix.ids, *new]
+            ids = [*prefix.ids, *wanted[before - start :]]
             said = wait_for(self._warm(prefix, ids))
             prefix.ids = ids
             if said is None:
@@ -223,31 +221,40 @@ class ServerEngine:
                 sampling_fields(self.family, branch.generation)  # mistakes are said before anything is done
         order = sorted(range(len(branches)), key=lambda place: -branches[place].at)
         found: dict[int, Scores] = {place: Scores() for place in order}
-        asked = [place for place in order if branches[place].choices]
-        deciding = [functools.partial(self._decide, prefix, place, branches[place]) for place in asked]
+        suffixes = [tuple(self.words.suffix(branch)) for branch in branches]
+        deciding = [
+            functools.partial(self._decide, prefix, place, branches[place], suffixes[place])
+            for place in order
+            if branches[place].choices
+        ]
         for place, scores in gathered(deciding):
             found[place] = scores
             yield []
         scored = [found[place] for place in range(len(branches))]
         passing = gate(scored) if gate is not None else [True] * len(branches)
         going = [place for place in order if passing[place] and branches[place].generation is not None]
-        suffixes = [tuple(self.words.suffix(branch)) for branch in branches]
         yield [
             Progress(place, done=Decoded(scored[place], suffixes[place]))
             for place in range(len(branches))
             if place not in going
         ]
         writing = [
-            functools.partial(self._write, prefix, place, branches[place], scored[place]) for place in going
+            functools.partial(self._write, prefix, place, branches[place], suffixes[place], scored[place])
+            for place in going
         ]
         for progress in gathered(writing):
             yield [progress]
 
     async def _decide(
-        self, prefix: ServerPrefix, place: int, branch: Branch, put: Put[tuple[int, Scores]]
+        self,
+        prefix: ServerPrefix,
+        place: int,
+        branch: Branch,
+        suffix: tuple[int, ...],
+        put: Put[tuple[int, Scores]],
     ) -> None:
         """The probability of each choice as the reply's beginning."""
-        ids = [*prefix.ids[: branch.at], *self.words.suffix(branch)]
+        ids = [*prefix.ids[: branch.at], *suffix]
         asked: dict[str, Any] = {"max_tokens": 1 if self.family.logprobs else 4, "temperature": 0.0}
         if self.family.logprobs:
             asked |= {"logprobs": True, "top_logprobs": TOP} if self.route == "chat" else {"logprobs": TOP}
@@ -261,13 +268,19 @@ class ServerEngine:
         put((place, Scores(choices=chances(branch.choices, top, text, first))))
 
     async def _write(
-        self, prefix: ServerPrefix, place: int, branch: Branch, scores: Scores, put: Put[Progress]
+        self,
+        prefix: ServerPrefix,
+        place: int,
+        branch: Branch,
+        suffix: tuple[int, ...],
+        scores: Scores,
+        put: Put[Progress],
     ) -> None:
         """Generate, and tell what is new as it comes. Where the stream breaks off it is begun again, and told once."""
         assert branch.generation is not None
         told = ""
         decided = self._decided(branch)
-        suffix = (*self.words.suffix(branch), *decided)
+        suffix = (*suffix, *decided)
         fields = sampling_fields(self.family, branch.generation)
         extra = {key: fields.pop(key) for key in list(fields) if key not in _STANDARD}
         if branch.json_schema is not None:
@@ -302,7 +315,7 @@ class ServerEngine:
                 done=Decoded(
                     scores,
                     suffix,
-                    tuple(self._without_end(token_ids, branch.generation)),
+                    tuple(self._without_end(token_ids)),
                     whole,
                     generated=True,
                     prompt_tokens=None if said is None or counted is None else max(0, said.prompt - counted),
@@ -334,7 +347,7 @@ class ServerEngine:
             return []
         return self.words.codec.choices(branch.choices)[0]
 
-    def _without_end(self, ids: list[int], generation: GenerationConfig) -> list[int]:
+    def _without_end(self, ids: list[int]) -> list[int]:
         if isinstance(self.words, Tokens):
             end = self.words.codec.tokenizer.eos_token_id
             while ids and ids[-1] == end:

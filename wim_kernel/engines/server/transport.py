@@ -197,7 +197,7 @@ class Server:
                 stream = await create(**fields, stream=True, extra_body=extra)
                 async with stream:
                     async for event in stream:
-                        piece = _chat_piece(event) if chat else _text_piece(event)
+                        piece = _piece(event, chat)
                         finished = finished or piece.finish is not None
                         yield piece
             except Exception as error:  # also what the transport raises in the middle, and what is no JSON
@@ -233,24 +233,15 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _text_piece(event: Any) -> Piece:
+def _piece(event: Any, chat: bool) -> Piece:
     choice = event.choices[0] if event.choices else None
     if choice is None:
         return Piece(usage=_said(event.usage))
-    logprobs = getattr(choice, "logprobs", None)
+    text = choice.delta.content if chat else choice.text
+    logprobs, ids = getattr(choice, "logprobs", None), getattr(choice, "token_ids", None)
     top = getattr(logprobs, "top_logprobs", None) or [None]
-    ids = getattr(choice, "token_ids", None) or ()
     first = dict(top[0] or {}) or _first_of_content(logprobs)
-    return Piece(choice.text or "", tuple(ids), choice.finish_reason, first, _said(event.usage))
-
-
-def _chat_piece(event: Any) -> Piece:
-    choice = event.choices[0] if event.choices else None
-    if choice is None:
-        return Piece(usage=_said(event.usage))
-    top = _first_of_content(getattr(choice, "logprobs", None))
-    ids = getattr(choice, "token_ids", None) or ()
-    return Piece(choice.delta.content or "", tuple(ids), choice.finish_reason, top, _said(event.usage))
+    return Piece(text or "", tuple(ids or ()), choice.finish_reason, first, _said(event.usage))
 
 
 def _first_of_content(logprobs: Any) -> dict[str, float]:

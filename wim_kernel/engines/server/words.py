@@ -46,6 +46,8 @@ class Tokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self.codec = Codec(tokenizer)
+        opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        self._added = (tokenizer.bos_token or "") if opens else ""  # by a server to a text
 
     def head(self, system: str, lead: str) -> list[int]:
         """Tokens that stand before every document."""
@@ -57,7 +59,7 @@ class Tokens:
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
-        return [token for run in self.codec.suffix(branch.prompt, branch.cue) for token in run]
+        return self.codec.flat_suffix(branch)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids. Where runs of a prompt meet, a server may cut it into tokens in another way.
@@ -74,9 +76,7 @@ class Tokens:
                 "The document or a question holds the text of a control token, and this server takes prompts as text, "
                 "in which it would become one: use a server that takes token ids, or take it out."
             )
-        opening = self.codec.tokenizer.bos_token
-        adds = self.codec.tokenizer("").input_ids[:1] == [self.codec.tokenizer.bos_token_id]
-        return text.removeprefix(opening) if adds and opening else text
+        return text.removeprefix(self._added)
 
     def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
         """Not what a tokenizer is for."""
