@@ -33,7 +33,15 @@ from langchain_core.outputs import Generation, LLMResult  # noqa: E402
 from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
 from benchmarks.report import ROOT, machine, table  # noqa: E402
-from benchmarks.shapes import Run, add_model_options, counted, load, report, split_texts, timed  # noqa: E402
+from benchmarks.shapes import (  # noqa: E402
+    Run,
+    add_model_options,
+    count_then_time,
+    load,
+    report,
+    split_texts,
+    timed,
+)
 from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
 
@@ -108,11 +116,9 @@ class FirstSign(BaseCallbackHandler):
 
 def ask(model: PreTrainedModel, question: str, call: Callable[[str, Any], Any]) -> Run:
     """Time one question."""
-    run, sign = Run(), FirstSign()
-    with counted(model, run):
-        run.total = timed(model, lambda: call(question, {"callbacks": [sign]}))
-    run.first_sign = sign.seen
-    return run
+    sign = FirstSign()
+    total = timed(model, lambda: call(question, {"callbacks": [sign]}))
+    return Run(total, sign.seen)
 
 
 def paths(
@@ -179,11 +185,11 @@ def main() -> None:
         call("What is said?", {})  # nobody pays for first calls
     runs: dict[str, dict[str, Run]] = {}
     for name, call in paths(kernel, documents, args.new_tokens).items():
-        kernel.readings.clear()
-        runs[name] = {
-            "first": ask(kernel.model, args.question, call),
-            "second": ask(kernel.model, args.second_question, call),
-        }
+        runs[name] = count_then_time(
+            kernel,
+            {"first": args.question, "second": args.second_question},
+            lambda question, call=call: ask(kernel.model, question, call),
+        )
         print(f"  {name}: {runs[name]}", flush=True)
     rows = [
         [

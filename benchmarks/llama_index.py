@@ -30,7 +30,15 @@ from llama_index.llms.huggingface import HuggingFaceLLM  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from benchmarks.report import ROOT, machine, table  # noqa: E402
-from benchmarks.shapes import Run, add_model_options, counted, load, report, split_texts, timed  # noqa: E402
+from benchmarks.shapes import (  # noqa: E402
+    Run,
+    add_model_options,
+    count_then_time,
+    load,
+    report,
+    split_texts,
+    timed,
+)
 from wim_integrations.llama_index import WimSynthesizer  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
 
@@ -83,12 +91,11 @@ def main() -> None:
         call("What is said?")  # nobody pays for first calls
     runs: dict[str, dict[str, Run]] = {}
     for name, call in paths(kernel, nodes, args.new_tokens).items():
-        kernel.readings.clear()
-        runs[name] = {}
-        for which, question in (("first", args.question), ("second", args.second_question)):
-            run = runs[name][which] = Run()
-            with counted(kernel.model, run):
-                run.total = timed(kernel.model, lambda call=call, question=question: call(question))
+        runs[name] = count_then_time(
+            kernel,
+            {"first": args.question, "second": args.second_question},
+            lambda question, call=call: Run(timed(kernel.model, lambda: call(question))),
+        )
         print(f"  {name}: {runs[name]}", flush=True)
     rows = [
         [

@@ -79,6 +79,25 @@ def timed(model: PreTrainedModel, work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def count_then_time(
+    kernel: WimKernel, questions: dict[str, str], ask: Callable[[str], Run]
+) -> dict[str, Run]:
+    """Questions one after another on a kernel that has read nothing: once to count, and once more to time.
+
+    What is timed runs without the hook that counts, which would keep a GPU's steps from being captured.
+    """
+    runs: dict[str, Run] = {which: Run() for which in questions}
+    kernel.readings.clear()
+    for which, question in questions.items():
+        with counted(kernel.model, runs[which]):
+            ask(question)
+    kernel.readings.clear()
+    for which, question in questions.items():
+        run = ask(question)
+        runs[which].total, runs[which].first_sign = run.total, run.first_sign
+    return runs
+
+
 def split_texts(tokenizer: PreTrainedTokenizerBase, path: Path, count: int, tokens: int) -> list[str]:
     """``count`` texts of ``tokens`` tokens each, from a text that is begun again where it is too short."""
     ids = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
