@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(args.threads)
     about = machine()
     bench = Bench(args)
     bench.ask(QUESTIONS[0], [bench.texts[0][:400]])  # nothing pays for first calls

@@ -15,9 +15,10 @@ given the same ones.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
 Ids = Sequence[int]
+WITHOUT_CUDNN = functools.partial(
+    sdpa_kernel, [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Task:
         margin_tokens: tokens of each margin.
         answer_tokens: tokens of the answer.
         eos_ids: ids that would end a text; never chosen.
+        tuned: decode without cuDNN's attention, which torch prefers on some GPUs and which makes a plan for each new
+            length of the cache; that costs some 45 ms on an H100. Otherwise torch chooses, as it does for its users.
     """
 
     head: Ids
@@ -56,6 +62,7 @@ class Task:
     margin_tokens: int
     answer_tokens: int
     eos_ids: Ids
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,16 +143,13 @@ def pick(logits: torch.Tensor, eos_ids: Ids) -> int:
 
 
 def decode(
-    model: PreTrainedModel, first: int, cache: DynamicCache, tokens: int, eos_ids: Ids
+    model: PreTrainedModel, first: int, cache: DynamicCache, task: Task, tokens: int
 ) -> tuple[int, ...]:
-    """Write ``tokens`` ids greedily, the first of which is known; the last one is not put in the cache.
-
-    Without cuDNN's attention, which makes a plan for each new length; that costs some 45 ms on an H100.
-    """
+    """Write ``tokens`` ids greedily, the first of which is known; the last one is not put in the cache."""
     ids = [first]
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    with WITHOUT_CUDNN() if task.tuned else nullcontext():
         while len(ids) < tokens:
-            ids.append(pick(forward(model, ids[-1:], cache), eos_ids))
+            ids.append(pick(forward(model, ids[-1:], cache), task.eos_ids))
     return tuple(ids)
 
 
@@ -181,7 +185,7 @@ def _margin_rolled_back(
     """Append the instruction, write a margin, and crop both off the cache again."""
     before = cache.get_seq_length()
     first = pick(forward(model, instruction, cache), task.eos_ids)
-    note = decode(model, first, cache, task.margin_tokens, task.eos_ids)
+    note = decode(model, first, cache, task, task.margin_tokens)
     cache.crop(-(cache.get_seq_length() - before))
     return note
 
@@ -199,7 +203,7 @@ def _answered(
     """Append the last prompt, write the answer, and sum up."""
     first = pick(forward(model, prompt, cache), task.eos_ids)
     begins = watch.since_start()
-    answer = decode(model, first, cache, task.answer_tokens, task.eos_ids)
+    answer = decode(model, first, cache, task, task.answer_tokens)
     watch.lap("answer")
     return Run(
         **watch.spent,
@@ -245,7 +249,7 @@ def map_reduce(model: PreTrainedModel, task: Task) -> Run:
             logits = forward(model, [*task.head, *chunk, *instruction], cache)
             watch.lap("prefill")
             first = pick(logits, task.eos_ids)
-            notes.append(decode(model, first, cache, task.margin_tokens, task.eos_ids))
+            notes.append(decode(model, first, cache, task, task.margin_tokens))
             watch.lap("margins")
             prompts += len(task.head) + len(instruction)
         prompt = task.reduce_prompt(notes)

@@ -343,3 +343,23 @@ def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypa
     assert all(size % 8 == 0 for size in tiles)
     assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
     kernel.engine.runner.uninstall()
+
+
+def test_a_reading_made_with_the_kernels_serves_without_them_and_the_other_way_round(
+    kernels, tiny_model, smollm2, tmp_path
+):
+    """Their layouts differ: one is token by token, the other head after head."""
+    ways = {
+        "kernels": kernels("llama"),
+        "parts": WimKernel(tiny_model("llama"), smollm2[1], attention="parts"),
+    }
+    wanted = ways["parts"].read(CHUNKS).ask("Who?", threshold=0, **BRIEF)
+    for writer, reader in (("kernels", "parts"), ("parts", "kernels")):
+        reading = ways[writer].read(CHUNKS)
+        reading.prefill()
+        reading.save(tmp_path / writer)
+        ways[reader].readings.clear()
+        found = ways[reader].load(tmp_path / writer).ask("Who?", threshold=0, **BRIEF)
+        assert found.usage.prefill_tokens == 0
+        assert found.token_ids == wanted.token_ids
+        assert [m.token_ids for m in found.margins] == [m.token_ids for m in wanted.margins]

@@ -179,15 +179,29 @@ class Readings:
             MemoryBudgetError: if it alone needs more than the budget.
         """
         self._check(pieces)
+        with self.lock:
+            entry = self._whole(pieces)
+            if entry is not None:  # nobody waits at the door, behind what is being moved, for what is at hand
+                entry.hits += 1
+                return self._leased(entry, pieces)
         with self._door:
             entry = self._found(pieces)
             with self.lock:
-                lease = Lease(self, pieces)
-                # so that whoever comes meanwhile reads it together with us
-                if entry.shared(pieces) == len(entry.pieces):
-                    entry.pieces.extend(pieces[len(entry.pieces) :])
-                lease.take(entry)
-            return lease
+                return self._leased(entry, pieces)
+
+    def _leased(self, entry: Entry, pieces: Pieces) -> Lease:
+        """A lease of an entry, under the lock."""
+        # so that whoever comes meanwhile reads it together with us
+        if entry.shared(pieces) == len(entry.pieces):
+            entry.pieces.extend(pieces[len(entry.pieces) :])
+        lease = Lease(self, pieces)
+        lease.take(entry)
+        return lease
+
+    def _whole(self, pieces: Pieces) -> Entry | None:
+        """An entry where the engine can use it that holds, or is going to hold, all that is wanted."""
+        whole = (e for e in self._entries if e.prefix is not None and e.shared(pieces) == len(pieces))
+        return max(whole, key=lambda e: e.used, default=None)
 
     def adopt(self, pieces: Pieces, packed: Packed) -> None:
         """Take in a reading that was packed elsewhere, unless it is here.
@@ -203,6 +217,8 @@ class Readings:
 
     def trim(self, coming: int = 0) -> None:
         """Move down the least recently used, not in use, until the rest and ``coming`` bytes are within the budget."""
+        if self.nbytes + coming <= self.budget.engine:
+            return
         with self._door:
             while True:
                 with self.lock:

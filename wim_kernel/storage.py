@@ -16,6 +16,7 @@ import shutil
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from wim_kernel.errors import ReadingFileError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "wim-reading-1"
+FORMAT = "wim-reading-2"
 SUFFIX = ".wim.safetensors"
 IDS = "ids"
 STALE_SECONDS = 3600.0  # after which a file that is still unfinished has lost its writer
@@ -78,6 +79,8 @@ def write(
     packed: Packed,
     identity: Mapping[str, str],
     document: Mapping[str, Any] | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write a reading to a file, atomically: after a crash there is the old file, or none, or the new one.
 
@@ -87,6 +90,7 @@ def write(
         packed: keys and values of just these.
         identity: what the model is, see `wim_kernel.engines.base.Engine.identity`.
         document: more to keep, as JSON data.
+        durable: wait until the disk has it. Otherwise a loss of power may leave a file that is damaged, and says so.
 
     Raises:
         ReadingFileError: if it cannot be written, on a full disk for example.
@@ -101,7 +105,7 @@ def write(
         "chain": chain(pieces),
         "state": dict(packed.state),
         "document": dict(document or {}),
-        "digests": {name: _tensor_digest(tensor) for name, tensor in tensors.items()},
+        "digests": _digests(tensors),
         "shapes": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()},
     }
     text = json.dumps(said, default=str)  # a chunk's metadata may hold anything
@@ -110,8 +114,9 @@ def write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, unfinished, metadata)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise ReadingFileError(path, f"it cannot be written: {error}") from error
@@ -142,9 +147,10 @@ def read(path: Path, identity: Mapping[str, str]) -> Saved:
         raise ReadingFileError(path, f"it is damaged: {error}") from error
     if set(tensors) != set(said["digests"]):
         raise ReadingFileError(path, "it is damaged: tensors are missing")
-    for name, tensor in tensors.items():
-        same_shape = said["shapes"][name] == [str(tensor.dtype), *tensor.shape]
-        if not same_shape or said["digests"][name] != _tensor_digest(tensor):
+    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+    digests = _digests(tensors)
+    for name in tensors:
+        if said["shapes"][name] != shapes[name] or said["digests"][name] != digests[name]:
             raise ReadingFileError(path, f"it is damaged: {name} is not what was written")
     ids = tensors.pop(IDS).tolist()
     ends = list(itertools.accumulate(said["pieces"], initial=0))
@@ -196,6 +202,12 @@ def _digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """A digest of each tensor's bytes; by as many threads as torch uses, since hashing lets others run."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(tensors, pool.map(_tensor_digest, tensors.values()), strict=True))
+
+
 def _tensor_digest(tensor: Tensor) -> str:
     return _digest(tensor.flatten().view(torch.uint8).numpy().data)
 
@@ -225,7 +237,7 @@ class ReadingFolder:
         path = self.path / f"{name}{SUFFIX}"
         if not path.exists():
             self.trim(packed.nbytes)
-            write(path, pieces, packed, identity)
+            write(path, pieces, packed, identity, durable=False)  # it is checked when it is used
         self._touch(path)
         self.trim()  # a file is somewhat larger than its tensors
         return path

@@ -83,11 +83,11 @@ def test_a_model_that_cannot_be_captured_runs_launch_by_launch(make_kernel, monk
     kernel = make_kernel("llama")
     tried, run = captured(kernel), kernel.engine.runner.forward
 
-    def waiting(ids, *args):
+    def waiting(ids, *args, **kwargs):
         int(ids.sum())  # the host waits for the device, as some models' code does
-        return run(ids, *args)
+        return run(ids, *args, **kwargs)
 
-    monkeypatch.setattr(kernel.engine.runner, "forward", lambda ids, *args, keep: waiting(ids, *args, keep))
+    monkeypatch.setattr(kernel.engine.runner, "forward", waiting)
     reading = kernel.read([words(200), words(90, 1)])
     assert equals_generate(reading, reading.ask(words(7), **OPTIONS))
     assert captured(kernel) == tried

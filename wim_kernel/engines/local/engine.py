@@ -186,7 +186,8 @@ class LocalEngine:
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
         """A prefix of packed data and its tokens ``ids``, a leading part of what was packed, with room for ``room``."""
         prefix = self.open()
-        prefix.unpack(packed, ids, room)
+        with _memory_for(f"bring back {len(ids):,} tokens"):
+            prefix.unpack(packed, ids, room)
         return prefix
 
     def extend(self, prefix: LocalPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:

@@ -27,6 +27,7 @@ from wim_kernel.engines.local.products import Products
 from wim_kernel.errors import UnsupportedModelError
 
 PREFIX = "wim_"
+_META = torch.device("meta")  # of weights that wait elsewhere
 
 
 class Step(Protocol):
@@ -124,6 +125,7 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device: torch.device = next(model.get_input_embeddings().parameters()).device
+        self.spread = any(weight.device not in (self.device, _META) for weight in model.parameters())
         self.products = Products(model, wanted=_in_step)
         self.fusions: Fusions | None = None
 
@@ -186,7 +188,8 @@ class ModelRunner:
         """
         self.install()
         device = self.device
-        kept = moved(keep, device) if isinstance(keep, Tensor) else keep
+        # of a model on several devices it is not known where the last states are: an index of the host fits any
+        kept = moved(keep, device) if isinstance(keep, Tensor) and not self.spread else keep
         with active(step, fusing=self.fusions is not None):
             logits: Tensor = self.model(
                 input_ids=moved(ids, device),

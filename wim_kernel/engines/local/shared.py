@@ -23,6 +23,7 @@ from wim_kernel.engines.local.branches import BranchBatch
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.paths import Paths
 from wim_kernel.engines.local.runner import ModelRunner, upload
+from wim_kernel.engines.local.transfer import bring, fetch
 from wim_kernel.storage import Packed
 from wim_kernel.turns import Share
 
@@ -58,6 +59,12 @@ class LayerStore:
         store = LayerStore(self.keys, self.values, capacity, by_token=self.by_token)
         store.write(self.keys[:, :tokens], self.values[:, :tokens], 0)
         return store
+
+    def stored(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The first ``tokens`` keys and values as they lie in memory, token by token or head after head."""
+        if self.by_token:
+            return self.keys.transpose(0, 1)[:tokens], self.values.transpose(0, 1)[:tokens]
+        return self.keys[:, :tokens], self.values[:, :tokens]
 
     @property
     def nbytes(self) -> int:
@@ -129,26 +136,38 @@ class SharedPrefix:
 
     @torch.inference_mode()
     def pack(self, tokens: int) -> Packed:
-        """The first ``tokens`` tokens in the host's memory: ``<layer>.keys`` and ``.values``, (heads, tokens, size)."""
-        tensors = {}
+        """The first ``tokens`` tokens in the host's memory, each layer's as it is `LayerStore.stored`."""
+        stored = {}
         for index, layer in self.layers.items():
-            for name, buffer in (("keys", layer.keys), ("values", layer.values)):
-                tensors[f"{index}.{name}"] = buffer[:, :tokens].to("cpu", copy=True).contiguous()
-        state = {"windows": {str(layer): window for layer, window in self.windows.items()}}
-        return Packed(tensors, state, tokens)
+            stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
+        tensors = dict(zip(stored, fetch(list(stored.values())), strict=True))
+        windows = {str(layer): window for layer, window in self.windows.items()}
+        return Packed(tensors, {"windows": windows, "by_token": self.paths.kernels}, tokens)
 
     @torch.inference_mode()
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
         """Become what was packed, up to its first tokens ``ids``."""
-        count = len(ids)
+        count, by_token = len(ids), packed.state["by_token"]
         self.windows = {int(layer): window for layer, window in packed.state["windows"].items()}
         self.capacity = max(room, count)
+        pairs: list[tuple[Tensor, Tensor]] = []
         for index in self.windows:
-            keys, values = (packed.tensors[f"{index}.{name}"][:, :count] for name in ("keys", "values"))
-            keys, values = (item.to(self.runner.device_of(index)) for item in (keys, values))
-            self.layers[index] = LayerStore(keys, values, self.capacity, by_token=self.paths.kernels)
-            self.layers[index].write(keys, values, 0)
+            kept = [packed.tensors[f"{index}.{name}"] for name in ("keys", "values")]
+            if by_token is not self.paths.kernels:
+                kept = [item.transpose(0, 1) for item in kept]
+            store = self._empty_store(index, kept)
+            self.layers[index] = store
+            cut = [item[:count] if store.by_token else item[:, :count] for item in kept]
+            pairs += zip(cut, store.stored(count), strict=True)
+        bring(pairs)
         self.ids = list(ids)
+
+    def _empty_store(self, layer: int, stored: Sequence[Tensor]) -> LayerStore:
+        """A layer's store for keys and values of the sizes and types that are stored."""
+        device, by_token = self.runner.device_of(layer), self.paths.kernels
+        heads = 1 if by_token else 0
+        key, value = (item.new_empty(item.shape[heads], 0, item.shape[2], device=device) for item in stored)
+        return LayerStore(key, value, self.capacity, by_token=by_token)
 
     def mark(self) -> None:
         """A chunk ends here; nothing to keep, since any position can be branched from."""

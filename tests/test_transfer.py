@@ -1,0 +1,47 @@
+"""Copies through two small buffers, in pieces; on a device without streams, so that the logic is all there is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wim_kernel.engines.local.transfer import Transfer, bring, fetch
+
+CPU = torch.device("cpu")
+SIZES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40), st.integers(1, 5)), max_size=6)
+
+
+@given(
+    sizes=SIZES,
+    piece=st.sampled_from([8, 24, 64, 4096]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_every_byte_arrives_whatever_the_sizes(sizes, piece, dtype):
+    sources = [torch.randn(size).to(dtype) for size in sizes]
+    targets = [torch.full(size, torch.nan, dtype=dtype) for size in sizes]
+    Transfer(CPU, piece).copy(list(zip(sources, targets, strict=True)))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(targets, sources, strict=True))
+
+
+def test_what_lies_in_another_order_is_copied_as_it_reads():
+    source = torch.randn(5, 30, 8).transpose(0, 1)
+    buffer = torch.zeros(40, 5, 8)
+    Transfer(CPU, 64).copy([(source, buffer[:30]), (source.transpose(0, 1), buffer.transpose(0, 1)[:, 10:])])
+    assert torch.equal(buffer[10:], source)
+    assert torch.equal(buffer[:10], source[:10])
+
+
+def test_a_copy_is_the_callers_own():
+    sources = [torch.randn(3, 7)[:, :4], torch.randn(2)]
+    found = fetch(sources)
+    assert all(torch.equal(copy, source) for copy, source in zip(found, sources, strict=True))
+    assert all(copy.is_contiguous() for copy in found)
+    found[0].zero_()
+    assert sources[0].abs().sum() > 0
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(RuntimeError):
+        bring([(torch.zeros(3), torch.zeros(4))])
