@@ -4,7 +4,7 @@ Workload: a model of the shape of Llama 3.1 8B with random weights in bfloat16 (
 chunks of 4,096 tokens, an instruction of 128 tokens and a margin of 64 forced tokens at every chunk, an answer of 64.
 Rivals (see `rivals`): the document read without any margin, the paper's published recipe as torch runs it by itself
 (best of two, since it makes plans for every length the first time) and with the quickest decoding that torch can be
-told to use, one call a chunk with that too.
+told to use, one call a chunk with that too. The recipe's verdicts are replies of 10 tokens.
 
 First it checks what it is going to time: in float32 every margin and answer against ``model.generate``, token for
 token, with every way of computing attention that the GPU has; in bfloat16 the logits, against a float32 run, beside
@@ -309,7 +309,7 @@ def rival_task(kernel: WimKernel, document: list[str], args: argparse.Namespace)
         head=kernel._head,
         chunks=[kernel.tokenizer.encode(text, add_special_tokens=False) for text in document],
         instructions=[instruction] * len(document),
-        judge=lambda note: [*question, *note],
+        judge=lambda note: [*instruction, *note],
         yes_no=(5, 6),
         answer_prompt=after_notes,
         question_prompt=question,
@@ -317,6 +317,7 @@ def rival_task(kernel: WimKernel, document: list[str], args: argparse.Namespace)
         margin_tokens=args.margin,
         answer_tokens=args.answer,
         eos_ids=[VOCABULARY - 1],
+        judge_tokens=10,
     )
 
 
@@ -523,8 +524,8 @@ def main() -> int:
     warm_up = kernel.read(chunks_of(2 * args.chunk, args.chunk))
     streamed(warm_up, words(QUESTION_TOKENS), args, None)  # kernels are loaded
     documents = {context: chunks_of(context, args.chunk) for context in args.contexts}
-    rivals = [["published_recipe_tuned", "map_reduce_tuned"], ["published_recipe"]] if args.rivals else []
-    for names in (["kernel", "plain_by_chunks"], *rivals):
+    rivals = ["published_recipe", "map_reduce_tuned", "published_recipe_tuned"] if args.rivals else []
+    for names in (["kernel", "plain_by_chunks"], *([name] for name in rivals)):
         for context, document in documents.items():
             for name in names:
                 found.setdefault(context, {})[name] = (

@@ -47,6 +47,7 @@ class Task:
         margin_tokens: tokens of each margin.
         answer_tokens: tokens of the answer.
         eos_ids: ids that would end a text; never chosen.
+        judge_tokens: tokens of each verdict; the first one decides.
         tuned: decode without cuDNN's attention, which torch prefers on some GPUs and which makes a plan for each new
             length of the cache; that costs some 45 ms on an H100. Otherwise torch chooses, as it does for its users.
     """
@@ -62,6 +63,7 @@ class Task:
     margin_tokens: int
     answer_tokens: int
     eos_ids: Ids
+    judge_tokens: int = 1
     tuned: bool = False
 
 
@@ -171,8 +173,10 @@ def published_recipe(model: PreTrainedModel, task: Task) -> Run:
             watch.lap("prefill")
             notes.append(_margin_rolled_back(model, instruction, cache, task))
             judge = task.judge(notes[-1])
-            logits = forward(model, judge, DynamicCache(config=model.config))
+            fresh = DynamicCache(config=model.config)
+            logits = forward(model, judge, fresh)
             verdicts.append(bool(logits[task.yes_no[0]] > logits[task.yes_no[1]]))
+            decode(model, pick(logits, task.eos_ids), fresh, task, task.judge_tokens)
             watch.lap("margins")
             prompts += len(instruction) + len(judge)
         prompt = task.answer_prompt(notes)

@@ -112,6 +112,17 @@ def test_relevance_equals_plain_passes(kernels, kind, most):
         assert item.likelihood == pytest.approx(alone[index + 1], abs=1e-4)
 
 
+def test_relevance_does_not_depend_on_how_many_devices_the_model_is_on(kernels, monkeypatch):
+    """On several, logits are kept from the first that is wanted on; here of a model on one, taken to be on several."""
+    kernel, chunks = kernels("llama"), [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])]
+    wanted = kernel.read(chunks).ask("Which zebra kept the ledger?", **SHORT, threshold=0)
+    kernel.readings.clear()
+    monkeypatch.setattr(kernel.engine.runner, "spread", True)
+    found = kernel.read(chunks).ask("Which zebra kept the ledger?", **SHORT, threshold=0)
+    assert [margin.relevance for margin in found.margins] == [margin.relevance for margin in wanted.margins]
+    assert [margin.token_ids for margin in found.margins] == [margin.token_ids for margin in wanted.margins]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind):
     kernel = kernels(kind)

@@ -188,8 +188,10 @@ class ModelRunner:
         """
         self.install()
         device = self.device
-        # of a model on several devices it is not known where the last states are: an index of the host fits any
-        kept = moved(keep, device) if isinstance(keep, Tensor) and not self.spread else keep
+        kept = keep
+        if isinstance(keep, Tensor):
+            # what indexes a model's last states has to be where they are: on several devices, nobody says where
+            kept = ids.shape[1] - int(keep.min()) if self.spread else moved(keep, device)
         with active(step, fusing=self.fusions is not None):
             logits: Tensor = self.model(
                 input_ids=moved(ids, device),
@@ -197,7 +199,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=kept,
             ).logits
-        return logits
+        return logits[:, keep - keep.min()] if self.spread and isinstance(keep, Tensor) else logits
 
 
 def upload(
