@@ -434,7 +434,7 @@ def plot(found: dict[int, dict[str, Measured]], path: Path) -> None:
     except ImportError:
         print("matplotlib is not installed: no plot")
         return
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     for name, label in LABELS.items():
         points = [(context, ways[name].ready) for context, ways in found.items() if name in ways]
         if points:
@@ -443,7 +443,7 @@ def plot(found: dict[int, dict[str, Measured]], path: Path) -> None:
     axes.set_xticks(list(found), [f"{context:,}" for context in found])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     print(f"wrote {path}")
 
