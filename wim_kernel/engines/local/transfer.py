@@ -39,8 +39,9 @@ def bring(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _accelerator(pair: tuple[Tensor, Tensor]) -> torch.device | None:
-    """The device with streams that one of two tensors is on."""
-    return next((item.device for item in pair if item.device.type == "cuda"), None)
+    """The device with streams that one of two contiguous tensors is on; None where torch's own copy has to do."""
+    streams = next((item.device for item in pair if item.device.type == "cuda"), None)
+    return streams if all(item.is_contiguous() for item in pair) else None
 
 
 @functools.cache
@@ -63,19 +64,15 @@ class Transfer:
         self._buffers: list[Tensor] = []
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Copy each first tensor into the second; all from the host to the device, or all from it."""
-        whole = [(source.contiguous(), _whole(target)) for source, target in pairs]
+        """Copy contiguous tensors, each first one into the second; one of them is in the host's memory."""
         with self._lock, self._beside() as mark:
             before: list[Wait] = []  # ends the work with a buffer; of the last two pieces
-            for number, (source, target) in enumerate(self._pieces(whole)):
+            for number, (source, target) in enumerate(self._pieces(pairs)):
                 if len(before) == 2:
                     before.pop(0)()
                 before.append(self._pass_on(source, target, self._buffer(number, source.numel()), mark))
             for wait in before:
                 wait()
-        for (_, target), (_, copy) in zip(pairs, whole, strict=True):
-            if copy is not target:
-                target.copy_(copy)
 
     def _pass_on(self, source: Tensor, target: Tensor, buffer: Tensor, mark: Callable[[], Wait]) -> Wait:
         """Send a piece through a buffer; what is called before the buffer is used again, and at the end."""
@@ -114,10 +111,3 @@ class Transfer:
         with torch.cuda.stream(stream):
             yield lambda: stream.record_event().synchronize
         stream.synchronize()
-
-
-def _whole(target: Tensor) -> Tensor:
-    """The tensor itself, or one of its shape whose elements follow each other."""
-    return (
-        target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
-    )
