@@ -33,7 +33,7 @@ class ServerEngine:
         tokenizer: that of the model: an object, a folder or a hub id. With it prompts are sent as tokens, or as text
             that makes the same tokens; without it as messages, to which the server applies its template: then text of
             control tokens in a document is read as such, sizes are estimates, and a boundary may fall within a token.
-        family: what kind of server it is; by default it is asked.
+        family: what kind of server it is, by name or as a `Family` of your own; by default it is asked.
         route: how prompts are sent; by default what the family and the tokenizer allow.
         window: most tokens of a prompt and its answer; by default what the server says.
         api_key: by default the environment's ``OPENAI_API_KEY``.
@@ -56,7 +56,7 @@ class ServerEngine:
         model: str | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
-        family: FamilyName | None = None,
+        family: Family | FamilyName | None = None,
         route: Route | None = None,
         window: int | None = None,
         api_key: str | None = None,
@@ -67,14 +67,15 @@ class ServerEngine:
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         if not urls:
             raise ValueError("base_url names no server.")
-        if family is not None and family not in FAMILIES:
+        if isinstance(family, str) and family not in FAMILIES:
             raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}.")
         self.servers = [Server(url, api_key, timeout, 1) for url in urls]
         first, models = self._first_that_answers(model)
         self.model_id = _chosen(model, models)
         self.model_name = PurePath(self.model_id).name
         about = next((entry for entry in models if entry.get("id") == self.model_id), {})
-        self.family: Family = FAMILIES[family if family is not None else wait_for(family_of(first, about))]
+        kind = wait_for(family_of(first, about)) if family is None else family
+        self.family: Family = FAMILIES[kind] if isinstance(kind, str) else kind
         for server in self.servers:
             server.concurrency = concurrency or self.family.concurrency
         self.words: Words = Characters() if tokenizer is None else Tokens(_loaded(tokenizer))
