@@ -23,7 +23,7 @@ def server(
         pytest.skip(f"{program.variable} names no program: `make {program.target}` sets one up")
     folder = smollm2[0].name_or_path
     assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
-    with launched(program, folder, tmp_path_factory.mktemp("server") / "log") as running:
+    with launched(program, folder, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

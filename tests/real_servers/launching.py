@@ -56,7 +56,7 @@ class Program:
         target: the Makefile's target that sets it up.
         block: tokens that its cache keeps or loses together.
         window: what it is started with.
-        flags: how it is started on a model.
+        flags: how it is started on a model, at a port, with a folder for what it keeps.
         counters: its counters' names in ``/metrics``, in the order of `Counted`.
         environment: for the process.
     """
@@ -66,7 +66,7 @@ class Program:
     target: str
     block: int
     window: int
-    flags: Callable[[str, int], list[str]]
+    flags: Callable[[str, int, Path], list[str]]
     counters: tuple[str, str, str, str]
     environment: dict[str, str]
 
@@ -83,7 +83,7 @@ PROGRAMS = [
         target="test-vllm",
         block=128,
         window=4096,
-        flags=lambda folder, port: [
+        flags=lambda folder, port, _: [
             *("serve", folder, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096"),
             *("--enable-prompt-tokens-details", "--enforce-eager", "--dtype", "float32"),
         ],
@@ -101,9 +101,9 @@ PROGRAMS = [
         target="test-llamacpp",
         block=1,
         window=8192,
-        flags=lambda _, port: [
+        flags=lambda _, port, kept: [
             *("-m", str(_gguf()), "--host", "127.0.0.1", "--port", str(port), "-c", "8192"),
-            *("--parallel", "1", "--metrics"),
+            *("--parallel", "1", "--metrics", "--slot-save-path", str(kept)),
         ],
         counters=(
             "llamacpp:prompt_tokens_total",
@@ -166,16 +166,17 @@ class RealServer:
 
 
 @contextmanager
-def launched(program: Program, folder: str, log: Path) -> Iterator[RealServer]:
-    """Start it, wait until it answers, and stop it in the end."""
+def launched(program: Program, folder: str, kept: Path) -> Iterator[RealServer]:
+    """Start it, wait until it answers, and stop it in the end. Its log is among what it keeps."""
     assert program.path is not None
+    log = kept / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, **program.environment}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [program.path, *program.flags(folder, port)], stdout=out, stderr=out, env=environment
+            [program.path, *program.flags(folder, port, kept)], stdout=out, stderr=out, env=environment
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", process, log)

