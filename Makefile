@@ -19,7 +19,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-gpu test-vllm test-llamacpp lint types examples bench bench-gpu bench-readings \
-	bench-volumes bench-relevance clean
+	bench-volumes bench-relevance bench-server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -96,6 +96,9 @@ bench-volumes: $(READY) ## measure which volume an answer should stand behind
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)
+
+bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL --tokenizer FOLDER")
+	$(BIN)/python benchmarks/server.py $(ARGS)
 
 clean: ## remove .venv, the servers' environments, the caches and what was built
 	rm -rf $(VENV) $(VLLM) $(LLAMACPP) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -5,12 +5,12 @@
 - map-reduce: one request for every chunk alone, then one with all the notes.
 
 Each way gets a copy of the document that the server has not read, and two questions. Margins, notes and answers have
-fixed token counts.
+fixed token counts, where the server can be asked for that.
 
     vllm serve MODEL --max-model-len 8192 --enable-prompt-tokens-details
     python benchmarks/server.py --server http://localhost:8000/v1 --tokenizer MODEL
 
-    llama-server -m MODEL.gguf --parallel 4 -c 32768 --metrics
+    llama-server -m MODEL.gguf --parallel 4 -c 32768 --slot-save-path FOLDER --metrics
     python benchmarks/server.py --server http://localhost:8080/v1 --tokenizer FOLDER
 
 Writes ``server-FAMILY.json`` and a plot beside it. Counts come from the server's ``/metrics``, which SGLang and
@@ -103,9 +103,9 @@ class Bench:
         self.policy, self.at_once = WimKernel(engine=policy), WimKernel(engine=at_once)
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
         self.texts = split_texts(tokenizer, args.document, args.chunks, args.tokens // args.chunks)
-        forced = GenerationConfig(
-            max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False
-        )
+        self.forces = not {"min_new_tokens", "ignore_eos"}.isdisjoint(self.family.settings)
+        least = args.new_tokens if self.forces else None
+        forced = GenerationConfig(max_new_tokens=args.new_tokens, min_new_tokens=least, do_sample=False)
         self.options: dict[str, Any] = {"threshold": 0, "margin_config": forced, "answer_config": forced}
         self.copies = 0
 
@@ -236,6 +236,7 @@ def main() -> None:
     print(table(["way", "seconds", "prompt tokens computed", "tokens generated"], rows), flush=True)
     family = bench.family.name
     workload = {name: getattr(args, name) for name in ("tokens", "chunks", "new_tokens", "concurrency")}
+    workload["forced"] = bench.forces
     write_json(
         args.out / f"server-{family}.json",
         {
