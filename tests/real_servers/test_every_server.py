@@ -91,7 +91,7 @@ def test_document_tokens_run_once_by_the_servers_own_count(server, kernel, fresh
     assert second.usage.cached_tokens > 0
 
 
-def test_another_process_finds_what_was_read(server, kernel, fresh):
+def test_another_kernel_finds_what_was_read(server, kernel, fresh):
     document = fresh()
     kernel.read(document).prefill()
     reading, before = server.kernel().read(document), server.counted()

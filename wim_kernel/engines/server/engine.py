@@ -15,7 +15,7 @@ from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
-from wim_kernel.engines.server.requests import ONE_TOKEN, Requests
+from wim_kernel.engines.server.requests import READ, Requests
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Said, Server, gathered, wait_for
 from wim_kernel.engines.server.words import Characters, Tokens, Words
@@ -175,7 +175,7 @@ class ServerEngine:
         said = None
         async for attempt in self._requests.attempts():
             with attempt:
-                async for piece in self._requests.ask(prefix, prefix.tokens, more, ONE_TOKEN):
+                async for piece in self._requests.ask(prefix, prefix.tokens, more, READ):
                     said = piece.usage or said
         return said
 

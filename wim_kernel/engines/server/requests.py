@@ -36,14 +36,16 @@ class Wanted:
         fields: of the API that all servers share.
         extra: fields of the family's own.
         ends: the caller's own ends of the text; by default the tokenizer's.
+        reads: whether all of the prompt is a document's, which is to be kept.
     """
 
     fields: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     ends: Sequence[int] = ()
+    reads: bool = False
 
 
-ONE_TOKEN = Wanted({"max_tokens": 1, "temperature": 0.0})
+READ = Wanted({"max_tokens": 1, "temperature": 0.0}, reads=True)
 """So little that the prompt is all that counts."""
 
 
@@ -99,7 +101,7 @@ class Requests:
         """
         ids = [*prefix.ids[:known], *more]
         body = {**self._prompt(ids, known), **wanted.fields, "model": self.model_id}
-        document = len(ids) if wanted is ONE_TOKEN else known
+        document = len(ids) if wanted.reads else known
         extra = {**self.family.extra, **wanted.extra}
         if self.family.name == "transformers":
             body.pop("temperature", None)
