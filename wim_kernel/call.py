@@ -228,9 +228,9 @@ class Call:
         return known
 
     @property
-    def written(self) -> tuple[Margin, ...]:
-        """Every margin so far, question by question, in chunk order."""
-        return tuple(itertools.chain.from_iterable(inquiry.in_order for inquiry in self.inquiries))
+    def written(self) -> tuple[tuple[Margin, ...], ...]:
+        """Each question's margins so far, in chunk order: those written, or those that were handed in."""
+        return tuple(tuple(each.given if self._given else each.in_order) for each in self.inquiries)
 
     def noted(self) -> MarginsDone:
         """What the margins of a call without answers came to."""

@@ -77,8 +77,10 @@ class ServerError(WimError, ConnectionError):
         reason: what happened.
         status: the HTTP status, if it answered with one.
         passing: whether the same request may well succeed later.
-        margins: margins that the call had written, in chunk order; `Reading.answer` takes them.
-        chunks_read: how many chunks the call had read.
+        margins: margins that the call had written, or was given, in chunk order. `Reading.answer` takes them together
+            with ``chunks_read``. A call with several questions has all of theirs here, one question after another.
+        margins_by_question: the same, in one tuple for each of the call's questions, in their order.
+        chunks_read: how many chunks the call had read. Those that have no margin yet are not among ``margins``.
         retry_after: seconds that it asks to be left alone for.
     """
 
@@ -90,9 +92,14 @@ class ServerError(WimError, ConnectionError):
         self.reason = reason
         self.status = status
         self.passing = passing
-        self.margins: tuple[Margin, ...] = ()
+        self.margins_by_question: tuple[tuple[Margin, ...], ...] = ()
         self.chunks_read = 0
         self.retry_after = 0.0
+
+    @property
+    def margins(self) -> tuple[Margin, ...]:
+        """Of all questions."""
+        return tuple(margin for margins in self.margins_by_question for margin in margins)
 
     def __str__(self) -> str:
         done = ""

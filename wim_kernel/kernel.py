@@ -389,7 +389,7 @@ class Reading:
             try:
                 yield call
             except ServerError as error:
-                error.margins, error.chunks_read = call.written, call.read
+                error.margins_by_question, error.chunks_read = call.written, call.read
                 raise
 
     # -- ways to call it ----------------------------------------------------------------------------------------------

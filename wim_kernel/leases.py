@@ -93,9 +93,8 @@ class Lease:
         while not self.has(piece):
             ran = self._extend(self.pieces[first : piece + 1], self.end(first - 1))
             for read in {first, piece}:
-                self.prefilled[read] += max(
-                    0, min(ran.stop, self.end(read)) - max(ran.start, self.end(read - 1))
-                )
+                begin = ran.start if read == first else max(ran.start, self.end(read - 1))
+                self.prefilled[read] += max(0, min(ran.stop, self.end(read)) - begin)
             yield
 
     def _extend(self, pieces: Pieces, start: int) -> range:

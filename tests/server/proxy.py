@@ -71,11 +71,14 @@ class Proxy:
                 b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: {not json\n\n"
             )
             return await writer.drain()
+        gone = asyncio.ensure_future(reader.read(1))  # the client says nothing more: this ends when it closes
         if how == "delay":
-            await asyncio.sleep(self.delay)
+            await asyncio.wait({gone}, timeout=self.delay)
+            if gone.done():
+                self.closed_early += 1
+                return
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
         up_writer.write(head.replace(b"keep-alive", b"close") + body)
-        gone = asyncio.ensure_future(reader.read(1))  # the client says nothing more: this ends when it closes
         sent, answer = 0, asyncio.ensure_future(up_reader.read(4096))
         try:
             while True:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Text
-from wim_kernel.engines.server.families import FAMILIES, sampling_fields
 from wim_kernel.engines.server.replies import chances, without_decision
-from wim_kernel.engines.server.words import Characters
+from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.transport import Said, Server
+from wim_kernel.engines.server.words import Characters, Tokens
 
 CHOICES = ("YES:", "NO")
 
@@ -20,6 +20,11 @@ def test_chances_are_those_of_the_first_tokens():
     assert chances(CHOICES, top, "", ["YES", "NO"]) == pytest.approx((0.75, 0.25))
     assert chances(CHOICES, top, "", None) == pytest.approx((0.8, 0.2))
     assert chances(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
+
+
+def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_of_them():
+    top = {"YES": math.log(0.6), "The": math.log(0.1), "A": math.log(0.2)}
+    assert chances(CHOICES, top, "", ["YES", "NO"]) == pytest.approx((6 / 7, 1 / 7))
 
 
 @pytest.mark.parametrize(
@@ -57,17 +62,43 @@ def test_a_note_stands_without_its_decision_however_it_is_streamed(reply, note):
     assert without_decision(reply, branch, decided=True) == reply
 
 
-def test_settings_that_cannot_be_sent_are_refused():
-    greedy = GenerationConfig(max_new_tokens=5, do_sample=False, min_new_tokens=2)
-    assert sampling_fields(FAMILIES["vllm"], greedy) == {"max_tokens": 5, "temperature": 0.0, "min_tokens": 2}
-    for name in ("transformers", "llama.cpp", "openai"):
-        with pytest.raises(ValueError, match="cannot be asked"):
-            sampling_fields(FAMILIES[name], greedy)
-    with pytest.raises(ValueError, match="no_repeat_ngram_size"):
-        sampling_fields(FAMILIES["vllm"], GenerationConfig(max_new_tokens=5, no_repeat_ngram_size=2))
-    sampled = GenerationConfig(max_new_tokens=5, do_sample=True, temperature=0.5, top_p=0.9, top_k=7)
-    wanted = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 7}
-    assert sampling_fields(FAMILIES["sglang"], sampled) == wanted
+def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
+    reuse, server = Reuse("advice", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    assert reuse.heard(server, Said(100, 1, None), 0) is None
+    assert reuse.said is False
+    assert reuse.heard(server, Said(100, 1, 64), 80) == 64
+    assert reuse.heard(server, Said(100, 1, None), 80) == 0
+    assert reuse.heard(Server("http://127.0.0.1:8/v1", None, 1.0, 1), Said(100, 1, None), 80) is None
+    assert reuse.heard(server, None, 80) is None
+    assert reuse.said is True
+
+
+def test_too_little_reuse_is_warned_of_once():
+    reuse, server = Reuse("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    reuse.heard(server, Said(5000, 1, 4000), 4000)
+    with pytest.warns(UserWarning, match=r"only 4000 of 8100 .* turn it on"):
+        reuse.heard(server, Said(5000, 1, 0), 4100)
+    reuse.heard(server, Said(5000, 1, 0), 4100)  # a second warning would be an error here
+
+
+@pytest.mark.filterwarnings("error")
+def test_fresh_prefixes_are_no_reason_to_warn():
+    reuse, server = Reuse("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    for _ in range(9):
+        assert reuse.heard(server, Said(5000, 1, 0), 0) == 0
+
+
+def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smollm2):
+    words = Tokens(smollm2[1])
+    head = words.head("Be brief.", "Document:\n")
+    begun = [*head, *words.encode(Text("It says <|im_"))]
+    text = words.text(begun)
+    assert text.endswith("It says <|im_")
+    for known in (0, len(begun)):  # it becomes one only with what comes
+        with pytest.raises(ValueError, match="control token"):
+            words.text([*begun, *words.encode(Text("end|> here."))], known)
+    more = [*begun, *words.encode(Text("start of nothing."))]
+    assert words.text(more, len(begun)) == text + "start of nothing."
 
 
 @pytest.mark.parametrize("text", ["", "a", "abc", "abcd", "🐦‍⬛ and \x00 and \n\n", "<|im_end|>{}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import warnings
@@ -195,6 +196,33 @@ def test_a_server_that_is_gone_is_an_error_that_keeps_what_was_done(behind_proxy
     assert same(reading.ask(QUESTION, relevance=always, **OPTIONS), expected)
 
 
+def test_with_several_questions_the_error_keeps_the_margins_of_each(behind_proxy, proxy):
+    kernel = behind_proxy(retries=0)
+    reading, questions = kernel.read(TEXTS), [QUESTION, "Where was the gull?"]
+    expected = reading.ask_many(questions, relevance=always, **OPTIONS)
+    written = 0
+
+    def ask() -> None:
+        nonlocal written
+        for event in reading.stream_many(questions, relevance=always, margin_batch=1, **OPTIONS):
+            written += isinstance(event, MarginWritten)
+            if written == 6:
+                proxy.spoil = ["refuse"] * 50
+
+    with pytest.raises(ServerError, match="3 chunks were read and 6 margins written") as caught:
+        ask()
+    error, proxy.spoil = caught.value, []
+    assert len(error.margins) == 6
+    assert len(error.margins_by_question) == 2
+    for question, margins, wanted in zip(questions, error.margins_by_question, expected, strict=True):
+        result = reading.answer(question, margins, chunks_read=error.chunks_read, **OPTIONS)
+        assert result.answer == wanted.answer
+    proxy.spoil = ["refuse"] * 50
+    with pytest.raises(ServerError) as again:
+        reading.answer(QUESTION, error.margins_by_question[0], **OPTIONS)
+    assert again.value.margins == error.margins_by_question[0]  # what was handed in is in it, too
+
+
 def test_an_answer_that_breaks_off_for_good_is_never_called_one(behind_proxy, proxy):
     kernel = behind_proxy(retries=1)
     reading = kernel.read(TEXTS)
@@ -247,6 +275,32 @@ def test_closing_a_stream_stops_requests(behind_proxy, proxy):
     assert proxy.closed_early == before + 1
     assert not any(reading.in_use for reading in kernel.readings.held)
     assert all(server.running == 0 for server in kernel.engine.servers)
+
+
+async def test_cancelling_a_task_stops_its_requests_at_once(behind_proxy, proxy):
+    kernel = behind_proxy()
+    proxy.spoil, proxy.delay = ["delay"], 60.0
+    task = asyncio.ensure_future(kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS))
+    for _ in range(100):
+        if posts(proxy):
+            break
+        await asyncio.sleep(0.05)
+    begun, before = time.monotonic(), proxy.closed_early
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(100):
+        if not any(reading.in_use for reading in kernel.readings.held):
+            break
+        await asyncio.sleep(0.05)
+    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert all(server.running == 0 for server in kernel.engine.servers)
+    assert time.monotonic() - begun < 10  # long before the answer would have come
+    for _ in range(100):
+        if proxy.closed_early > before:
+            break
+        await asyncio.sleep(0.05)
+    assert proxy.closed_early == before + 1
 
 
 # -- several servers, several callers ---------------------------------------------------------------------------------

@@ -143,8 +143,10 @@ class Engine(Protocol[PrefixT]):
     """Whether margins are best written before the next chunk is read, whoever waits for them."""
     shows_tokens: bool
     """Whether the ids here are those that the model sees."""
-    says_cached: bool | None
-    """Whether it is known how many tokens were in the cache already; None before anything was read."""
+
+    @property
+    def says_cached(self) -> bool | None:
+        """Whether it is known how many tokens were in the cache already; None before anything was read."""
 
     def head(self, system: str, lead: str) -> list[int]:
         """Tokens that stand before every document: the chat template's opening, ``system`` and ``lead``."""
@@ -185,6 +187,8 @@ class Engine(Protocol[PrefixT]):
 
     def extend(self, prefix: PrefixT, pieces: Sequence[Sequence[int]], start: int) -> range:
         """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.
+
+        They begin before the block where the engine had lost what stands before it, and ran that again.
 
         Branches may continue from the end of every piece. Callers that read the same pieces take turns: each call runs
         a block that nobody has run, if there is one.

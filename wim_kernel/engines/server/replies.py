@@ -19,7 +19,8 @@ def chances(
 
     Args:
         choices: texts that compete.
-        top: log-probabilities of the likeliest first tokens; empty if they are not known.
+        top: log-probabilities of first tokens, the likeliest or those asked for; empty if they are not known. A choice
+            that is not among them is taken to be as likely as the least likely of them, which it is at most.
         text: how the reply begins.
         first: each choice's first token, as text; None to take all tokens that a choice begins with.
     """
@@ -30,8 +31,9 @@ def chances(
             for place, choice in enumerate(choices):
                 hit = token == first[place] if first is not None else word and choice.upper().startswith(word)
                 sums[place] += math.exp(logprob) if hit else 0.0
-        total = sum(sums)
-        return tuple(chance / total if total else 1 / len(choices) for chance in sums)
+        least = math.exp(min(top.values()))
+        sums = [found or least for found in sums]
+        return tuple(chance / sum(sums) if sum(sums) else 1 / len(choices) for chance in sums)
     begins = [bool(_choice_at_start(text, choice)) for choice in choices]
     return tuple(map(float, begins)) if any(begins) else (1.0, *[0.0] * (len(choices) - 1))
 

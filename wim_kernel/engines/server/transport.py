@@ -8,12 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import openai
 
+from wim_kernel.asynchrony import stoppable
 from wim_kernel.errors import ServerError
 
 Item = TypeVar("Item")
@@ -41,7 +42,8 @@ def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
     """Run a coroutine there and wait; an interrupt stops it."""
     future = asyncio.run_coroutine_threadsafe(work, background())
     try:
-        return future.result()
+        with stoppable(future.cancel):
+            return future.result()
     finally:
         future.cancel()
 
@@ -56,6 +58,8 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
         Exception: the first that one of them raises; the others are stopped.
     """
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    loop = background()
+    running: list[asyncio.Task[None]] = []
 
     async def run() -> None:
         tasks = [asyncio.ensure_future(each(found.put)) for each in work]
@@ -65,18 +69,27 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            found.put(_END)
 
-    future: Future[None] = asyncio.run_coroutine_threadsafe(run(), background())
+    def begin() -> None:
+        running.append(loop.create_task(run()))
+        running[0].add_done_callback(lambda _: found.put(_END))  # also if it was stopped before it began
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(lambda: running[0].cancel())
+
+    loop.call_soon_threadsafe(begin)
     ended = False
     try:
-        while (item := found.get()) is not _END:
-            yield item
+        with stoppable(stop):
+            while (item := found.get()) is not _END:
+                yield item
         ended = True
-        future.result()
+        if running[0].cancelled():
+            raise CancelledError("The requests were stopped.")
+        running[0].result()
     finally:
         if not ended:
-            future.cancel()
+            stop()
             if threading.current_thread().name != _THREAD:  # collected there, it would wait for itself
                 while found.get() is not _END:
                     pass
@@ -128,6 +141,7 @@ class Server:
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, concurrency: int) -> None:
         self.base_url = base_url.rstrip("/")
+        self.timeout = timeout
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
@@ -162,14 +176,25 @@ class Server:
 
     async def get(self, path: str) -> Any:
         """The JSON at a path beside the API's, or None if there is no such thing there."""
-        root = self.base_url.removesuffix("/v1")
-        try:
-            answer = await self.client._client.get(
-                root + path, headers={"Authorization": f"Bearer {self.client.api_key}"}, timeout=10.0
-            )
-            return answer.json() if answer.is_success else None
-        except Exception:  # whatever its transport raises: there is no such thing there
-            return None
+        return await self._beside("GET", path)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that such a path answers with, or None if it refuses."""
+        return await self._beside("POST", path, body)
+
+    async def _beside(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        url = self.base_url.removesuffix("/v1") + path
+        headers = {"Authorization": f"Bearer {self.client.api_key}"}
+        timeout = 10.0 if body is None else self.timeout
+        for _ in range(2):  # a connection that was kept may turn out to be closed
+            try:
+                answer = await self.client._client.request(
+                    method, url, json=body, headers=headers, timeout=timeout
+                )
+                return answer.json() if answer.is_success else None
+            except Exception:  # whatever its transport raises: there is no such thing there
+                continue
+        return None
 
     async def models(self) -> list[dict[str, Any]]:
         """The models it serves.
@@ -241,7 +266,16 @@ def _piece(event: Any, chat: bool) -> Piece:
     logprobs, ids = getattr(choice, "logprobs", None), getattr(choice, "token_ids", None)
     top = getattr(logprobs, "top_logprobs", None) or [None]
     first = dict(top[0] or {}) or _first_of_content(logprobs)
-    return Piece(text or "", tuple(ids or ()), choice.finish_reason, first, _said(event.usage))
+    return Piece(
+        text or "", _without_stop(ids or (), choice), choice.finish_reason, first, _said(event.usage)
+    )
+
+
+def _without_stop(ids: Sequence[int], choice: Any) -> tuple[int, ...]:
+    """Tokens without the one that the text was stopped by, where the server says that one did."""
+    stop = getattr(choice, "stop_reason", None)
+    stopped = isinstance(stop, int) and ids and ids[-1] == stop
+    return tuple(ids[:-1] if stopped else ids)
 
 
 def _first_of_content(logprobs: Any) -> dict[str, float]:

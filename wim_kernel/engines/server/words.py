@@ -28,8 +28,8 @@ class Words(Protocol):
     def suffix(self, branch: Branch) -> list[int]:
         """Ids of a branch's prompt, to the point where the reply begins."""
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text that ids stand for, as a completion's prompt."""
+    def text(self, ids: Sequence[int], known: int = 0) -> str:
+        """The text that ids stand for, as a completion's prompt; the first ``known`` of them were sent before."""
 
     def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
         """The conversation that ids stand for, as a chat completion's prompt."""
@@ -48,6 +48,8 @@ class Tokens:
         self.codec = Codec(tokenizer)
         opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         self._added = (tokenizer.bos_token or "") if opens else ""  # by a server to a text
+        names = (self._decoded([token]) for token in self.codec.control_ids)
+        self._longest_control = max((len(name.encode()) for name in names), default=0)  # in tokens, at most
 
     def head(self, system: str, lead: str) -> list[int]:
         """Tokens that stand before every document."""
@@ -61,22 +63,31 @@ class Tokens:
         """Tokens of a branch's prompt, to the point where the reply begins."""
         return self.codec.flat_suffix(branch)
 
-    def text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int], known: int = 0) -> str:
         """The text of ids. Where runs of a prompt meet, a server may cut it into tokens in another way.
+
+        Args:
+            ids: of the prompt.
+            known: how many of them, from the first on, have been looked through in an earlier call.
 
         Raises:
             ValueError: if it holds more control tokens than the ids do, as where a document holds the text of one.
         """
         ids = list(ids)
-        text: str = self.codec.backend.decode(ids, skip_special_tokens=False)
-        again = self.codec.backend.encode(text, add_special_tokens=False).ids
-        control = [[token for token in some if token in self.codec.control_ids] for some in (ids, again)]
+        new = ids[
+            max(0, known - self._longest_control) :
+        ]  # one may begin in what is known and end in what is new
+        again = self.codec.backend.encode(self._decoded(new), add_special_tokens=False).ids
+        control = [[token for token in some if token in self.codec.control_ids] for some in (new, again)]
         if control[0] != control[1]:
             raise ValueError(
                 "The document or a question holds the text of a control token, and this server takes prompts as text, "
                 "in which it would become one: use a server that takes token ids, or take it out."
             )
-        return text.removeprefix(self._added)
+        return self._decoded(ids).removeprefix(self._added)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.codec.backend.decode(ids, skip_special_tokens=False)
 
     def messages(self, ids: Sequence[int]) -> list[dict[str, str]]:
         """Not what a tokenizer is for."""
@@ -100,7 +111,7 @@ class Characters:
         """Ids of a branch's prompt; the server ends the turn."""
         return [item for run in branch.prompt for item in _packed(run.text)]
 
-    def text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int], known: int = 0) -> str:
         """The text without the mark."""
         return "".join(_unpacked(item) for item in ids if item != _SYSTEM_ENDS)
 

@@ -1,0 +1,52 @@
+"""What holds on llama.cpp alone: one prompt at a time, which is saved on the server or read again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import config
+from launching import launched
+
+QUESTION = "Who owned the ship?"
+OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(4)}
+
+
+@pytest.fixture
+def program(server):
+    if server.program.family != "llama.cpp":
+        pytest.skip("about llama.cpp")
+    return server.program
+
+
+def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
+    kernel = server.kernel()
+    one, other = kernel.read(fresh()), kernel.read(fresh())
+    for reading in (one, other):
+        reading.ask(QUESTION, **OPTIONS)
+    before = server.counted()
+    result = one.ask("Where did the gull sit?", **OPTIONS)
+    counted = server.counted() - before
+    assert result.usage.prefill_tokens <= 9
+    assert counted.computed < one.tokens
+    assert counted.computed <= result.usage.prompt_tokens + 9  # nothing but the questions
+
+
+def test_without_a_folder_for_it_the_document_is_read_again(program, server, fresh, tmp_path):
+    def flags(folder: str, port: int, kept: Path) -> list[str]:
+        given = program.flags(folder, port, kept)
+        where = given.index("--slot-save-path")
+        return [*given[:where], *given[where + 2 :]]
+
+    with launched(replace(program, flags=flags), server.folder, tmp_path) as forgetful:
+        kernel = forgetful.kernel()
+        reading = kernel.read(fresh())
+        first = reading.ask(QUESTION, **OPTIONS)
+        before = forgetful.counted()
+        second = reading.ask("Where did the gull sit?", **OPTIONS)
+        counted = forgetful.counted() - before
+    behind_the_first = reading.tokens - len(reading._pieces[1])
+    assert first.usage.prefill_tokens >= reading.tokens - 8
+    assert second.usage.prefill_tokens == pytest.approx(behind_the_first, abs=16)
+    assert counted.computed <= behind_the_first + second.usage.prompt_tokens + 16

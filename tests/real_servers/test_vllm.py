@@ -1,0 +1,62 @@
+"""What holds on vLLM alone: in float32 it writes what the kernel in this process writes, token for token."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import config
+from transformers import GenerationConfig
+
+QUESTION = "Who owned the ship?"
+OPTIONS = {"threshold": 0, "margin_config": config(8), "answer_config": config(12)}
+
+
+@pytest.fixture
+def kernel(server):
+    if server.program.family != "vllm":
+        pytest.skip("about vLLM")
+    return server.kernel()
+
+
+def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
+    document = fresh()
+    there, here = kernel.read(document), real_kernel.read(document)
+    theirs, ours = there.ask(QUESTION, **OPTIONS), here.ask(QUESTION, relevance="decision", **OPTIONS)
+    for their, our in zip([*theirs.margins, theirs], [*ours.margins, ours], strict=True):
+        assert there.prompt_ids(their) == here.prompt_ids(our)
+        assert their.token_ids == our.token_ids
+    assert [margin.text for margin in theirs.margins] == [margin.text for margin in ours.margins]
+    assert theirs.answer == ours.answer
+    relevances = [margin.relevance for margin in ours.margins]
+    assert [margin.relevance for margin in theirs.margins] == pytest.approx(relevances, abs=1e-4)
+
+
+def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
+    reading, questions = kernel.read(fresh()), [QUESTION, "Where did gull 3 sit?"]
+    together = reading.ask_many(questions, **OPTIONS)
+    alone = [reading.ask(question, **OPTIONS) for question in questions]
+    assert [result.answer for result in together] == [result.answer for result in alone]
+    texts = [[margin.text for margin in result.margins] for result in (*together, *alone)]
+    assert texts[:2] == texts[2:]
+
+
+def test_least_lengths_ends_and_penalties_are_those_of_transformers(kernel, real_kernel, fresh):
+    document = fresh()[:2]
+    there, here = kernel.read(document), real_kernel.read(document)
+    margins = here.margins(QUESTION, relevance="decision", **OPTIONS)
+    period = kernel.engine.words.codec.backend.encode(".", add_special_tokens=False).ids[-1]
+    plain = here.answer(QUESTION, margins, **OPTIONS)
+    for settings in (
+        {"min_new_tokens": len(plain.token_ids) + 6, "max_new_tokens": 40},
+        {"eos_token_id": [period], "max_new_tokens": 40},
+        {"eos_token_id": plain.token_ids[2], "max_new_tokens": 40},
+        {"repetition_penalty": 1.3, "max_new_tokens": 20},
+        {"stop_strings": ["ship"], "max_new_tokens": 20},
+    ):
+        generation = GenerationConfig(do_sample=False, **settings)
+        options = {**OPTIONS, "answer_config": generation}
+        theirs, ours = there.answer(QUESTION, margins, **options), here.answer(QUESTION, margins, **options)
+        if "stop_strings" not in settings:  # of which transformers keeps the one that it stops at
+            assert (theirs.answer, theirs.token_ids) == (ours.answer, ours.token_ids), settings
+        else:
+            assert ours.answer.startswith(theirs.answer)
+            assert "ship" not in theirs.answer

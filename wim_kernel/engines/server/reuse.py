@@ -1,0 +1,81 @@
+"""What servers say of their prefix caches: counted, and a warning where they find far too little again."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from wim_kernel.engines.server.transport import Said, Server
+
+ENOUGH_TO_JUDGE = 4096
+"""Shared tokens after which too little reuse is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What requests cost.
+
+    Attributes:
+        prompt: tokens of their prompts behind the prefix.
+        output: tokens generated.
+        recomputed: tokens of the prefix that were run again, as far as the server told.
+    """
+
+    prompt: int = 0
+    output: int = 0
+    recomputed: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.prompt + other.prompt, self.output + other.output, self.recomputed + other.recomputed
+        )
+
+
+class Reuse:
+    """Takes in what servers say.
+
+    Args:
+        advice: what to change where prefixes are not found again.
+        exact: whether the server counts the tokens that are counted here.
+
+    Attributes:
+        said: whether it is known how many tokens were found; None before anything was asked.
+    """
+
+    def __init__(self, advice: str, exact: bool) -> None:
+        self.advice = advice
+        self.exact = exact
+        self.said: bool | None = None
+        self._tell: set[Server] = set()  # servers that have said a count; from them none means 0
+        self._shared, self._found, self._warned = 0, 0, False
+
+    def heard(self, server: Server | None, said: Said | None, shared: int) -> int | None:
+        """Take in what was said of one request.
+
+        Args:
+            server: who said it.
+            said: what.
+            shared: how many tokens of its prompt the server had read before.
+
+        Returns:
+            How many tokens of the prompt it found in its cache; None if that is not known.
+        """
+        found = said.cached if said is not None and self.exact else None
+        if found is not None and server is not None:
+            self._tell.add(server)
+        if found is None and said is not None and server in self._tell:
+            found = 0  # some leave a count of 0 out
+        if found is None:
+            self.said = bool(self.said)
+            return None
+        self.said = True
+        self._shared += shared
+        self._found += min(found, shared)
+        if not self._warned and self._shared > ENOUGH_TO_JUDGE and self._found < self._shared // 2:
+            self._warned = True
+            warnings.warn(
+                f"The server found only {self._found} of {self._shared} shared tokens in its prefix cache, so "
+                f"documents are read again and again: {self.advice}.",
+                stacklevel=2,
+            )
+        return found

@@ -1,0 +1,116 @@
+"""A generation config as the fields of a request: what a family takes is sent, and what it does not is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GenerationConfig
+
+from wim_kernel.engines.server.families import Family
+
+STANDARD = ("max_tokens", "temperature", "top_p", "stop")
+"""Fields of the API that all share; the others are a family's own."""
+
+_NEVER_SENT = (
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "min_length",
+    "max_time",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "encoder_repetition_penalty",
+    "encoder_no_repeat_ngram_size",
+    "guidance_scale",
+    "watermarking_config",
+    "token_healing",
+    "penalty_alpha",
+    "dola_layers",
+)
+_WHOLE_TEXT = 2**18  # tokens that llama.cpp's penalty looks back on, in place of 64
+_ONLY_SAMPLED = ("top_k", "min_p", "typical_p")
+_SAMPLED_NEVER_SENT = ("top_h", "epsilon_cutoff", "eta_cutoff", "renormalize_logits")
+_CHANGES_NOTHING: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "guidance_scale": (1.0,),
+    "typical_p": (1.0,),
+}
+
+
+def sampling_fields(family: Family, generation: GenerationConfig, end: int | None = None) -> dict[str, Any]:
+    """The fields that ask for it. What the config leaves open is left to the server.
+
+    Args:
+        family: of the server.
+        generation: what the caller wants.
+        end: the token that ends a text, as the tokenizer says; None where that is not known.
+
+    Raises:
+        ValueError: for settings that cannot be sent to this family.
+    """
+    sampled = bool(generation.do_sample)
+    for name in (*_NEVER_SENT, *(_SAMPLED_NEVER_SENT if sampled else ())):
+        if _changes(generation, name):
+            raise ValueError(f"{name} cannot be asked of a server.")
+    fields: dict[str, Any] = {"max_tokens": generation.max_new_tokens}
+    if family.name == "transformers":  # it keeps the first request's settings for all, but for these
+        for name in ("do_sample", "min_new_tokens", "stop_strings", "repetition_penalty"):
+            if _changes(generation, name):
+                raise ValueError(f"{name} cannot be asked of `transformers serve`.")
+        if end is None and generation.eos_token_id is not None:
+            raise ValueError("eos_token_id cannot be asked of `transformers serve` without a tokenizer.")
+        return fields
+    fields["temperature"] = (
+        0.0 if not sampled else 1.0 if generation.temperature is None else generation.temperature
+    )
+    if sampled and generation.top_p is not None:
+        fields["top_p"] = generation.top_p
+    if generation.stop_strings:
+        stops = generation.stop_strings
+        fields["stop"] = [stops] if isinstance(stops, str) else list(stops)
+    for name in (*(_ONLY_SAMPLED if sampled else ()), "repetition_penalty"):
+        if _changes(generation, name):
+            fields[_sent_as(family, name)] = getattr(generation, name)
+    if "repeat_penalty" in fields:
+        fields["repeat_last_n"] = _WHOLE_TEXT
+    return {**fields, **_shortest(family, generation), **_ends(family, generation, end)}
+
+
+def _shortest(family: Family, generation: GenerationConfig) -> dict[str, Any]:
+    """How a least number of tokens is asked for; a family may only know how to go on to the most."""
+    if not generation.min_new_tokens:
+        return {}
+    exactly = generation.min_new_tokens == generation.max_new_tokens
+    if "min_new_tokens" not in family.settings and "ignore_eos" in family.settings and exactly:
+        return {"ignore_eos": True}
+    return {_sent_as(family, "min_new_tokens"): generation.min_new_tokens}
+
+
+def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict[str, Any]:
+    """The caller's own ends, which take the place of the model's."""
+    ends = ends_of(generation)
+    if not ends or ("eos_token_id" not in family.settings and ends == [end]):
+        return {}
+    return {_sent_as(family, "eos_token_id"): ends, "ignore_eos": True}
+
+
+def ends_of(generation: GenerationConfig) -> list[int]:
+    """The ends that a config names, if it does."""
+    ends = generation.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _changes(generation: GenerationConfig, name: str) -> bool:
+    """Whether a setting is set, and to something that makes a difference."""
+    value = getattr(generation, name, None)
+    return value is not None and bool(value) and value not in _CHANGES_NOTHING.get(name, ())
+
+
+def _sent_as(family: Family, name: str) -> str:
+    if name not in family.settings:
+        raise ValueError(f"{name} cannot be asked of a server of the family {family.name!r}.")
+    return family.settings[name]

@@ -1,0 +1,91 @@
+"""llama.cpp's slot holds one prompt. What a shorter one would cut off is saved on the server first, and restored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from wim_kernel.engines.server.transport import Server
+
+logger = logging.getLogger(__name__)
+
+WORTH_A_FILE = 64
+"""Fewer tokens are sooner read again."""
+FILES = 4
+"""Most documents that are saved at a time; a file is written over when it is the oldest."""
+
+
+class Slot:
+    """What one server's first slot holds. Works where the server was started with ``--slot-save-path``.
+
+    A server that was not is asked once, and from then on reads again what was cut off.
+
+    Args:
+        server: whose slot it is.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.saves: bool | None = None  # None: not asked yet
+        self._holds: list[int] = []  # tokens of a document, as far as it is known
+        self._files: dict[str, list[int]] = {}  # what is in them, the oldest first
+        self._turn = asyncio.Lock()
+        self._name = f"wim-{uuid.uuid4().hex[:12]}"
+
+    @asynccontextmanager
+    async def turn(self, ids: Sequence[int], document: int) -> AsyncIterator[None]:
+        """The slot, for one request with nobody between, and with as much of its prompt in it as there can be.
+
+        Args:
+            ids: the request's prompt.
+            document: how many of them, from the first on, are a document's.
+        """
+        async with self._turn:
+            await self._make_ready(list(ids))
+            self._holds = list(ids[:document])
+            yield
+
+    async def _make_ready(self, ids: list[int]) -> None:
+        if self.saves is False:
+            return
+        kept = _common(self._holds, ids)
+        if len(self._holds) - kept >= WORTH_A_FILE and not self._is_saved():
+            await self._save()
+        best = max(self._files, key=lambda name: _common(self._files[name], ids), default=None)
+        if best is not None and _common(self._files[best], ids) - kept >= WORTH_A_FILE:
+            found = await self.server.post("/slots/0?action=restore", {"filename": best})
+            saved = self._files.pop(best)
+            if found is not None:
+                self._files[best] = saved  # the newest
+
+    def _is_saved(self) -> bool:
+        return any(_common(saved, self._holds) == len(self._holds) for saved in self._files.values())
+
+    async def _save(self) -> None:
+        shorter = [name for name, saved in self._files.items() if _common(saved, self._holds) == len(saved)]
+        free = [name for number in range(FILES) if (name := f"{self._name}-{number}.bin") not in self._files]
+        name = (shorter or free or list(self._files))[0]
+        self._files.pop(name, None)
+        found = await self.server.post("/slots/0?action=save", {"filename": name})
+        self.saves = found is not None
+        if found is None:
+            logger.info(
+                "%s keeps one prompt and does not save it: start it with --slot-save-path.", self.server
+            )
+        elif found.get("n_saved", 0) >= len(self._holds):  # less if another client was there
+            self._files[name] = self._holds
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """How many leading tokens are the same."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
