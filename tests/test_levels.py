@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import SHORT, spying
 
-from wim_kernel import MemoryBudgetError, ReadingFileError, WimKernel
+from wim_kernel import Event, MemoryBudgetError, ReadingFileError, WimKernel
 from wim_kernel.engines.base import Text
 from wim_kernel.storage import SUFFIX
 
@@ -145,3 +147,35 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
     assert (
         sum(entry.shared(pieces) == len(pieces) for entry in kernel.readings._entries) == 1
     )  # one, not four
+
+
+def test_what_is_on_its_way_back_counts_and_what_is_live_is_not_waited_for(make, monkeypatch):
+    kernel = make(engine=2, host=10)
+    answers(kernel, [0, 1, 2])  # 0 had to make way
+
+    def begun(number: int) -> Generator[Event, None, None]:
+        stream = kernel.read(document(number)).stream(QUESTION, **OPTIONS)
+        next(stream)
+        return stream
+
+    one, two, unpack = begun(1), begun(2), kernel.engine.unpack
+    entered, go = threading.Event(), threading.Event()
+
+    def slowly(*args):
+        entered.set()
+        assert go.wait(60)
+        return unpack(*args)
+
+    monkeypatch.setattr(kernel.engine, "unpack", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        opened = pool.submit(begun, 0)
+        assert entered.wait(60)
+        again = begun(2)  # while another one is moved
+        closed = pool.submit(one.close)
+        go.set()
+        zero, _ = opened.result(60), closed.result(60)
+        assert kernel.readings.nbytes <= kernel.readings.budget.engine
+        assert [item.where for item in kernel.readings.held if not item.in_use] == ["host"]
+        for stream in (zero, again, two):
+            stream.close()
+    assert kernel.readings.nbytes <= kernel.readings.budget.engine

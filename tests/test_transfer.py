@@ -41,6 +41,16 @@ def test_a_copy_is_the_callers_own():
     assert sources[0].abs().sum() > 0
 
 
-def test_other_shapes_are_refused():
-    with pytest.raises(RuntimeError):
-        bring([(torch.zeros(3), torch.zeros(4))])
+@pytest.mark.parametrize("target", [torch.zeros(4), torch.zeros(1), torch.zeros(3, dtype=torch.int32)])
+def test_other_shapes_and_types_are_refused(target):
+    with pytest.raises(RuntimeError, match="into"):
+        bring([(torch.zeros(3), target)])
+
+
+def test_buffers_that_were_first_used_for_a_model_serve_everybody():
+    transfer, source = Transfer(CPU, 64), torch.randn(100)
+    with torch.inference_mode():
+        transfer.copy([(source, torch.empty(100))])
+    target = torch.empty(100)
+    transfer.copy([(source, target)])
+    assert torch.equal(source, target)

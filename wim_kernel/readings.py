@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,6 +116,7 @@ class Readings:
         self.lock = threading.RLock()
         # one finds or moves a reading at a time; taken before the lock, never under it
         self._door = threading.RLock()
+        self._moving = 0  # bytes where the engine keeps them, of what is on its way there or from there
         self.clock = itertools.count(1)
 
     def __len__(self) -> int:
@@ -217,21 +220,26 @@ class Readings:
 
     def trim(self, coming: int = 0) -> None:
         """Move down the least recently used, not in use, until the rest and ``coming`` bytes are within the budget."""
-        if self.nbytes + coming <= self.budget.engine:
+        if self._fits(coming):
             return
         with self._door:
             while True:
                 with self.lock:
                     idle = [entry for entry in self._entries if not entry.users and entry.prefix is not None]
-                    if self.nbytes + coming <= self.budget.engine or not idle:
+                    if self._fits(coming) or not idle:
                         return
                     entry = min(idle, key=lambda entry: entry.used)
                     self._entries.remove(entry)  # nobody finds it meanwhile; they wait at the door
-                self._move_down(entry)
+                with self._on_its_way(self._size(entry)):
+                    self._move_down(entry)
 
     def make_way(self) -> None:
         """Move down everything that is not in use: the device ran out of memory."""
         self.trim(self.budget.engine)
+
+    def _fits(self, coming: int) -> bool:
+        with self.lock:
+            return self.nbytes + self._moving + coming <= self.budget.engine
 
     def _check(self, pieces: Pieces) -> None:
         needed = self.engine.prefix_bytes(sum(map(len, pieces)))
@@ -266,15 +274,28 @@ class Readings:
         """A packed entry's leading pieces that are wanted, where the engine can use them."""
         shared, total = entry.shared(pieces), sum(map(len, pieces))
         assert entry.packed is not None
-        self.trim(self.engine.prefix_bytes(total))
         ids = list(itertools.chain.from_iterable(pieces[:shared]))
-        prefix = self.engine.unpack(entry.packed, ids, total)
-        back = self.add(prefix, list(pieces[:shared]))
-        back.planned, back.hits = total, entry.hits
+        with self._on_its_way(self.engine.prefix_bytes(total)):
+            self.trim()
+            prefix = self.engine.unpack(entry.packed, ids, total)
+            with self.lock:
+                back = self.add(prefix, list(pieces[:shared]))
+                back.planned, back.hits = total, entry.hits
         with self.lock:
             if shared == len(entry.pieces) and entry in self._entries:
                 self._entries.remove(entry)
         return back
+
+    @contextmanager
+    def _on_its_way(self, nbytes: int) -> Iterator[None]:
+        """While so many bytes are, or are going to be, where the engine keeps them, and nobody finds them there."""
+        with self.lock:
+            self._moving += nbytes
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._moving -= nbytes
 
     def add(self, prefix: Prefix, pieces: list[tuple[int, ...]]) -> Entry:
         """Take a prefix in as an entry that holds ``pieces``."""

@@ -211,7 +211,11 @@ def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _tensor_digest(tensor: Tensor) -> str:
     """Of what damage does, not of what an adversary could; as quick as memory is."""
-    return xxhash.xxh3_128_hexdigest(tensor.flatten().view(torch.uint8).numpy().data)
+    digest = xxhash.xxh3_128()
+    digest.update(
+        tensor.flatten().view(torch.uint8).numpy().data
+    )  # unlike its function for all, lets threads run
+    return digest.hexdigest()
 
 
 class ReadingFolder:

@@ -26,15 +26,18 @@ class Limits:
         tokens: most prompt tokens, padding included.
         vocabulary: how many logits a slot has.
         nbytes: most memory for logits.
+        to_the_end: whether logits are kept at all slots from the first that is wanted on.
     """
 
     tokens: int
     vocabulary: int
     nbytes: int
+    to_the_end: bool = False
 
-    def rows(self, width: int, slots: int) -> int:
-        """How many rows of ``width`` slots, logits kept at ``slots`` of them, may run together."""
-        return max(1, min(self.tokens // width, self.nbytes // (4 * slots * self.vocabulary)))
+    def rows(self, width: int, slots: Sequence[int]) -> int:
+        """How many rows of ``width`` slots, of which the logits at ``slots`` are wanted, may run together."""
+        kept = width - slots[0] if self.to_the_end else len(slots)
+        return max(1, min(self.tokens // width, self.nbytes // (4 * kept * self.vocabulary)))
 
 
 class Batch(Protocol):
@@ -207,7 +210,7 @@ def _in_order(progress: Iterable[Progress]) -> list[Progress]:
 
 def _prompt_groups(rows: list[Row], limits: Limits) -> Iterator[slice]:
     width = max(len(row.ids) for row in rows)
-    size = limits.rows(width, len(_wanted_slots(rows, width)))
+    size = limits.rows(width, _wanted_slots(rows, width))
     return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
 
 

@@ -228,7 +228,7 @@ class LocalEngine:
         )
         room = width + decided + max(steps, default=0)
         vocabulary = self.model.config.get_text_config().vocab_size
-        limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes)
+        limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes, self.runner.spread)
         with _memory_for(f"decode {len(rows)} branches together"):
             ends = [row.branch.at for row in rows]
             with self.together.seat(lambda: prefix.branch(ends, room)) as seat:

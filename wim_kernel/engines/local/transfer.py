@@ -29,7 +29,16 @@ def fetch(sources: Sequence[Tensor]) -> list[Tensor]:
 
 
 def bring(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy each first tensor into the second, of the same shape and type; one of them is in the host's memory."""
+    """Copy each first tensor into the second, of the same shape and type; one of them is in the host's memory.
+
+    Raises:
+        RuntimeError: if two are of different shapes or types.
+    """
+    for source, target in pairs:
+        if source.shape != target.shape or source.dtype != target.dtype:
+            raise RuntimeError(
+                f"{tuple(source.shape)} of {source.dtype} into {tuple(target.shape)} of {target.dtype}"
+            )
     for device, group in itertools.groupby(pairs, key=_accelerator):
         if device is None:
             for source, target in group:
@@ -62,7 +71,9 @@ class Transfer:
         self.piece = piece
         self._lock = threading.Lock()
         self._buffers: list[Tensor] = []
+        self._stream: torch.cuda.Stream | None = None
 
+    @torch.inference_mode()
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Copy contiguous tensors, each first one into the second; one of them is in the host's memory."""
         with self._lock, self._beside() as mark:
@@ -106,8 +117,12 @@ class Transfer:
         if self.device.type != "cuda":
             yield lambda: lambda: None
             return
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        if self._stream is None:  # of another pool than those on which steps are captured
+            self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            yield lambda: stream.record_event().synchronize
-        stream.synchronize()
+        try:
+            with torch.cuda.stream(stream):
+                yield lambda: stream.record_event().synchronize
+        finally:
+            stream.synchronize()  # whatever happened: the buffers and both tensors are in use until then
