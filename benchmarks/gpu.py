@@ -2,9 +2,9 @@
 
 Workload: a model of the shape of Llama 3.1 8B with random weights in bfloat16 (speed does not depend on the weights),
 chunks of 4,096 tokens, an instruction of 128 tokens and a margin of 64 forced tokens at every chunk, an answer of 64.
-Rivals (see `rivals`): the document read without any margin, the paper's published recipe as torch runs it by itself
-(best of two, since it makes plans for every length the first time) and with the quickest decoding that torch can be
-told to use, one call a chunk with that too. The recipe's verdicts are replies of 10 tokens.
+Rivals (see `rivals`), all decoding eagerly: the document read without any margin, the paper's published recipe as torch
+runs it by itself (best of two, since the first run on new lengths is slower) and with decoding that does not use cuDNN,
+one call a chunk likewise. The recipe's verdicts are replies of 10 tokens.
 
 First it checks what it is going to time: in float32 every margin and answer against ``model.generate``, token for
 token, with every way of computing attention that the GPU has; in bfloat16 the logits, against a float32 run, beside
