@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 
-# Two threads in all, whatever the number of workers: processes whose threads wait for each other slow each other tenfold.
+# Two threads in all, whatever the number of workers: two processes of two threads slow each other tenfold.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 transformers.utils.logging.disable_progress_bar()
 
