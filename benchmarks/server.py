@@ -42,6 +42,7 @@ from benchmarks.shapes import split_texts  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
 from wim_kernel.engines.server.engine import ServerEngine  # noqa: E402
 from wim_kernel.engines.server.prefixes import ServerPrefix  # noqa: E402
+from wim_kernel.engines.server.transport import Server  # noqa: E402
 
 DOCUMENT = ROOT / "examples" / "data" / "alice-chapters-3-4.txt"
 QUESTIONS = ["What prize was Alice given after the race, and by whom?", "Who went down the chimney?"]
@@ -59,6 +60,10 @@ FOUND = {"sglang": r"sglang:cached_tokens_total\{.*\}"}  # where prompts are cou
 class AtOnce(ServerEngine):
     """Sends nothing before the branches: the server gets them all at once, with nothing cached."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._requests.catch_up = _nothing
+
     def extend(self, prefix: ServerPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
         """Take the tokens in; the server learns of them with the branches."""
         wanted = [token for piece in pieces for token in piece]
@@ -66,8 +71,9 @@ class AtOnce(ServerEngine):
         prefix.ids += wanted[max(0, before - start) :]
         return range(before, max(before, end))
 
-    def _warm(self, prefix: ServerPrefix) -> None:
-        """Not here."""
+
+async def _nothing(prefix: ServerPrefix, server: Server) -> None:
+    """Has no server read what it has not read."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,20 +25,37 @@ class _Waits:
 
     def __init__(self) -> None:
         self._stops: list[Callable[[], object]] = []
+        self._ended = False
         self._lock = threading.Lock()
 
     def add(self, stop: Callable[[], object]) -> None:
+        """Begin a wait; it ends at once if nobody wants the step any more."""
         with self._lock:
             self._stops.append(stop)
+            ended = self._ended
+        if ended:
+            _call(stop)
 
     def remove(self, stop: Callable[[], object]) -> None:
+        """A wait is over."""
         with self._lock:
             self._stops.remove(stop)
 
     def end(self) -> None:
+        """End the waits under way, and those that the step would still begin."""
         with self._lock:
-            for stop in self._stops:
-                stop()
+            self._ended = True
+            stops = list(self._stops)
+        for stop in stops:
+            _call(stop)
+
+
+def _call(stop: Callable[[], object]) -> None:
+    """End a wait; one that cannot be ended keeps no other from it."""
+    try:
+        stop()
+    except Exception:
+        logger.warning("A wait could not be ended.", exc_info=True)
 
 
 _waits: ContextVar[_Waits | None] = ContextVar("waits", default=None)

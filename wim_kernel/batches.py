@@ -25,6 +25,9 @@ def decode_all(
 ) -> Iterator[list[Progress]]:
     """Decode branches in groups; yields after every step.
 
+    Where the engine takes one at a time, those of longer prefixes come first: it may keep one prompt only, of which a
+    shorter one cuts the rest off. What they tell is told in the callers' order all the same.
+
     Args:
         engine: decodes.
         prefix: what the branches continue.
@@ -35,7 +38,9 @@ def decode_all(
     Raises:
         DeviceMemoryError: if there is no memory for one branch alone, or it ended after text was told.
     """
-    waiting, size = list(range(len(branches))), engine.max_branches
+    waiting, size = _order(engine, branches), engine.max_branches
+    in_callers_order = waiting == sorted(waiting)
+    kept_back = KeptBack()
     while waiting:
         group, told, done = waiting[:size], set[int](), set[int]()
         asked = None if gate is None else partial(gate, group)
@@ -44,7 +49,7 @@ def decode_all(
                 found = [replace(item, branch=group[item.branch]) for item in step]
                 told.update(item.branch for item in found if item.text)
                 done.update(item.branch for item in found if item.done is not None)
-                yield found
+                yield found if in_callers_order else kept_back.pass_on(found)
         except DeviceMemoryError as error:
             if len(group) == 1 or told - done:
                 raise
@@ -52,3 +57,32 @@ def decode_all(
             logger.warning("%s Going on with %d branches at a time.", error, size)
             relieve()
         waiting = [place for place in waiting if place not in done]
+
+
+def _order(engine: AnyEngine, branches: Sequence[Branch]) -> list[int]:
+    """In which order branches are run. A likelihood is compared with that of the boundary before, which comes first."""
+    places = list(range(len(branches)))
+    if engine.max_branches > 1 or engine.measures_likelihood:
+        return places
+    return sorted(places, key=lambda place: -branches[place].at)
+
+
+class KeptBack:
+    """What branches told that were run before their turn, until all before them are done."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[Progress]] = {}
+        self._done: set[int] = set()
+        self._turn = 0
+
+    def pass_on(self, found: Sequence[Progress]) -> list[Progress]:
+        """Take what was told, and give what may be told."""
+        for item in found:
+            self._waiting.setdefault(item.branch, []).append(item)
+            if item.done is not None:
+                self._done.add(item.branch)
+        told = self._waiting.pop(self._turn, [])
+        while self._turn in self._done:
+            self._turn += 1
+            told += self._waiting.pop(self._turn, [])
+        return told

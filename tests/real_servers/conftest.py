@@ -19,8 +19,10 @@ def server(
 ) -> Iterator[RealServer]:
     """Each server in turn, on the embedded model."""
     program: Program = request.param
-    if program.path is None:
+    if not program.named:
         pytest.skip(f"{program.variable} names no program: `make {program.target}` sets one up")
+    if program.path is None:
+        pytest.fail(f"{program.variable} is set to {program.named!r}, and there is no such program")
     folder = smollm2[0].name_or_path
     assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
     with launched(program, folder, tmp_path_factory.mktemp("server")) as running:

@@ -71,9 +71,14 @@ class Program:
     environment: dict[str, str]
 
     @property
+    def named(self) -> str:
+        """What the environment says, if it says something."""
+        return os.environ.get(self.variable, "")
+
+    @property
     def path(self) -> str | None:
-        """Where it is, if the environment says so."""
-        return shutil.which(os.environ.get(self.variable, ""))
+        """Where it is, if the environment says so and there is such a program."""
+        return shutil.which(self.named)
 
 
 PROGRAMS = [
@@ -86,6 +91,8 @@ PROGRAMS = [
         flags=lambda folder, port, _: [
             *("serve", folder, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096"),
             *("--enable-prompt-tokens-details", "--enforce-eager", "--dtype", "float32"),
+            # as a model's generation_config.json may say, which greedy text must not take from there
+            *("--override-generation-config", '{"repetition_penalty": 1.7}'),
         ],
         counters=(
             r'vllm:prompt_tokens_by_source_total\{.*source="local_compute"\}',

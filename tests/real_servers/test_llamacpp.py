@@ -9,6 +9,9 @@ import pytest
 from helpers import config
 from launching import launched
 
+from wim_kernel import MarginWritten
+from wim_kernel.engines.server.transport import Server
+
 QUESTION = "Who owned the ship?"
 OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(4)}
 
@@ -31,6 +34,21 @@ def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
     assert result.usage.prefill_tokens <= 9
     assert counted.computed < one.tokens
     assert counted.computed <= result.usage.prompt_tokens + 9  # nothing but the questions
+
+
+def test_a_later_question_saves_and_restores_once(program, server, fresh, monkeypatch):
+    actions, post = [], Server.post
+
+    async def noting(self: Server, path: str, body: dict) -> tuple:
+        actions.append(path.rpartition("=")[2])
+        return await post(self, path, body)
+
+    reading = server.kernel().read(fresh())
+    reading.ask(QUESTION, **OPTIONS)
+    monkeypatch.setattr(Server, "post", noting)
+    events = list(reading.stream("Where did the gull sit?", **OPTIONS))
+    assert actions == ["save", "restore"]
+    assert [event.margin.index for event in events if isinstance(event, MarginWritten)] == [0, 1, 2, 3]
 
 
 def test_without_a_folder_for_it_the_document_is_read_again(program, server, fresh, tmp_path):

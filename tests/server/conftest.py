@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Loaded
 from proxy import Proxy, proxied
+
+from wim_kernel import WimKernel
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
@@ -78,3 +81,15 @@ def proxy(served: Served) -> Iterator[Proxy]:
     """A proxy in front of it."""
     with proxied(served.port) as made:
         yield made
+
+
+@pytest.fixture
+def behind_proxy(served: Served, proxy: Proxy) -> Callable[..., WimKernel]:
+    """Makes kernels that ask the server through the proxy."""
+
+    def make(**options: Any) -> WimKernel:
+        url = f"http://127.0.0.1:{proxy.port}/v1"
+        options = {"tokenizer": served.folder, "window": 8192, "retries": 3, **options}
+        return WimKernel.from_server(url, served.folder, **options)
+
+    return make

@@ -14,6 +14,12 @@ ANSWERS = {
 }
 
 
+def http(body: bytes, status: int = 200, kind: str = "application/json") -> bytes:
+    """An answer."""
+    head = f"HTTP/1.1 {status} As told\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return head.encode() + b"\r\n\r\n" + body
+
+
 class Proxy:
     """Passes connections on to a port of this machine, or spoils them.
 
@@ -22,6 +28,7 @@ class Proxy:
             some bytes of the answer), ``"garbage"``, ``"delay"``, ``"redirect"``, or the number of an HTTP error. None
             goes well, and so do those that come after.
         cut_after: bytes of the answer that a cut connection lets through.
+        answers: what is answered in the server's place to a request whose first line holds the key; empty closes.
         requests: heads of the requests that came.
     """
 
@@ -31,6 +38,7 @@ class Proxy:
         self.cut_after = 600
         self.delay = 0.5
         self.redirect_to = ""
+        self.answers: dict[bytes, bytes] = {}
         self.requests: list[bytes] = []
         self.closed_early = 0
         self.port = 0
@@ -59,6 +67,11 @@ class Proxy:
         how = self.spoil.pop(0) if self.spoil and head.startswith(b"POST") else None
         if how == "refuse":
             return
+        line = head.split(b"\r\n")[0]
+        for key, answer in self.answers.items():
+            if key in line:
+                writer.write(answer)
+                return await writer.drain()
         if isinstance(how, int):
             writer.write(ANSWERS[how])
             return await writer.drain()
@@ -101,6 +114,11 @@ class Proxy:
             for task in (gone, answer):
                 task.cancel()
             up_writer.close()
+
+
+def posts(proxy: Proxy) -> int:
+    """Requests for completions that came."""
+    return sum(head.startswith(b"POST") for head in proxy.requests)
 
 
 @contextmanager

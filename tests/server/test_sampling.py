@@ -67,7 +67,7 @@ def test_what_cannot_be_sent_is_refused_by_name(family, settings):
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_changes_nothing_is_not_sent_and_not_refused(family):
-    nothing = {"repetition_penalty": 1.0, "typical_p": 1.0, "min_length": 0, "no_repeat_ngram_size": 0}
+    nothing = {"typical_p": 1.0, "min_length": 0, "no_repeat_ngram_size": 0}
     sent = fields(family, **nothing, top_k=7, min_p=0.1)  # the last two do nothing to greedy decoding
     assert set(sent) <= {"max_tokens", "temperature"}
     if family not in ("vllm", "sglang"):
@@ -78,3 +78,19 @@ def test_ends_are_refused_where_nobody_knows_the_tokenizer():
     for family in ("transformers", "llama.cpp", "openai"):
         with pytest.raises(ValueError, match="eos_token_id"):
             fields(family, end=None, eos_token_id=END)
+
+
+@pytest.mark.parametrize(
+    ("family", "sent"),
+    [
+        ("vllm", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ("sglang", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ("llama.cpp", {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "typical_p": 1.0}),
+        ("openai", {}),
+    ],
+)
+def test_what_is_stated_is_sent_in_place_of_a_servers_own_default(family, sent):
+    stated = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "typical_p": 1.0}
+    found = fields(family, do_sample=True, **stated)
+    assert {name: value for name, value in found.items() if name in sent} == sent
+    assert set(found) - set(sent) <= {"max_tokens", "temperature", "repeat_last_n"}

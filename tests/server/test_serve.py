@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 import warnings
 from dataclasses import replace
 
 import pytest
 from helpers import config
-from proxy import proxied
+from proxy import posts, proxied
 
 from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
-from wim_kernel.engines.server import transport
 
 TEXTS = [
     "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
@@ -34,25 +31,10 @@ def kernel(served) -> WimKernel:
     return WimKernel.from_server(served.url, served.folder, tokenizer=served.folder, window=8192, retries=3)
 
 
-@pytest.fixture
-def behind_proxy(served, proxy):
-    def make(**options) -> WimKernel:
-        url = f"http://127.0.0.1:{proxy.port}/v1"
-        options = {"tokenizer": served.folder, "window": 8192, "retries": 3, **options}
-        return WimKernel.from_server(url, served.folder, **options)
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def expected(kernel):
     """What it answers when nothing fails."""
     return kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)
-
-
-def posts(proxy) -> int:
-    """Requests for completions that came."""
-    return sum(head.startswith(b"POST") for head in proxy.requests)
 
 
 def same(result, expected) -> bool:
@@ -259,74 +241,7 @@ def test_no_server_at_all():
         WimKernel.from_server("http://127.0.0.1:9/v1", retries=0)
 
 
-def test_closing_a_stream_stops_requests(behind_proxy, proxy):
-    kernel = behind_proxy()
-    options = {**OPTIONS, "answer_config": config(400)}
-    stream = kernel.read(TEXTS).stream(QUESTION, relevance=always, **options)
-    for event in stream:
-        if isinstance(event, AnswerToken):
-            break
-    before = proxy.closed_early
-    stream.close()
-    for _ in range(100):
-        if proxy.closed_early > before:
-            break
-        time.sleep(0.05)
-    assert proxy.closed_early == before + 1
-    assert not any(reading.in_use for reading in kernel.readings.held)
-    assert all(server.running == 0 for server in kernel.engine.servers)
-
-
-async def test_cancelling_a_task_stops_its_requests_at_once(behind_proxy, proxy):
-    kernel = behind_proxy()
-    proxy.spoil, proxy.delay = ["delay"], 60.0
-    task = asyncio.ensure_future(kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS))
-    for _ in range(100):
-        if posts(proxy):
-            break
-        await asyncio.sleep(0.05)
-    begun, before = time.monotonic(), proxy.closed_early
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    for _ in range(100):
-        if not any(reading.in_use for reading in kernel.readings.held):
-            break
-        await asyncio.sleep(0.05)
-    assert not any(reading.in_use for reading in kernel.readings.held)
-    assert all(server.running == 0 for server in kernel.engine.servers)
-    assert time.monotonic() - begun < 10  # long before the answer would have come
-    for _ in range(100):
-        if proxy.closed_early > before:
-            break
-        await asyncio.sleep(0.05)
-    assert proxy.closed_early == before + 1
-
-
-# -- several servers, several callers ---------------------------------------------------------------------------------
-
-
-def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy, monkeypatch):
-    monkeypatch.setattr(transport, "AWAY", 600.0)
-    with proxied(served.port) as other:
-        urls = [f"http://127.0.0.1:{each.port}/v1" for each in (proxy, other)]
-        kernel = WimKernel.from_server(
-            urls, served.folder, tokenizer=served.folder, window=8192, family="transformers", retries=0
-        )
-        first = posts(proxy), posts(other)
-        documents = [[f"Document {number}.", TEXTS[number % 3]] for number in range(14)]
-        for document in documents:
-            kernel.read(document).prefill()
-        counts = posts(proxy) - first[0], posts(other) - first[1]
-        assert sum(counts) == 28
-        assert all(count % 2 == 0 for count in counts)  # two chunks each, both with one of them
-        assert all(counts)  # by chance, once in 8,000 runs, one of them gets all
-        proxy.spoil = ["refuse"] * 1000
-        brief = {"relevance": always, "margin_config": config(2), "answer_config": config(2)}
-        assert all(kernel.read(document).ask(QUESTION, **brief).answer for document in documents)
-        assert [server.away for server in kernel.engine.servers] == [True, False]
-        tried = 1000 - len(proxy.spoil)
-        assert 0 < tried < 5  # then it is left alone for a while
+# -- several callers ---------------------------------------------------------------------------------
 
 
 def test_threads_share_a_server(kernel, expected):

@@ -137,12 +137,14 @@ class Engine(Protocol[PrefixT]):
     """Bytes that packed readings may take by default in the host's memory; 0 where the engine keeps its own there."""
     measures_likelihood: bool
     """Whether branches can say how likely a run of their prompt was."""
-    decides_by: str
-    """What a decision is taken from: the ``"first token"``'s probabilities, or the ``"text"``."""
     writes_as_it_reads: bool
     """Whether margins are best written before the next chunk is read, whoever waits for them."""
     shows_tokens: bool
     """Whether the ids here are those that the model sees."""
+
+    @property
+    def decides_by(self) -> str:
+        """What a decision is taken from: the ``"first token"``'s probabilities, or the ``"text"``."""
 
     @property
     def says_cached(self) -> bool | None:

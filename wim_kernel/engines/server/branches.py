@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
+from wim_kernel.engines.server.pieces import Piece, Said
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.replies import chances, schema_fields, without_decision
 from wim_kernel.engines.server.requests import Requests, Wanted
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
-from wim_kernel.engines.server.transport import Put, Said
+from wim_kernel.engines.server.transport import Put
 from wim_kernel.engines.server.words import Tokens
 
 
@@ -65,7 +68,13 @@ class Branches:
         self.reuse = reuse
         self.family = requests.family
         self.words = requests.words
-        self.decides_by = "first token" if self.family.logprobs > 0 else "text"
+        self._decided_by: set[str] = set()
+
+    @property
+    def decides_by(self) -> str:
+        """What decisions were taken from, or will be if there were none: a server may not do as its family does."""
+        expected = "first token" if self.family.logprobs > 0 else "text"
+        return " or the ".join(sorted(self._decided_by or {expected}))
 
     def check(self, generation: GenerationConfig) -> None:
         """See that it can be asked for; raises ValueError if not."""
@@ -73,18 +82,32 @@ class Branches:
 
     async def decide(self, prefix: ServerPrefix, running: Running, put: Put[Running]) -> None:
         """Find out the probability of each choice as the reply's beginning."""
-        branch = running.branch
-        wanted = self._decision(branch)
+        branch, top, text = running.branch, dict[str, float](), ""
+        if self.decides_by != "text":
+            top, text = await self._begin(prefix, running, self._decision(branch))
+        if not top:
+            top, text = await self._begin(prefix, running, BEGINNING)
+        self._decided_by.add("first token" if top else "text")
+        first = self._first_tokens(branch)
+        names = None if first is None else [self._names(token) for token in first]
+        running.scores = Scores(choices=chances(branch.choices, top, text, names))
+        put(running)
+
+    async def _begin(
+        self, prefix: ServerPrefix, running: Running, wanted: Wanted
+    ) -> tuple[dict[str, float], str]:
+        """How a reply begins: its likeliest first tokens, where they are told, and its text."""
         async for attempt in self.requests.attempts():
             with attempt:
                 top, text, said = dict[str, float](), "", None
-                async for piece in self.requests.ask(prefix, branch.at, running.suffix, wanted):
-                    top, text, said = top or piece.top, text + piece.text, piece.usage or said
+                async with aclosing(self._ask(prefix, running, wanted)) as pieces:
+                    async for piece in pieces:
+                        top, text, said = top or piece.top, text + piece.text, piece.usage or said
         running.cost += self._cost(prefix, running, said)
-        first = self._first_tokens(branch)
-        names = None if first is None else [self._name(token) for token in first]
-        running.scores = Scores(choices=chances(branch.choices, top, text, names))
-        put(running)
+        return top, text
+
+    def _ask(self, prefix: ServerPrefix, running: Running, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        return self.requests.ask(prefix, running.branch.at, running.suffix, wanted)
 
     async def write(self, prefix: ServerPrefix, running: Running, put: Put[Progress]) -> None:
         """Generate, and tell what is new as it comes. Where the stream breaks off it is begun again, and told once."""
@@ -95,15 +118,16 @@ class Branches:
         async for attempt in self.requests.attempts():
             with attempt:
                 text, token_ids, said, finish = "", list[int](), None, None
-                async for piece in self.requests.ask(prefix, branch.at, running.suffix, wanted):
-                    text, said, finish = text + piece.text, piece.usage or said, piece.finish or finish
-                    token_ids += piece.token_ids
-                    shown = without_decision(text, branch, decided=bool(decided))
-                    if len(shown) > len(told):
-                        if not shown.startswith(told):
-                            raise self.requests.error(prefix, _ANOTHER_WAY)
-                        put(Progress(running.place, shown[len(told) :]))
-                        told = shown
+                async with aclosing(self._ask(prefix, running, wanted)) as pieces:
+                    async for piece in pieces:
+                        text, said, finish = text + piece.text, piece.usage or said, piece.finish or finish
+                        token_ids += piece.token_ids
+                        shown = without_decision(text, branch, decided=bool(decided))
+                        if len(shown) > len(told):
+                            if not shown.startswith(told):
+                                raise self.requests.error(prefix, _ANOTHER_WAY)
+                            put(Progress(running.place, shown[len(told) :]))
+                            told = shown
         whole = without_decision(text, branch, decided=bool(decided), whole=True)
         if not whole.startswith(told):
             raise self.requests.error(prefix, _ANOTHER_WAY)
@@ -126,13 +150,13 @@ class Branches:
 
     def _cost(self, prefix: ServerPrefix, running: Running, said: Said | None) -> Cost:
         """What a request cost, as the server says; without its word, what was sent."""
-        at = running.branch.at
-        found = self.reuse.heard(prefix.server, said, min(at, prefix.held))
+        at, exact, moved = running.branch.at, self.words.exact, prefix.take_read_again()
+        found = self.reuse.heard(said, prefix.shared(at, exact))
         if said is None:
-            return Cost(len(running.suffix))
-        before = at if self.words.exact else prefix.counted.get(at)
+            return Cost(len(running.suffix), recomputed=moved)
+        before = at if exact else prefix.counted.get(at)
         prompt = len(running.suffix) if before is None else max(0, said.prompt - before)
-        return Cost(prompt, said.output, 0 if found is None else max(0, at - found))
+        return Cost(prompt, said.output, moved + (0 if found is None else max(0, at - found)))
 
     @property
     def _end(self) -> int | None:
@@ -143,14 +167,14 @@ class Branches:
         return end
 
     def _decision(self, branch: Branch) -> Wanted:
-        """So much of a reply, and of its first token's probabilities, that a decision can be taken from it."""
+        """A reply's first token, and the probabilities that a decision can be taken from."""
         most, fields = self.family.logprobs, {"max_tokens": 1, "temperature": 0.0}
-        if not most:
-            return Wanted({**fields, "max_tokens": 4})
         if self.requests.route == "chat":
             return Wanted({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
         first = self._first_tokens(branch)
-        asked = {"logprob_token_ids": first} if self.family.name == "vllm" and first is not None else {}
+        asked: dict[str, Any] = {}
+        if self.family.name == "vllm" and first is not None:
+            asked = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
         return Wanted({**fields, "logprobs": most}, asked)
 
     def _first_tokens(self, branch: Branch) -> list[int] | None:
@@ -159,10 +183,10 @@ class Branches:
             return None
         return [ids[0] for ids in self.words.codec.choices(branch.choices)]
 
-    def _name(self, token: int) -> str:
-        """What servers call a token."""
+    def _names(self, token: int) -> tuple[str, ...]:
+        """What servers call a token: by its text, and vLLM by its number, since several may have the same text."""
         assert isinstance(self.words, Tokens)
-        return self.words.codec.backend.decode([token], skip_special_tokens=False)
+        return (self.words.codec.backend.decode([token], skip_special_tokens=False), f"token_id:{token}")
 
     def _decided(self, branch: Branch) -> list[int]:
         """The choice that is taken as decided, where it can be put into the model's mouth."""
@@ -174,4 +198,6 @@ class Branches:
         return ids[:-1] if ids and ids[-1] == self._end else ids
 
 
+BEGINNING = Wanted({"max_tokens": 4, "temperature": 0.0})
+"""So much of a reply that a decision can be taken from its text."""
 _ANOTHER_WAY = "an answer broke off, and went another way when it was begun again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
@@ -13,11 +14,12 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
+from wim_kernel.engines.server.pieces import Said
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import READ, Requests
 from wim_kernel.engines.server.reuse import Reuse
-from wim_kernel.engines.server.transport import Said, Server, gathered, wait_for
+from wim_kernel.engines.server.transport import Server, gathered, wait_for
 from wim_kernel.engines.server.words import Characters, Tokens, Words
 from wim_kernel.errors import ServerError
 from wim_kernel.storage import Packed
@@ -85,10 +87,16 @@ class ServerEngine:
         self.max_branches = 1 if self.family.in_order else 256
         self.writes_as_it_reads = self.family.in_order
         self.shows_tokens = self.route == "tokens"
-        self._requests = Requests(self.servers, self.model_id, self.family, self.words, self.route, retries)
         self._reuse = Reuse(self.family.advice, self.words.exact)
+        self._requests = Requests(
+            self.servers, self.model_id, self.family, self.words, self.route, retries, self._reuse
+        )
         self._branches = Branches(self._requests, self._reuse)
-        self.decides_by = self._branches.decides_by
+
+    @property
+    def decides_by(self) -> str:
+        """What decisions were taken from, or will be if there were none."""
+        return self._branches.decides_by
 
     @property
     def says_cached(self) -> bool | None:
@@ -137,7 +145,7 @@ class ServerEngine:
 
     def identity(self) -> dict[str, str]:
         """What a prefix depends on beside its tokens."""
-        return {"model": self.model_id, "server": self.servers[0].base_url}
+        return {"model": self.model_id, "server": self.servers[0].name}
 
     def pack(self, prefix: ServerPrefix, tokens: int) -> Packed:
         """Servers keep their caches themselves.
@@ -163,30 +171,22 @@ class ServerEngine:
                 return range(before, before)
             more = wanted[before - start :]
             said = wait_for(self._read(prefix, more))
-            found = self._reuse.heard(prefix.server, said, prefix.held)
+            found = self._reuse.heard(said, prefix.shared(before, self.words.exact))
             prefix.ids += more
             prefix.held = end
             if said is not None:
                 prefix.counted[end] = said.prompt
             return range(before if found is None else min(end, found), end)
 
-    async def _read(self, prefix: ServerPrefix, more: Sequence[int] = ()) -> Said | None:
+    async def _read(self, prefix: ServerPrefix, more: Sequence[int]) -> Said | None:
         """Have everything of a prefix read, and more."""
         said = None
         async for attempt in self._requests.attempts():
             with attempt:
-                async for piece in self._requests.ask(prefix, prefix.tokens, more, READ):
-                    said = piece.usage or said
+                async with aclosing(self._requests.ask(prefix, prefix.tokens, more, READ)) as pieces:
+                    async for piece in pieces:
+                        said = piece.usage or said
         return said
-
-    def _warm(self, prefix: ServerPrefix) -> None:
-        """Have a server to which a prefix has moved read it, before many requests come that all want it read."""
-        self._requests.place(prefix)
-        if prefix.held == 0 and prefix.tokens:
-            with prefix.lock:
-                said = wait_for(self._read(prefix))
-                self._reuse.heard(prefix.server, said, 0)
-                prefix.held = prefix.tokens
 
     # -- branches -----------------------------------------------------------------------------------------------------
 
@@ -197,8 +197,6 @@ class ServerEngine:
         for branch in branches:
             if branch.generation is not None:
                 self._branches.check(branch.generation)  # mistakes are said before anything is done
-        if len(branches) > 1:
-            self._warm(prefix)
         running = [
             Running(place, branch, tuple(self.words.suffix(branch))) for place, branch in enumerate(branches)
         ]

@@ -25,6 +25,7 @@ class Family:
         advice: what to change where prefixes are not found again.
         extra: fields of every request.
         settings: transformers' names of settings that it takes, and how it calls them.
+        every_token: the ``top_k`` that leaves all tokens to choose from.
     """
 
     name: FamilyName
@@ -35,6 +36,7 @@ class Family:
     advice: str
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    every_token: int = 0
 
 
 _SETTINGS = {
@@ -44,6 +46,9 @@ _SETTINGS = {
     "min_new_tokens": "min_tokens",
     "eos_token_id": "stop_token_ids",
 }
+
+# Unless a request says something, these servers penalise as the model's generation_config.json says, greedy text too.
+_NO_PENALTY = {"repetition_penalty": 1.0}
 
 FAMILIES = {
     family.name: family
@@ -56,7 +61,9 @@ FAMILIES = {
             logprobs=20,
             advice="start it with --enable-prefix-caching (and --enable-prompt-tokens-details, to see reuse), and give "
             "its cache room for the document",
+            extra=_NO_PENALTY,
             settings=_SETTINGS,
+            every_token=-1,
         ),
         Family(
             "sglang",
@@ -66,7 +73,9 @@ FAMILIES = {
             logprobs=20,
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
+            extra=_NO_PENALTY,
             settings=_SETTINGS,
+            every_token=-1,
         ),
         Family(
             "llama.cpp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ class ServerPrefix:
             has none yet.
         counted: the servers' own count of tokens at chunk boundaries, where they gave one.
         lock: one caller reads on at a time.
+        moving: one request at a time has a server to which they have moved read them.
+        read_again: how many of them such servers ran, since that was last counted.
     """
 
     def __init__(self, server: Server | None = None, ids: Sequence[int] = (), held: int = 0) -> None:
@@ -26,11 +29,28 @@ class ServerPrefix:
         self.held = held
         self.counted: dict[int, int] = {}
         self.lock = threading.Lock()
+        self.moving = asyncio.Lock()
+        self.read_again = 0
 
     @property
     def tokens(self) -> int:
         """How many there are."""
         return len(self.ids)
+
+    def shared(self, at: int, exact: bool) -> int:
+        """How many tokens of a prompt behind the first ``at`` its server has read before, as far as is known.
+
+        Args:
+            at: where the prompt leaves the prefix.
+            exact: whether servers count the tokens that are counted here; if not, what they counted is told.
+        """
+        held = min(at, self.held)
+        return held if exact else self.counted.get(held, 0)
+
+    def take_read_again(self) -> int:
+        """How many tokens were read again because they moved, once."""
+        tokens, self.read_again = self.read_again, 0
+        return tokens
 
     def fork(self, tokens: int) -> ServerPrefix:
         """The first ``tokens`` of them, on the same server."""

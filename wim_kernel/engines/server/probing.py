@@ -21,22 +21,29 @@ async def family_of(server: Server, about: dict[str, Any]) -> FamilyName:
         return "sglang"
     if "max_model_len" in about:
         return "vllm"
-    described = await server.get("/openapi.json")
-    if isinstance(described, dict) and "/load_model" in described.get("paths", {}):
+    described = _table(await server.get("/openapi.json"))
+    if "/load_model" in _table(described.get("paths")):
         return "transformers"
     return "openai"
 
 
 async def window_of(server: Server, family: Family, about: dict[str, Any]) -> int | None:
     """What the server says its window is."""
-    if about.get("max_model_len"):
-        return int(about["max_model_len"])
+    if _number(about.get("max_model_len")):
+        return _number(about["max_model_len"])
     if family.name == "llama.cpp":
-        props = await server.get("/props") or {}
-        size = props.get("default_generation_settings", {}).get("n_ctx")
-        return int(size) if size else None
+        props = _table(await server.get("/props"))
+        return _number(_table(props.get("default_generation_settings")).get("n_ctx"))
     if family.name == "sglang":
-        said = await server.get("/get_server_info") or {}
-        size = said.get("context_length") or said.get("max_total_num_tokens")
-        return int(size) if size else None
+        said = _table(await server.get("/get_server_info"))
+        return _number(said.get("context_length")) or _number(said.get("max_total_num_tokens"))
     return None
+
+
+def _table(found: Any) -> dict[str, Any]:
+    """A JSON object; empty if it is something else."""
+    return found if isinstance(found, dict) else {}
+
+
+def _number(found: Any) -> int | None:
+    return found if isinstance(found, int) and found > 0 else None

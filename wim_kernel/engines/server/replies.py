@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from wim_kernel.engines.base import Branch
@@ -13,7 +13,7 @@ from wim_kernel.engines.server.families import Family
 
 
 def chances(
-    choices: Sequence[str], top: dict[str, float], text: str, first: Sequence[str] | None
+    choices: Sequence[str], top: dict[str, float], text: str, first: Sequence[Collection[str]] | None
 ) -> tuple[float, ...]:
     """Probabilities of choices, normalised over them: by the first token's, or by how the text begins.
 
@@ -22,14 +22,14 @@ def chances(
         top: log-probabilities of first tokens, the likeliest or those asked for; empty if they are not known. A choice
             that is not among them is taken to be as likely as the least likely of them, which it is at most.
         text: how the reply begins.
-        first: each choice's first token, as text; None to take all tokens that a choice begins with.
+        first: names of each choice's first token; None to take all tokens that a choice begins with.
     """
     if top:
         sums = [0.0] * len(choices)
         for token, logprob in top.items():
             word = token.strip().upper()
             for place, choice in enumerate(choices):
-                hit = token == first[place] if first is not None else word and choice.upper().startswith(word)
+                hit = token in first[place] if first is not None else word and choice.upper().startswith(word)
                 sums[place] += math.exp(logprob) if hit else 0.0
         least = math.exp(min(top.values()))
         sums = [found or least for found in sums]

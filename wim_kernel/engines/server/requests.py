@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,11 @@ from tenacity import (
 from transformers import GenerationConfig
 
 from wim_kernel.engines.server.families import Family, Route
+from wim_kernel.engines.server.pieces import Piece, Said
 from wim_kernel.engines.server.prefixes import ServerPrefix
+from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.slots import Slot
-from wim_kernel.engines.server.transport import Piece, Server
+from wim_kernel.engines.server.transport import Server
 from wim_kernel.engines.server.words import Tokens, Words
 from wim_kernel.errors import ServerError
 
@@ -59,6 +61,7 @@ class Requests:
         words: from tokens to what is sent.
         route: how prompts are sent.
         retries: how often what is safe to try again is tried again.
+        reuse: takes in what servers say of their caches where a document is read again.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Requests:
         words: Words,
         route: Route,
         retries: int,
+        reuse: Reuse,
     ) -> None:
         self.servers = servers
         self.model_id = model_id
@@ -76,6 +80,7 @@ class Requests:
         self.words = words
         self.route = route
         self.retries = retries
+        self.reuse = reuse
         one_prompt = family.in_order and words.exact
         self._slots = {server: Slot(server) for server in servers} if one_prompt else {}
 
@@ -90,8 +95,10 @@ class Requests:
 
     async def ask(
         self, prefix: ServerPrefix, known: int, more: Sequence[int], wanted: Wanted
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """A completion, from the prefix's server or, if that fails before it has begun, from another.
+
+        Where the prefix has moved to another server, that reads it first, in one request for all that come.
 
         Args:
             prefix: whose beginning the prompt begins with.
@@ -100,22 +107,20 @@ class Requests:
             wanted: what is asked for.
         """
         ids = [*prefix.ids[:known], *more]
-        body = {**self._prompt(ids, known), **wanted.fields, "model": self.model_id}
+        body, extra = self._fields(ids, known, wanted)
         document = len(ids) if wanted.reads else known
-        extra = {**self.family.extra, **wanted.extra}
-        if self.family.name == "transformers":
-            body.pop("temperature", None)
-            if isinstance(self.words, Tokens):
-                extra["generation_config"] = self._greedy(wanted, self.words)
-        else:
-            body["stream_options"] = {"include_usage": True}
         tried: set[Server] = set()
         while True:
             server = self._server_for(prefix, more, tried)
             begun = False
             try:
-                async with self._turn(server, ids, document):
-                    async for piece in server.stream(body, extra):
+                if known and not wanted.reads:
+                    await self.catch_up(prefix, server)
+                stream = server.stream(body, extra)
+                async with self._turn(server, ids, document) as is_read, aclosing(stream) as pieces:
+                    async for piece in pieces:
+                        if not begun:
+                            is_read()
                         begun = True
                         yield piece
                 return
@@ -132,16 +137,49 @@ class Requests:
     def error(self, prefix: ServerPrefix, what: str) -> ServerError:
         """What went wrong with an answer, which another try would not mend."""
         server = prefix.server or self.servers[0]
-        return ServerError(server.base_url, what, passing=False)
+        return ServerError(server.name, what, passing=False)
 
-    def place(self, prefix: ServerPrefix) -> None:
-        """Say which server is asked next about a prefix."""
-        self._server_for(prefix, (), set())
+    async def catch_up(self, prefix: ServerPrefix, server: Server) -> None:
+        """Have a server to which a prefix has moved read it, while all others that want it read wait."""
+        async with prefix.moving:
+            if prefix.server is not server or prefix.held > 0:
+                return
+            ids, said = list(prefix.ids), None
+            body, extra = self._fields(ids, len(ids), READ)
+            stream = server.stream(body, extra)
+            async with self._turn(server, ids, len(ids)) as is_read, aclosing(stream) as pieces:
+                async for piece in pieces:
+                    said = piece.usage or said
+                is_read()
+            if prefix.server is server:
+                prefix.held = max(prefix.held, len(ids))
+            prefix.read_again += self._ran(ids, said)
 
-    def _turn(self, server: Server, ids: Sequence[int], document: int) -> AbstractAsyncContextManager[None]:
-        """A server's one slot, where it has one."""
+    def _ran(self, ids: Sequence[int], said: Said | None) -> int:
+        """How many tokens a server ran that had read none of them for us; all, if it does not say."""
+        found = self.reuse.heard(said, 0)
+        return max(0, len(ids) - (found or 0))
+
+    def _fields(
+        self, ids: Sequence[int], known: int, wanted: Wanted
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A request: the fields of the API that all servers share, and those of the family's own."""
+        body = {**self._prompt(ids, known), **wanted.fields, "model": self.model_id}
+        extra = {**self.family.extra, **wanted.extra}
+        if self.family.name == "transformers":
+            body.pop("temperature", None)
+            if isinstance(self.words, Tokens):
+                extra["generation_config"] = self._greedy(wanted, self.words)
+        else:
+            body["stream_options"] = {"include_usage": True}
+        return body, extra
+
+    def _turn(
+        self, server: Server, ids: Sequence[int], document: int
+    ) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """A server's one slot, where it has one, and what is to be called once the prompt is read."""
         slot = self._slots.get(server)
-        return nullcontext() if slot is None else slot.turn(ids, document)
+        return nullcontext(lambda: None) if slot is None else slot.turn(ids, document)
 
     def _greedy(self, wanted: Wanted, words: Tokens) -> str:
         """What `transformers serve` is told of generation; without an end there, its texts would have none."""
@@ -163,7 +201,7 @@ class Requests:
         able = able or [server for server in self.servers if server not in tried] or list(self.servers)
         if prefix.server not in able:
             begins = repr((prefix.ids or list(more))[:4096])
-            prefix.move_to(max(able, key=lambda server: _rank(server.base_url + begins)))
+            prefix.move_to(max(able, key=lambda server: _rank(server.name + begins)))
         assert prefix.server is not None
         return prefix.server
 

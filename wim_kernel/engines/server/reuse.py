@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from wim_kernel.engines.server.transport import Said, Server
+from wim_kernel.engines.server.pieces import Said
+from wim_kernel.engines.server.transport import Server
 
 ENOUGH_TO_JUDGE = 4096
 """Shared tokens after which too little reuse is worth a warning."""
@@ -39,7 +40,7 @@ class Reuse:
         exact: whether the server counts the tokens that are counted here.
 
     Attributes:
-        said: whether it is known how many tokens were found; None before anything was asked.
+        said: whether it is known how many of the tokens counted here were found; None before anything was asked.
     """
 
     def __init__(self, advice: str, exact: bool) -> None:
@@ -49,26 +50,24 @@ class Reuse:
         self._tell: set[Server] = set()  # servers that have said a count; from them none means 0
         self._shared, self._found, self._warned = 0, 0, False
 
-    def heard(self, server: Server | None, said: Said | None, shared: int) -> int | None:
+    def heard(self, said: Said | None, shared: int) -> int | None:
         """Take in what was said of one request.
 
         Args:
-            server: who said it.
             said: what.
-            shared: how many tokens of its prompt the server had read before.
+            shared: how many tokens of its prompt the server had read before, as the server counts.
 
         Returns:
-            How many tokens of the prompt it found in its cache; None if that is not known.
+            How many tokens of the prompt it found in its cache; None if that is not known, or is not counted as here.
         """
-        found = said.cached if said is not None and self.exact else None
-        if found is not None and server is not None:
-            self._tell.add(server)
-        if found is None and said is not None and server in self._tell:
+        found = said.cached if said is not None else None
+        if said is not None and found is not None:
+            self._tell.add(said.by)
+        if found is None and said is not None and said.by in self._tell:
             found = 0  # some leave a count of 0 out
+        self.said = bool(self.said) or (found is not None and self.exact)
         if found is None:
-            self.said = bool(self.said)
             return None
-        self.said = True
         self._shared += shared
         self._found += min(found, shared)
         if not self._warned and self._shared > ENOUGH_TO_JUDGE and self._found < self._shared // 2:
@@ -78,4 +77,4 @@ class Reuse:
                 f"documents are read again and again: {self.advice}.",
                 stacklevel=2,
             )
-        return found
+        return found if self.exact else None

@@ -73,8 +73,11 @@ def sampling_fields(family: Family, generation: GenerationConfig, end: int | Non
         stops = generation.stop_strings
         fields["stop"] = [stops] if isinstance(stops, str) else list(stops)
     for name in (*(_ONLY_SAMPLED if sampled else ()), "repetition_penalty"):
-        if _changes(generation, name):
-            fields[_sent_as(family, name)] = getattr(generation, name)
+        value = getattr(generation, name, None)
+        if value is None or (name not in family.settings and not _changes(generation, name)):
+            continue
+        # what changes nothing in itself takes the place of a default of the server's or the model's
+        fields[_sent_as(family, name)] = family.every_token if name == "top_k" and value <= 0 else value
     if "repeat_penalty" in fields:
         fields["repeat_last_n"] = _WHOLE_TEXT
     return {**fields, **_shortest(family, generation), **_ends(family, generation, end)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from wim_kernel.engines.server.transport import Server
 
@@ -36,47 +37,69 @@ class Slot:
         self._name = f"wim-{uuid.uuid4().hex[:12]}"
 
     @asynccontextmanager
-    async def turn(self, ids: Sequence[int], document: int) -> AsyncIterator[None]:
+    async def turn(self, ids: Sequence[int], document: int) -> AsyncIterator[Callable[[], None]]:
         """The slot, for one request with nobody between, and with as much of its prompt in it as there can be.
+
+        Gives what is to be called once the prompt is read, as it is when the answer begins.
 
         Args:
             ids: the request's prompt.
             document: how many of them, from the first on, are a document's.
         """
-        async with self._turn:
-            await self._make_ready(list(ids))
-            self._holds = list(ids[:document])
-            yield
 
-    async def _make_ready(self, ids: list[int]) -> None:
+        def is_read() -> None:
+            self._holds = list(ids[:document])
+
+        async with self._turn:
+            holds, self._holds = self._holds, []
+            await self._make_ready(holds, list(ids))
+            try:
+                yield is_read
+            except Exception:  # a caller who wants no more of an answer is none: what was read is there
+                self._holds = []
+                raise
+
+    async def _make_ready(self, holds: list[int], ids: list[int]) -> None:
         if self.saves is False:
             return
-        kept = _common(self._holds, ids)
-        if len(self._holds) - kept >= WORTH_A_FILE and not self._is_saved():
-            await self._save()
+        kept = _common(holds, ids)
+        if len(holds) - kept >= WORTH_A_FILE and not self._is_saved(holds):
+            await self._save(holds)
         best = max(self._files, key=lambda name: _common(self._files[name], ids), default=None)
         if best is not None and _common(self._files[best], ids) - kept >= WORTH_A_FILE:
-            found = await self.server.post("/slots/0?action=restore", {"filename": best})
             saved = self._files.pop(best)
-            if found is not None:
+            _, found = await self.server.post("/slots/0?action=restore", {"filename": best})
+            if _tokens(found, "n_restored") >= len(saved):
                 self._files[best] = saved  # the newest
 
-    def _is_saved(self) -> bool:
-        return any(_common(saved, self._holds) == len(self._holds) for saved in self._files.values())
+    def _is_saved(self, holds: list[int]) -> bool:
+        return any(_common(saved, holds) == len(holds) for saved in self._files.values())
 
-    async def _save(self) -> None:
-        shorter = [name for name, saved in self._files.items() if _common(saved, self._holds) == len(saved)]
+    async def _save(self, holds: list[int]) -> None:
+        shorter = [name for name, saved in self._files.items() if _common(saved, holds) == len(saved)]
         free = [name for number in range(FILES) if (name := f"{self._name}-{number}.bin") not in self._files]
         name = (shorter or free or list(self._files))[0]
         self._files.pop(name, None)
-        found = await self.server.post("/slots/0?action=save", {"filename": name})
-        self.saves = found is not None
-        if found is None:
+        status, found = await self.server.post("/slots/0?action=save", {"filename": name})
+        if status is not None and _refuses(status):
+            self.saves = False
             logger.info(
                 "%s keeps one prompt and does not save it: start it with --slot-save-path.", self.server
             )
-        elif found.get("n_saved", 0) >= len(self._holds):  # less if another client was there
-            self._files[name] = self._holds
+        elif _tokens(found, "n_saved") >= len(holds):  # less if another client was there
+            self.saves = True
+            self._files[name] = holds
+
+
+def _refuses(status: int) -> bool:
+    """Whether an answer's status means that the server cannot do it at all, now or later."""
+    return status == 501 or (400 <= status < 500 and status not in (408, 409, 429))
+
+
+def _tokens(reply: Any, name: str) -> int:
+    """A number in a reply, 0 where it has none."""
+    number = reply.get(name) if isinstance(reply, dict) else None
+    return number if isinstance(number, int) else 0
 
 
 def _common(one: list[int], other: list[int]) -> int:

@@ -7,19 +7,22 @@ import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
 from wim_kernel.asynchrony import stoppable
+from wim_kernel.engines.server.pieces import Piece, piece_of
 from wim_kernel.errors import ServerError
 
 Item = TypeVar("Item")
 AWAY = 30.0
 """Seconds for which a server that failed is left alone, if there are others."""
+NO_KEY = "none"
+"""What is sent in place of a key where there is none."""
 _END = object()
 
 
@@ -95,40 +98,6 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
                     pass
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One piece of a streamed completion.
-
-    Attributes:
-        text: what is new.
-        token_ids: its tokens, where the server says them.
-        finish: why the text ended, in the last piece that has text to it.
-        top: the likeliest tokens at this place, as text, with their log-probabilities.
-        usage: what the server says of the request, in one of the last pieces.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    finish: str | None = None
-    top: dict[str, float] = field(default_factory=dict)
-    usage: Said | None = None
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a server says of a request.
-
-    Attributes:
-        prompt: tokens of the prompt.
-        output: tokens generated.
-        cached: tokens of the prompt that were in its cache; None if it does not say.
-    """
-
-    prompt: int
-    output: int
-    cached: int | None
-
-
 class Server:
     """One server.
 
@@ -137,14 +106,18 @@ class Server:
         api_key: sent to this server alone; by default what ``OPENAI_API_KEY`` says.
         timeout: seconds without a sign of life after which a request has failed.
         concurrency: most requests at a time.
+
+    Attributes:
+        name: its address as it is shown, without a user's name and password.
     """
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, concurrency: int) -> None:
         self.base_url = base_url.rstrip("/")
+        self.name = _without_login(self.base_url)
         self.timeout = timeout
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            api_key=api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY,
             timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
             max_retries=0,  # the engine tries again, for more reasons
             # a redirect could take the key elsewhere
@@ -156,7 +129,7 @@ class Server:
         self.running = 0
 
     def __repr__(self) -> str:
-        return f"Server({self.base_url!r})"
+        return f"Server({self.name!r})"
 
     @property
     def away(self) -> bool:
@@ -176,13 +149,16 @@ class Server:
 
     async def get(self, path: str) -> Any:
         """The JSON at a path beside the API's, or None if there is no such thing there."""
-        return await self._beside("GET", path)
+        status, found = await self._beside("GET", path)
+        return found if status is not None and 200 <= status < 300 else None
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that such a path answers with, or None if it refuses."""
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[int | None, Any]:
+        """The status and the JSON that such a path answers with: no status if no answer came, None for no JSON."""
         return await self._beside("POST", path, body)
 
-    async def _beside(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _beside(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> tuple[int | None, Any]:
         url = self.base_url.removesuffix("/v1") + path
         headers = {"Authorization": f"Bearer {self.client.api_key}"}
         timeout = 10.0 if body is None else self.timeout
@@ -191,10 +167,13 @@ class Server:
                 answer = await self.client._client.request(
                     method, url, json=body, headers=headers, timeout=timeout
                 )
-                return answer.json() if answer.is_success else None
-            except Exception:  # whatever its transport raises: there is no such thing there
+            except Exception:  # whatever its transport raises: no answer came
                 continue
-        return None
+            try:
+                return answer.status_code, answer.json()
+            except ValueError:
+                return answer.status_code, None
+        return None, None
 
     async def models(self) -> list[dict[str, Any]]:
         """The models it serves.
@@ -203,11 +182,12 @@ class Server:
             ServerError: if it cannot be asked.
         """
         try:
-            return [model.model_dump() async for model in self.client.models.list()]
-        except openai.OpenAIError as error:
-            raise self.error("its models could not be listed", error) from error
+            found = [model.model_dump() async for model in self.client.models.list()]
+            return [model for model in found if isinstance(model.get("id"), str)]
+        except Exception as error:  # also what the client makes of an answer that is no list of models
+            raise self.error("its models could not be listed", error) from self._shown(error)
 
-    async def stream(self, fields: dict[str, Any], extra: dict[str, Any]) -> AsyncIterator[Piece]:
+    async def stream(self, fields: dict[str, Any], extra: dict[str, Any]) -> AsyncGenerator[Piece, None]:
         """A completion, piece by piece; of messages if there are any.
 
         Raises:
@@ -222,11 +202,11 @@ class Server:
                 stream = await create(**fields, stream=True, extra_body=extra)
                 async with stream:
                     async for event in stream:
-                        piece = _piece(event, chat)
+                        piece = piece_of(event, self, chat=chat)
                         finished = finished or piece.finish is not None
                         yield piece
             except Exception as error:  # also what the transport raises in the middle, and what is no JSON
-                raise self.error("a request failed", error) from error
+                raise self.error("a request failed", error) from self._shown(error)
             finally:
                 self.running -= 1
         if not finished:
@@ -236,15 +216,26 @@ class Server:
         """What went wrong, in words that hold no key."""
         status = getattr(error, "status_code", None)
         detail = (
-            f" ({type(error).__name__}{f', status {status}' if status else ''}: {_short(error)})"
+            f" ({type(error).__name__}{f', status {status}' if status else ''}: {self._short(error)})"
             if error
             else ""
         )
         passing = status is None or status in (408, 409, 429) or status >= 500
-        found = ServerError(self.base_url, what + detail, status=status, passing=passing)
+        found = ServerError(self.name, what + detail, status=status, passing=passing)
         headers = getattr(getattr(error, "response", None), "headers", {})
         found.retry_after = _seconds(headers.get("retry-after"))
         return found
+
+    def _short(self, error: Exception) -> str:
+        """What an error says, without the key that a server may have sent back in it."""
+        text = str(error)
+        if self.client.api_key != NO_KEY:
+            text = text.replace(self.client.api_key, "[the key]")
+        return " ".join(text.split())[:300]
+
+    def _shown(self, error: Exception) -> Exception | None:
+        """An error as the cause of another, which a traceback shows; none if the key is in it."""
+        return error if self.client.api_key == NO_KEY or self.client.api_key not in str(error) else None
 
 
 def _seconds(text: str | None) -> float:
@@ -254,44 +245,6 @@ def _seconds(text: str | None) -> float:
         return 0.0
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _piece(event: Any, chat: bool) -> Piece:
-    choice = event.choices[0] if event.choices else None
-    if choice is None:
-        return Piece(usage=_said(event.usage))
-    text = choice.delta.content if chat else choice.text
-    logprobs, ids = getattr(choice, "logprobs", None), getattr(choice, "token_ids", None)
-    top = getattr(logprobs, "top_logprobs", None) or [None]
-    first = dict(top[0] or {}) or _first_of_content(logprobs)
-    return Piece(
-        text or "", _without_stop(ids or (), choice), choice.finish_reason, first, _said(event.usage)
-    )
-
-
-def _without_stop(ids: Sequence[int], choice: Any) -> tuple[int, ...]:
-    """Tokens without the one that the text was stopped by, where the server says that one did."""
-    stop = getattr(choice, "stop_reason", None)
-    stopped = isinstance(stop, int) and ids and ids[-1] == stop
-    return tuple(ids[:-1] if stopped else ids)
-
-
-def _first_of_content(logprobs: Any) -> dict[str, float]:
-    """The likeliest first tokens as chat completions say them, and llama.cpp's completions too."""
-    content = getattr(logprobs, "content", None) or []
-    first = content[0] if content else {}
-    top = first.get("top_logprobs", []) if isinstance(first, dict) else first.top_logprobs
-    pairs = [
-        item if isinstance(item, dict) else {"token": item.token, "logprob": item.logprob} for item in top
-    ]
-    return {pair["token"]: pair["logprob"] for pair in pairs}
-
-
-def _said(usage: Any) -> Said | None:
-    if usage is None or usage.prompt_tokens is None:
-        return None
-    details = getattr(usage, "prompt_tokens_details", None)
-    cached = getattr(details, "cached_tokens", None)
-    return Said(usage.prompt_tokens, usage.completion_tokens or 0, cached)
+def _without_login(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

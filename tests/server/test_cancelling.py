@@ -1,0 +1,126 @@
+"""Work that nobody wants any more: requests to a real server end, and none is begun."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from helpers import config
+from proxy import posts
+
+from wim_kernel import AnswerToken
+from wim_kernel.asynchrony import iterate_in_thread, stoppable
+
+TEXTS = [
+    "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
+    "Elsa Brandt owned the ship, they say, all of it, since the year when the fog lay on the town.",
+    "Nobody sailed that night, and the gull was gone in the morning.",
+]
+QUESTION = "Who owned the ship?"
+OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8)}
+
+
+def always(evidence) -> float:
+    """A relevance that asks for nothing."""
+    return 0.9
+
+
+def rests(kernel) -> bool:
+    """Whether nobody holds a reading, and no request is under way."""
+    in_use = any(reading.in_use for reading in kernel.readings.held)
+    return not in_use and all(server.running == 0 for server in kernel.engine.servers)
+
+
+def test_closing_a_stream_stops_requests(behind_proxy, proxy):
+    kernel = behind_proxy()
+    options = {**OPTIONS, "answer_config": config(400)}
+    stream = kernel.read(TEXTS).stream(QUESTION, relevance=always, **options)
+    for event in stream:
+        if isinstance(event, AnswerToken):
+            break
+    before = proxy.closed_early
+    stream.close()
+    for _ in range(100):
+        if proxy.closed_early > before:
+            break
+        time.sleep(0.05)
+    assert proxy.closed_early == before + 1
+    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert all(server.running == 0 for server in kernel.engine.servers)
+
+
+async def test_cancelling_a_task_stops_its_requests_at_once(behind_proxy, proxy):
+    kernel = behind_proxy()
+    proxy.spoil, proxy.delay = ["delay"], 60.0
+    task = asyncio.ensure_future(kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS))
+    for _ in range(100):
+        if posts(proxy):
+            break
+        await asyncio.sleep(0.05)
+    begun, before = time.monotonic(), proxy.closed_early
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(100):
+        if rests(kernel):
+            break
+        await asyncio.sleep(0.05)
+    assert rests(kernel)
+    assert time.monotonic() - begun < 10  # long before the answer would have come
+    for _ in range(100):
+        if proxy.closed_early > before:
+            break
+        await asyncio.sleep(0.05)
+    assert proxy.closed_early == before + 1
+
+
+async def test_cancelled_tasks_begin_no_request_once_another_ends(behind_proxy, proxy):
+    """Two on one document: the second waits for the first to read, between two requests, when both are cancelled."""
+    kernel = behind_proxy()
+    proxy.spoil, proxy.delay = ["delay"] * 9, 60.0
+    tasks = [asyncio.ensure_future(kernel.read(TEXTS).aprefill()) for _ in range(2)]
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if posts(proxy) and sum(reading.in_use for reading in kernel.readings.held):
+            break
+    await asyncio.sleep(0.3)  # until the second waits, too
+    begun, before = time.monotonic(), posts(proxy)
+    assert before == 1
+    for task in reversed(tasks):
+        task.cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in found] == [asyncio.CancelledError] * 2
+    for _ in range(100):
+        if rests(kernel):
+            break
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    assert rests(kernel)
+    assert time.monotonic() - begun < 10
+    assert posts(proxy) == before
+
+
+async def test_a_wait_that_cannot_be_ended_keeps_no_other_from_it():
+    stopped, waiting = threading.Event(), threading.Event()
+
+    def fails() -> None:
+        raise OSError("It cannot be ended.")
+
+    def steps():
+        with stoppable(fails), stoppable(stopped.set):
+            waiting.set()
+            stopped.wait(20)
+        yield
+
+    async def work() -> None:
+        async for _ in iterate_in_thread(steps()):
+            pass
+
+    task = asyncio.ensure_future(work())
+    assert await asyncio.to_thread(waiting.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped.is_set()

@@ -1,0 +1,122 @@
+"""Replies that no server should give: each is a `ServerError` or is left out, and none shows a key."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from dataclasses import replace
+
+import pytest
+from helpers import config
+from proxy import http, posts, proxied
+
+from wim_kernel import ServerError, WimKernel
+from wim_kernel.engines.server.families import FAMILIES
+from wim_kernel.engines.server.transport import Server
+
+QUESTION = "Who owned the ship?"
+TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship."]
+OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8)}
+
+
+@pytest.fixture
+def odd():
+    """Answers what it is told."""
+    with proxied(9) as made:
+        yield made
+
+
+def url(proxy, login: str = "") -> str:
+    return f"http://{login}127.0.0.1:{proxy.port}/v1"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html>Sign in</html>", "text/html"),
+        (b"[1, 2]", "application/json"),
+        (b'{"data": [', "application/json"),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "m"])
+def test_models_that_are_no_list_of_models(odd, body, kind, model):
+    odd.answers = {b"/models": http(body, kind=kind)}
+    with pytest.raises(ServerError, match="models could not be listed"):
+        WimKernel.from_server(url(odd), model, retries=0)
+
+
+def test_models_without_a_name_are_none(odd):
+    odd.answers = {b"/models": http(b'{"object": "list", "data": [{"object": "model"}, {"id": null}]}')}
+    with pytest.raises(ValueError, match="Say which model"):
+        WimKernel.from_server(url(odd), retries=0)
+
+
+async def pieces(odd, *events: dict) -> list:
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
+    odd.answers = {b"/completions": http("".join(lines).encode(), kind="text/event-stream")}
+    server = Server(url(odd), None, 5.0, 1)
+    return [piece async for piece in server.stream({"model": "m", "prompt": "It"}, {})]
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"top_logprobs": [{"YES": None, "NO": -1.5}]},
+        {
+            "content": [
+                {
+                    "token": "NO",
+                    "top_logprobs": [{"token": "YES", "logprob": None}, {"token": "NO", "logprob": -1.5}],
+                }
+            ]
+        },
+    ],
+)
+async def test_a_probability_that_is_none_is_left_out(odd, logprobs):
+    choice = {"index": 0, "text": "NO", "finish_reason": "length", "logprobs": logprobs}
+    (piece,) = await pieces(odd, {"object": "text_completion", "choices": [choice]})
+    assert piece.top == {"NO": -1.5}
+
+
+@pytest.mark.parametrize(("said", "taken"), [(-5, 0), (50, 9), (4, 4), (None, None), ("many", None)])
+async def test_a_cached_count_is_within_the_prompt(odd, said, taken):
+    choice = {"index": 0, "text": "NO", "finish_reason": "length"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": said}}
+    (piece,) = await pieces(odd, {"object": "text_completion", "choices": [choice], "usage": usage})
+    assert piece.usage is not None
+    assert (piece.usage.prompt, piece.usage.cached) == (9, taken)
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_key_that_is_sent_back_is_not_shown(behind_proxy, proxy, caplog, status):
+    kernel = behind_proxy(api_key="sk-very-secret", retries=0)
+    proxy.answers = {
+        b"/completions": http(b'{"error": {"message": "Incorrect key: sk-very-secret"}}', status)
+    }
+    with pytest.raises(ServerError, match="Incorrect key") as caught:
+        kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
+    assert caught.value.status == status
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown + repr(caught.value) + caplog.text
+
+
+def test_a_login_in_an_address_is_not_shown():
+    with pytest.raises(ServerError, match=r"at http://127\.0\.0\.1:9/v1") as caught:
+        WimKernel.from_server("http://elsa:very-secret@127.0.0.1:9/v1", retries=0)
+    assert "secret" not in str(caught.value) + repr(
+        Server("http://elsa:very-secret@127.0.0.1:9/v1", None, 1.0, 1)
+    )
+
+
+def test_where_probabilities_are_asked_and_not_told_the_text_decides_and_the_result_says_so(
+    behind_proxy, proxy
+):
+    kernel = behind_proxy(family=replace(FAMILIES["transformers"], logprobs=20))
+    assert kernel.engine.decides_by == "first token"
+    reading = kernel.read(TEXTS[:1])
+    reading.prefill()
+    before = posts(proxy)
+    assert reading.ask(QUESTION, **OPTIONS).relevance_by == "decision, by the text"
+    asked = posts(proxy) - before
+    assert reading.ask("Where was the gull?", **OPTIONS).relevance_by == "decision, by the text"
+    assert posts(proxy) - before - asked == asked - 1  # it is not asked in vain again

@@ -1,0 +1,102 @@
+"""What is known of llama.cpp's slot, whatever its server answers. With a real one: `tests/real_servers`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from proxy import Proxy, http, proxied
+
+from wim_kernel import ServerError
+from wim_kernel.engines.server.slots import Slot
+from wim_kernel.engines.server.transport import Server
+
+ONE, OTHER, THIRD = list(range(100)), list(range(1000, 1100)), list(range(2000, 2100))
+
+
+@pytest.fixture
+def answering():
+    """A server that saves and restores, and lets itself be told what to answer."""
+    with proxied(9) as made:
+        made.answers = {b"save": http(b'{"n_saved": 100}'), b"restore": http(b'{"n_restored": 100}')}
+        yield made
+
+
+@pytest.fixture
+def slot(answering):
+    return Slot(Server(f"http://127.0.0.1:{answering.port}/v1", None, 5.0, 1))
+
+
+def asked(proxy: Proxy, action: bytes) -> int:
+    return sum(b"action=" + action in head.split(b"\r\n")[0] for head in proxy.requests)
+
+
+async def hold(slot: Slot, *documents: list[int]) -> None:
+    for document in documents:
+        async with slot.turn(document, len(document)) as is_read:
+            is_read()
+
+
+async def fail(slot: Slot, document: list[int], error: BaseException, *, begun: bool) -> None:
+    async with slot.turn(document, len(document)) as is_read:
+        if begun:
+            is_read()
+        raise error
+
+
+async def test_what_is_cut_off_is_saved_and_restored(slot, answering):
+    await hold(slot, ONE, OTHER)
+    assert (asked(answering, b"save"), asked(answering, b"restore")) == (1, 0)
+    await hold(slot, ONE)
+    assert (asked(answering, b"save"), asked(answering, b"restore")) == (2, 1)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_after_a_request_that_failed_nobody_knows_what_the_slot_holds(slot, answering, begun):
+    await hold(slot, ONE)
+    with pytest.raises(ServerError):
+        await fail(slot, OTHER, ServerError("http://127.0.0.1:9/v1", "it failed"), begun=begun)
+    await hold(slot, THIRD, OTHER)
+    assert asked(answering, b"save") == 2  # the first, before the one that failed, and the third
+    assert asked(answering, b"restore") == 0
+
+
+async def test_what_was_read_for_an_answer_that_nobody_wants_any_more_is_kept(slot, answering):
+    with pytest.raises(asyncio.CancelledError):
+        await fail(slot, ONE, asyncio.CancelledError(), begun=True)
+    await hold(slot, OTHER, ONE)
+    assert asked(answering, b"restore") == 1
+
+
+async def test_a_connection_that_breaks_is_no_refusal(slot, answering):
+    saves = answering.answers[b"save"]
+    answering.answers[b"save"] = b""
+    await hold(slot, ONE, OTHER)
+    answering.answers[b"save"] = saves
+    await hold(slot, THIRD, OTHER)
+    assert asked(answering, b"restore") == 1
+
+
+async def test_a_server_that_refuses_is_asked_once(slot, answering):
+    answering.answers[b"save"] = http(b"{}", 501)
+    await hold(slot, ONE, OTHER, THIRD, ONE)
+    assert asked(answering, b"save") == 1
+    assert slot.saves is False
+
+
+@pytest.mark.parametrize(
+    "reply", [b"[]", b"null", b'{"n_saved": null}', b'{"n_saved": 99}', b"<html>", b"{}"]
+)
+async def test_what_was_not_saved_whole_is_not_restored(slot, answering, reply):
+    answering.answers[b"save"] = http(reply)
+    await hold(slot, ONE, OTHER, ONE)
+    assert asked(answering, b"save") == 2
+    assert asked(answering, b"restore") == 0
+
+
+@pytest.mark.parametrize("reply", [b'{"n_restored": 3}', b"[]", b'{"n_restored": null}'])
+async def test_a_file_that_did_not_bring_what_was_wanted_is_forgotten(slot, answering, reply):
+    await hold(slot, ONE, OTHER)
+    answering.answers[b"restore"] = http(reply)
+    await hold(slot, ONE, OTHER)
+    assert asked(answering, b"save") == 3  # the first document once more
