@@ -40,7 +40,7 @@ demo: $(READY) ## read a document, ask it a question, and watch the margins (no 
 	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE) --margin-style verbatim
 
 test: $(READY) ## run the tests, by two processes (WORKERS=0: by one, as debuggers want it)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

@@ -42,7 +42,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}/v1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it keeps a core busy, also while nobody asks
 def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`transformers serve --continuous-batching`, in float32."""
     folder, log = smollm2[0].name_or_path, tmp_path_factory.mktemp("serve") / "log"

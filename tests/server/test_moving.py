@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from helpers import config
 from proxy import posts, proxied
+from ship import OPTIONS, QUESTION, TEXTS, always
 
 from wim_kernel import WimKernel
 from wim_kernel.engines.server import transport
-
-TEXTS = [
-    "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
-    "Elsa Brandt owned the ship, they say, all of it, since the year when the fog lay on the town.",
-    "Nobody sailed that night, and the gull was gone in the morning.",
-]
-QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8)}
-
-
-def always(evidence) -> float:
-    """A relevance that asks for nothing."""
-    return 0.9
 
 
 def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy, monkeypatch):

@@ -9,21 +9,9 @@ from dataclasses import replace
 import pytest
 from helpers import config
 from proxy import posts, proxied
+from ship import OPTIONS, QUESTION, TEXTS, always
 
 from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
-
-TEXTS = [
-    "The gull sat on the mast of the old ship, and the rain fell on the harbour all day long.",
-    "Elsa Brandt owned the ship, they say, all of it, since the year when the fog lay on the town.",
-    "Nobody sailed that night, and the gull was gone in the morning.",
-]
-QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8)}
-
-
-def always(evidence) -> float:
-    """A relevance that asks for nothing."""
-    return 0.9
 
 
 @pytest.fixture(scope="module")
