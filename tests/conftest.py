@@ -29,16 +29,6 @@ torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT"
 transformers.utils.logging.disable_progress_bar()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say which tests one of several workers runs: those of a file, or of the folder whose server is started once."""
-    if config.getoption("dist", "no") != "loadgroup":
-        return
-    for item in items:
-        group = "server" if item.path.parent.name == "server" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def smollm2() -> Loaded:
     """SmolLM2-135M-Instruct: full attention, a chat template. The first run on a machine takes half a minute."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wim_kernel.engines.local.transfer import Transfer, bring, fetch
@@ -13,6 +13,7 @@ CPU = torch.device("cpu")
 SIZES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40), st.integers(1, 5)), max_size=6)
 
 
+@settings(deadline=None)
 @given(
     sizes=SIZES,
     piece=st.sampled_from([8, 24, 64, 4096]),
