@@ -212,9 +212,8 @@ def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _tensor_digest(tensor: Tensor) -> str:
     """Of what damage does, not of what an adversary could; as quick as memory is."""
     digest = xxhash.xxh3_128()
-    digest.update(
-        tensor.flatten().view(torch.uint8).numpy().data
-    )  # unlike its function for all, lets threads run
+    # lets other threads run meanwhile; in older versions the function that does all in one does not
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
