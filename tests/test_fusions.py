@@ -33,7 +33,7 @@ def fresh(tiny_model):
 
     def make(kind: str) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(tiny_model(kind).config, dtype=torch.float32).eval()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             for parameter in model.parameters():  # norms of ones would hide a forgotten weight
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
