@@ -6,8 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import running
 
 from wim_kernel import WimKernel
 
@@ -176,34 +175,11 @@ class RealServer:
 def launched(program: Program, folder: str, kept: Path) -> Iterator[RealServer]:
     """Start it, wait until it answers, and stop it in the end. Its log is among what it keeps."""
     assert program.path is not None
-    log = kept / "log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, **program.environment}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [program.path, *program.flags(folder, port, kept)], stdout=out, stderr=out, env=environment
-        )
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, log)
+    path = program.path
+    with running(
+        lambda port: [path, *program.flags(folder, port, kept)],
+        kept / "log",
+        program.environment,
+        seconds=400,  # vLLM takes a minute or two
+    ) as port:
         yield RealServer(program, port, folder)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it answers; vLLM takes a minute or two."""
-    until = time.monotonic() + 400
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
-        try:
-            urllib.request.urlopen(url, timeout=2).read()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"It did not start:\n{log.read_text(errors='replace')[-4000:]}")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import Loaded
+from processes import running
 from proxy import Proxy, proxied
 
 from wim_kernel import WimKernel
@@ -47,33 +43,16 @@ def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`transformers serve --continuous-batching`, in float32."""
     folder, log = smollm2[0].name_or_path, tmp_path_factory.mktemp("serve") / "log"
     assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(str(Path(sys.executable).with_name("transformers")), "serve", folder, "--continuous-batching"),
-        *("--dtype", "float32", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)),
-        *("--cb-block-size", "32", "--cb-num-blocks", "800"),
-    ]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "2"}
-        )
-    try:
-        for _ in range(240):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
-                break
-            except OSError:
-                time.sleep(0.5)
+
+    def command(port: int) -> list[str]:
+        return [
+            *(str(Path(sys.executable).with_name("transformers")), "serve", folder, "--continuous-batching"),
+            *("--dtype", "float32", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)),
+            *("--cb-block-size", "32", "--cb-num-blocks", "800"),
+        ]
+
+    with running(command, log, {"OMP_NUM_THREADS": "2"}, seconds=120) as port:
         yield Served(port, folder)
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 @pytest.fixture
