@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
+from wim_kernel.engines.local.runner import moved, upload
 from wim_kernel.engines.local.sampling import Next, Sampler
 from wim_kernel.engines.local.tokens import TextStream
 
@@ -104,16 +106,27 @@ class Row:
         pad = width - len(self.ids)
         return [slot - 1 + pad for slot in range(self.scored.start, self.scored.stop)]
 
-    def measure(self, logits: Tensor, slots: Tensor, width: int) -> None:
-        """Take scores from the logits (slots, vocabulary) of this row's prompt, kept at ``slots``."""
-        likelihood = None
-        if self.branch.scored is not None:
-            wanted = torch.tensor(self.scoring_slots(width), dtype=slots.dtype)
-            rows = logits[torch.isin(slots, wanted).to(logits.device)].float().log_softmax(-1)
-            targets = torch.tensor(self.ids[self.scored], device=logits.device)
-            likelihood = float(rows.gather(-1, targets[:, None]).mean()) if len(targets) else 0.0
-        chosen = logits[-1, self.choices].float().softmax(-1).tolist() if self.choices else []
-        self.scores = Scores(likelihood, tuple(chosen))
+    def measured(self, logits: Tensor, slots: Tensor, width: int) -> Tensor:
+        """What `take_scores` takes, on the device: the likelihood, 0 if none is asked for, and a number a choice.
+
+        Args:
+            logits: (slots, vocabulary) of this row's prompt.
+            slots: where they were kept.
+            width: slots of the padded prompt.
+        """
+        likelihood = torch.zeros(1, device=logits.device)
+        wanted = self.scoring_slots(width)
+        if wanted:
+            kept = torch.isin(slots, torch.tensor(wanted, dtype=slots.dtype)).nonzero()[:, 0]
+            rows = logits[moved(kept, logits.device)].float().log_softmax(-1)
+            targets = upload(self.ids[self.scored], torch.int64, logits.device)
+            likelihood = rows.gather(-1, targets[:, None]).mean(0)
+        choices = upload(self.choices, torch.int64, logits.device)
+        return torch.cat([likelihood, logits[-1, choices].float().softmax(-1)])
+
+    def take_scores(self, numbers: Sequence[float]) -> None:
+        """Keep what was `measured`."""
+        self.scores = Scores(None if self.branch.scored is None else numbers[0], tuple(numbers[1:]))
 
     def begin(self, prefix: Sequence[int]) -> None:
         """The gate let the branch go on: get ready to sample behind everything it saw."""
@@ -225,8 +238,10 @@ def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
     mine = rows[group]
     slots = torch.tensor(_wanted_slots(mine, width))
     logits = batch.prompt([row.ids for row in mine], width, slots, group.start)
-    for row, kept in zip(mine, logits, strict=True):
-        row.measure(kept, slots, width)
+    found = [row.measured(kept, slots, width) for row, kept in zip(mine, logits, strict=True)]
+    numbers = iter(torch.cat(found).tolist())  # one wait for the device
+    for row, some in zip(mine, found, strict=True):
+        row.take_scores(list(itertools.islice(numbers, len(some))))
     return [kept[-1].clone() for kept in logits]
 
 
