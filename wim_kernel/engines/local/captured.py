@@ -70,7 +70,6 @@ class KernelBatch:
     def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
         self.runner = prefix.runner
         self.graphs = prefix.paths.graphs
-        self.graphs.renew()
         self.lengths = lengths
         self.pads = [0] * len(lengths)
         self.rows = list(range(len(lengths)))
@@ -98,7 +97,10 @@ class KernelBatch:
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
         table = moved(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
         step = KernelStep(table, self.layers, state, max(lengths), False, self._dtype)
-        return self.runner.forward(padded, positions, step, keep)
+        logits = self.runner.forward(padded, positions, step, keep)
+        if start == 0:
+            self.graphs.renew()  # takes the host some milliseconds: while the device is busy
+        return logits
 
     @torch.inference_mode()
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
