@@ -322,18 +322,24 @@ def test_a_way_that_the_machine_does_not_have_is_refused(tiny_model, smollm2, mo
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
 def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypatch, kind):
-    tiles = []
+    tiles, own = [], []
 
-    def by_library(query, keys, values, scale):
-        padded = torch.cat([query, torch.zeros_like(query[:, :, :3])], 2)  # a library may want more queries
-        heads, groups = keys.shape[0], query.shape[1] // keys.shape[0]
+    def by_library(query, keys, values, scale, *, causal=False):
+        heads, groups = keys.shape[1], query.shape[1] // keys.shape[1]
+        (own if causal else tiles).append(keys.shape[2])
+        if not causal:
+            query = torch.cat([query, torch.zeros_like(query[:, :, :3])], 2)  # a library may want more
         out, lse = attend(
-            padded[0].unflatten(0, (heads, groups)), keys[:, None], values[:, None], Terms(scale)
+            query[0].unflatten(0, (heads, groups)),
+            keys[0, :, None],
+            values[0, :, None],
+            Terms(scale),
+            causal=causal,
         )
-        tiles.append(keys.shape[1])
         return out.flatten(0, 1).transpose(0, 1).contiguous().transpose(0, 1)[None], lse.flatten(0, 1)[None]
 
     monkeypatch.setattr(paths, "TILE", 8)
+    monkeypatch.setattr(paths, "FEW_QUERIES", 4)
     monkeypatch.setattr(paths, "_cudnn", by_library)
     monkeypatch.setattr(paths, "_cudnn_fits", lambda query, values: True)
     kernel = WimKernel(tiny_model(kind), smollm2[1], attention="cudnn")
@@ -341,6 +347,8 @@ def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypa
     result = reading.ask("Who owned the ship?", threshold=0, **BRIEF)
     assert tiles
     assert all(size % 8 == 0 for size in tiles)
+    assert own
+    assert all(size % 4 == 0 for size in own)
     assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
     kernel.engine.runner.uninstall()
 

@@ -18,7 +18,7 @@ pytestmark = [
     ),
 ]
 
-# Run where kernels are not interpreted: (rows, queries, heads, key heads, head size, type, window, past, outer, runs).
+# Run where kernels are not interpreted: (rows, queries, heads, key heads, size, type, window, past, elsewhere, runs).
 CASES = [
     (1, 4096, 32, 8, 128, "bf16", False, False, True, 1),
     (8, 128, 32, 8, 128, "bf16", False, False, False, 1),
@@ -60,16 +60,19 @@ for rows, queries, heads, key_heads, size, kind, window, past, outer, runs in js
     width = host._power(size)
     sizes = dict(GROUPS=heads // key_heads, SIZE=size, VALUE_SIZE=size, BLOCK_D=width, BLOCK_DV=width,
                  HAS_WINDOW=window, HAS_CAP=False)
-    types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "outer", "out")}
+    types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "outer", "inner", "out")}
     types |= {"table": "*i64", "state": "*i32", "part": "*fp32", "part_lse": "*fp32", "outer_lse": "*fp32",
-              "scale": "fp32", "softcap": "fp32"}
+              "inner_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
     b = host.prefix_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys)
     found.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))
     b = host.own_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, SPLITS=runs, HAS_SINKS=True, HAS_PAST=past,
-                     HAS_OUTER=outer)
+                     HAS_OUTER=outer, STORES=not outer)
     found.append(compiled(kernels.own_part, types, constants, b.warps, b.stages))
+types["done"] = types["heads"] = "i32"
+parts = dict(VALUE_SIZE=128, BLOCK_DV=128, ROWS=16, SPLITS=1, HAS_SINKS=True, HAS_OUTER=True)
+found.append(compiled(kernels.merged, types, parts, 4, 3))
 norm = dict(BLOCK=4096, WIDTH=4096, ROWS=1, AROUND_ONE=False)
 three = {"source": "*bf16", "weight": "*bf16", "to": "*bf16", "eps": "fp32"}
 found.append(compiled(small_kernels._rms_norm, three, norm, 8, 3))
@@ -92,7 +95,7 @@ def test_kernels_compile_for_hopper(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert len(found) == 2 * len(CASES) + 3
+    assert len(found) == 2 * len(CASES) + 4
     assert all(kernel["shared"] <= 227 * 1024 for kernel in found)
     prefix, own = found[0], found[1]
     assert prefix["wgmma"]  # a chunk is read by the chip's own matrix instructions

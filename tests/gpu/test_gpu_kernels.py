@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from kernel_cases import Case, check, falling
 
 from wim_kernel.engines.local import paths
 from wim_kernel.engines.local.attention import Terms, extend_attention
-from wim_kernel.engines.local.branch_attention import branch_attention, pack_state, prefix_splits, table_row
+from wim_kernel.engines.local.branch_attention import (
+    Elsewhere,
+    branch_attention,
+    pack_state,
+    prefix_splits,
+    table_row,
+)
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -71,13 +78,27 @@ def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
     plain = extend_attention(query, keys, values, start, terms)
     table = torch.tensor(table_row(keys, values, [keys], [values]), device="cuda")
 
-    def by_kernels(base: int, outer: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    def by_kernels(base: int, elsewhere: Elsewhere | None) -> torch.Tensor:
         state = torch.tensor(pack_state(base, [start], [start], [start]), dtype=torch.int32, device="cuda")
         splits = prefix_splits(query, key, start - base)
-        return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
+        return branch_attention(
+            query, key, value, terms, table, state, splits, past=False, elsewhere=elsewhere
+        )
 
-    alone = by_kernels(0, None)
     tile = paths.TILE
-    merged = by_kernels(tile, paths._cudnn(query, keys[:, :tile], values[:, :tile], terms.scale))
-    for found in (alone, merged):
+    outer = paths._cudnn(query, keys[None, :, :tile], values[None, :, :tile], terms.scale)
+    itself = paths._itself(query, key, value, terms.scale)
+    assert itself.done == {700: 700, 1024: 1024, 2500: 2048}[count]
+    ways = [(0, None), (tile, Elsewhere(outer)), (0, itself), (tile, replace(itself, outer=outer))]
+    for base, elsewhere in ways:
+        found = by_kernels(base, elsewhere)
         assert (found.float() - plain.float()).norm() < 8e-3 * plain.float().norm()
+
+
+def test_what_is_left_to_the_library_is_measured():
+    query = torch.randn(1, 32, 4100, 128, device="cuda", dtype=torch.bfloat16)
+    key, value = (torch.randn(1, 8, 4100, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    found = paths._measured(query, key, value, Terms(128**-0.5))
+    assert found.tiles == (
+        torch.cuda.get_device_capability() >= (9, 0)
+    )  # twice as soon where it has such kernels

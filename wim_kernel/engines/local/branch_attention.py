@@ -62,6 +62,23 @@ def interpreted() -> bool:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Parts of a chunk's attention that a library computed, for one row.
+
+    A part is an output (1, H, M or more, Dv), stored token by token, and its log-sum-exp (1, H, M or more).
+
+    Attributes:
+        outer: the chunk's queries on the first tokens of the prefix.
+        inner: its first queries on themselves. The chunk's keys and values are then stored by the caller.
+        done: of how many queries ``inner`` is good.
+    """
+
+    outer: tuple[Tensor, Tensor] | None = None
+    inner: tuple[Tensor, Tensor] | None = None
+    done: int = 0
+
+
+@dataclass(frozen=True)
 class Shape:
     """What the choice of block sizes depends on.
 
@@ -179,7 +196,7 @@ def branch_attention(
     splits: int,
     *,
     past: bool = True,
-    outer: tuple[Tensor, Tensor] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Tensor:
     """Attention of branches over the visible prefix and their own tokens; stores the new keys and values.
 
@@ -192,8 +209,7 @@ def branch_attention(
         state: see `pack_state`.
         splits: runs that the prefix is cut into; 0 if no row sees any of it.
         past: whether rows may have own tokens of earlier steps.
-        outer: a part that was computed elsewhere, for one row: its output (1, H, M or more, Dv), stored token by token,
-            and its log-sum-exp (1, H, M or more).
+        elsewhere: parts that were computed elsewhere, for one row.
 
     Returns:
         (B, M, H, Dv), contiguous.
@@ -221,6 +237,7 @@ def branch_attention(
         "HAS_WINDOW": terms.window is not None,
         "HAS_CAP": terms.softcap is not None,
     }
+    elsewhere = elsewhere or Elsewhere()
     out = query.new_empty(rows, queries, heads, value_size)
     part = query.new_empty(max(splits, 1) * rows * heads * queries * value_size, dtype=torch.float32)
     part_lse = query.new_empty(max(splits, 1) * rows * heads * queries, dtype=torch.float32)
@@ -232,16 +249,33 @@ def branch_attention(
                 query, *_strides(query), table, state, part, part_lse, rows, queries, terms.scale, cap, window,
                 **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages,
             )  # fmt: skip
-        blocks = own_blocks(shape, shared)
-        grid = (_blocks(queries * groups, blocks.queries), rows, key_heads)
-        kernels.own_part[grid](
-            query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state,
-            query if terms.sinks is None else terms.sinks, part, part_lse, *(outer or (out, part_lse)),
-            queries if outer is None else outer[1].shape[2], out, rows, queries, terms.scale, cap, window,
-            **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, SPLITS=splits, HAS_SINKS=terms.sinks is not None,
-            HAS_PAST=past, HAS_OUTER=outer is not None, num_warps=blocks.warps, num_stages=blocks.stages,
-        )  # fmt: skip
+        sinks = query if terms.sinks is None else terms.sinks
+        outer, inner = (_part(part, out, part_lse) for part in (elsewhere.outer, elsewhere.inner))
+        kinds = {
+            "SPLITS": splits,
+            "HAS_SINKS": terms.sinks is not None,
+            "HAS_OUTER": elsewhere.outer is not None,
+        }
+        blocks, done = own_blocks(shape, shared), elsewhere.done
+        grid = (_blocks(queries * groups, blocks.queries) - done * groups // blocks.queries, rows, key_heads)
+        if done < queries:
+            kernels.own_part[grid](
+                query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state, sinks,
+                part, part_lse, *outer, out, rows, queries, done, terms.scale, cap, window,
+                **sizes, **kinds, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, HAS_PAST=past,
+                STORES=elsewhere.inner is None, num_warps=blocks.warps, num_stages=blocks.stages,
+            )  # fmt: skip
+        if done:
+            kernels.merged[(_blocks(done * heads, 16),)](
+                sinks, part, part_lse, *outer, *inner, out, queries, done, heads,
+                **kinds, VALUE_SIZE=value_size, BLOCK_DV=_power(value_size), ROWS=16, num_warps=4,
+            )  # fmt: skip
     return out
+
+
+def _part(part: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, int]:
+    """A part as the kernel takes it, with how many queries it has; something of the right types if there is none."""
+    return (out, lse, 0) if part is None else (*part, part[1].shape[2])
 
 
 def _shape(query: Tensor, key: Tensor, value: Tensor) -> Shape:

@@ -1,9 +1,9 @@
-"""Attention over a shared prefix and a branch's own tokens, as two Triton kernels.
+"""Attention over a shared prefix and a branch's own tokens, as Triton kernels.
 
 The first cuts the visible prefix into runs and computes each run for all branches at once, so that keys and values are
 read once whatever the number of branches and however far each of them sees. The second computes each branch's own
-tokens, stores their keys and values, and merges everything exactly by log-sum-exps. (Flash-decoding; FlashAttention,
-arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
+tokens, stores their keys and values, and merges everything exactly by log-sum-exps. A third merges where a library
+has computed the own tokens. (Flash-decoding; FlashAttention, arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
 
 Everything that changes from step to step is read from device memory: addresses from a table, lengths and slots to
 write from a state. So a captured graph of a step serves every reading and every batch of its size, and rows that came
@@ -95,6 +95,28 @@ if AVAILABLE:
         return new, total * mine + theirs, acc * mine[:, None] + found * theirs[:, None]
 
     @triton.jit
+    def _merge_runs(
+        highest, total, acc, part, part_lse, at, apart, real, mask, dv, VALUE_SIZE: tl.constexpr, SPLITS: tl.constexpr
+    ):  # fmt: skip
+        """Merge in runs of the prefix, ``apart`` numbers from each other."""
+        for split in tl.static_range(SPLITS):
+            where = at.to(tl.int64) + split * tl.full([], 1, tl.int64) * apart
+            lse = tl.load(part_lse + where, mask=real, other=float("-inf"))
+            found = tl.load(part + where[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
+            highest, total, acc = _merge(highest, total, acc, lse, found)
+        return highest, total, acc
+
+    @triton.jit
+    def _merge_elsewhere(
+        highest, total, acc, part, part_lse, queries, token, head, heads, real, mask, dv, VALUE_SIZE: tl.constexpr
+    ):  # fmt: skip
+        """Merge in a part that a library computed: output (queries, H, Dv), log-sum-exp (H, queries), base e."""
+        lse = tl.load(part_lse + head * queries + token, mask=real, other=float("-inf")) * LOG2_E
+        at = token.to(tl.int64) * heads + head
+        found = tl.load(part + at[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
+        return _merge(highest, total, acc, lse, found.to(tl.float32))
+
+    @triton.jit
     def _address(table, column, like):
         """A buffer of numbers of the same type as ``like``'s, whose address the table has."""
         return tl.multiple_of(tl.load(table + column).to(tl.pointer_type(like.dtype.element_ty)), 16)
@@ -148,17 +170,21 @@ if AVAILABLE:
         tl.store(part + at[:, None] * VALUE_SIZE + dv[None, :], out, mask=mask)
         tl.store(part_lse + at, highest + tl.log2(total), mask=real)  # minus infinity where nothing was seen
 
-    @triton.jit(do_not_specialize=["rows", "queries", "outer_queries"])
+    @triton.jit(do_not_specialize=["rows", "queries", "outer_queries", "done"])
     def own_part(
         query, q_row, q_head, q_token, key, k_row, k_head, k_token, value, v_row, v_head, v_token,
-        table, state, sinks, part, part_lse, outer, outer_lse, outer_queries, out, rows, queries, scale, softcap,
+        table, state, sinks, part, part_lse, outer, outer_lse, outer_queries, out, rows, queries, done, scale, softcap,
         window, GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
         HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_PAST: tl.constexpr,
-        HAS_OUTER: tl.constexpr,
+        HAS_OUTER: tl.constexpr, STORES: tl.constexpr,
     ):  # fmt: skip
-        """A row's own tokens, earlier ones and this step's, for one key head; then the prefix's runs, merged in."""
-        block = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do go first
+        """A row's own tokens, earlier ones and this step's, for one key head; then the prefix's runs, merged in.
+
+        From the block with query ``done`` on. ``STORES``: keys and values go to the row's own buffers.
+        """
+        place = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do go first
+        block = done * GROUPS // BLOCK_R + place
         row, head = tl.program_id(1), tl.program_id(2)
         row64, key_heads = row.to(tl.int64), tl.num_programs(2)
         pad = tl.load(state + 1 + rows + row)
@@ -195,11 +221,11 @@ if AVAILABLE:
             low, token + 1, highest, total, acc, scale, softcap,
             SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, HAS_CAP,
         )  # fmt: skip
-        if pad < NOBODY:  # the row is there: keep its new tokens, an equal share of them in each block
+        if STORES and pad < NOBODY:  # the row is there: an equal share of its new tokens in each block
             share = tl.cdiv(queries, tl.num_programs(0))
-            for at in range(block * share, tl.minimum((block + 1) * share, queries), 16):
+            for at in range(place * share, tl.minimum((place + 1) * share, queries), 16):
                 n = (at + tl.arange(0, 16)).to(tl.int64)
-                mine = n[:, None] < tl.minimum((block + 1) * share, queries)
+                mine = n[:, None] < tl.minimum((place + 1) * share, queries)
                 k = tl.load(new_keys + n[:, None] * k_token + d[None, :], mask=mine & (d[None, :] < SIZE))
                 v = tl.load(
                     new_values + n[:, None] * v_token + dv[None, :], mask=mine & (dv[None, :] < VALUE_SIZE)
@@ -212,22 +238,50 @@ if AVAILABLE:
 
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
         at = (row64 * key_heads * GROUPS + head * GROUPS + group) * queries + token
-        stride = tl.full([], 1, tl.int64) * rows * key_heads * GROUPS * queries
-        for split in tl.static_range(SPLITS):
-            lse = tl.load(part_lse + split * stride + at, mask=real, other=float("-inf"))
-            found = tl.load(
-                part + (split * stride + at)[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0
-            )
-            highest, total, acc = _merge(highest, total, acc, lse, found)
+        highest, total, acc = _merge_runs(
+            highest, total, acc, part, part_lse, at, rows * key_heads * GROUPS * queries, real, mask, dv, VALUE_SIZE,
+            SPLITS,
+        )  # fmt: skip
         if HAS_OUTER:
-            at = (head * GROUPS + group) * outer_queries + token
-            lse = tl.load(outer_lse + at, mask=real, other=float("-inf")) * LOG2_E
-            at = (token.to(tl.int64) * key_heads + head) * GROUPS + group
-            found = tl.load(outer + at[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
-            highest, total, acc = _merge(highest, total, acc, lse, found.to(tl.float32))
+            highest, total, acc = _merge_elsewhere(
+                highest, total, acc, outer, outer_lse, outer_queries, token, head * GROUPS + group,
+                key_heads * GROUPS, real, mask, dv, VALUE_SIZE,
+            )  # fmt: skip
         if HAS_SINKS:
             sink = tl.load(sinks + head * GROUPS + group).to(tl.float32) * LOG2_E
             highest, total, acc = _merge(highest, total, acc, sink, tl.zeros([BLOCK_R, BLOCK_DV], tl.float32))
         found = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         at = (row64 * queries + token) * key_heads * GROUPS + head * GROUPS + group
         tl.store(out + at[:, None] * VALUE_SIZE + dv[None, :], found.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit(do_not_specialize=["outer_queries", "inner_queries", "queries", "done", "heads"])
+    def merged(
+        sinks, part, part_lse, outer, outer_lse, outer_queries, inner, inner_lse, inner_queries, out, queries, done,
+        heads, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
+        HAS_SINKS: tl.constexpr, HAS_OUTER: tl.constexpr,
+    ):  # fmt: skip
+        """For the queries before ``done`` of one row: parts computed elsewhere and the prefix's runs, merged."""
+        at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        token, head = at // heads, at % heads
+        real = token < done
+        dv = tl.arange(0, BLOCK_DV)
+        mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
+        highest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+        highest, total, acc = _merge_elsewhere(
+            highest, total, acc, inner, inner_lse, inner_queries, token, head, heads, real, mask, dv, VALUE_SIZE
+        )  # fmt: skip
+        if HAS_OUTER:
+            highest, total, acc = _merge_elsewhere(
+                highest, total, acc, outer, outer_lse, outer_queries, token, head, heads, real, mask, dv, VALUE_SIZE
+            )  # fmt: skip
+        highest, total, acc = _merge_runs(
+            highest, total, acc, part, part_lse, head * queries + token, heads * queries, real, mask, dv, VALUE_SIZE,
+            SPLITS,
+        )  # fmt: skip
+        if HAS_SINKS:
+            sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+            highest, total, acc = _merge(highest, total, acc, sink, tl.zeros([ROWS, BLOCK_DV], tl.float32))
+        found = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out.dtype.element_ty)
+        tl.store(out + at.to(tl.int64)[:, None] * VALUE_SIZE + dv[None, :], found, mask=mask)

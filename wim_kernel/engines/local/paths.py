@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from wim_kernel.engines.local.attention import Terms
 from wim_kernel.engines.local.branch_attention import (
     DTYPES,
+    Elsewhere,
     available,
     branch_attention,
     on_device,
@@ -30,13 +32,26 @@ TILE = 4096  # keys of a tile: few shapes, since cuDNN makes a plan for each, wh
 FEW_QUERIES = 1024  # queries are padded to a multiple of this, for the same reason
 
 
+@dataclass(frozen=True)
+class ByLibrary:
+    """What of a chunk's attention is left to a library.
+
+    Attributes:
+        tiles: its attention to whole tiles of the prefix.
+        itself: its attention to itself.
+    """
+
+    tiles: bool
+    itself: bool
+
+
 class Paths:
     """The ways attention is computed for one model.
 
     Args:
-        attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, and long runs of earlier
-            chunks by cuDNN while a chunk is read, where it has that type and size of heads; ``"auto"``: Triton on a
-            CUDA device, cuDNN for such runs if it measures quicker, and plain PyTorch elsewhere.
+        attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, and cuDNN while a
+            chunk is read, over long runs of earlier chunks and over itself, where it has that type and size of heads;
+            ``"auto"``: Triton on a CUDA device, cuDNN with it if it measures quicker, and plain PyTorch elsewhere.
         runner: the model.
 
     Raises:
@@ -61,104 +76,161 @@ class Paths:
         if self.kernels:
             runner.fuse()
         self.graphs = Graphs(runner)
-        self._tiled: dict[tuple[int, ...], bool] = {}
+        self._by_library: dict[tuple[int, ...], ByLibrary] = {}
 
     def give_up_kernels(self) -> None:
         """Go on in plain PyTorch: the kernels do not run here."""
         self.kernels = False
         self.graphs.runner.unfuse()
 
-    def tiles(
-        self, query: Tensor, keys: Tensor, values: Tensor, start: int, terms: Terms
-    ) -> tuple[int, tuple[Tensor, Tensor] | None]:
-        """Attention of a chunk's queries over the whole tiles before it, where a library is quicker at that.
+    def elsewhere(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: tuple[Tensor, Tensor],
+        start: int,
+        terms: Terms,
+    ) -> tuple[int, Elsewhere]:
+        """What of a chunk's attention a library computes sooner: over whole tiles before it, and over itself.
 
         Args:
             query: (1, H, M, D).
-            keys: (K, capacity, D), token by token in memory.
-            values: (K, capacity, Dv), likewise.
+            key: (1, K, M, D), the chunk's own.
+            value: (1, K, M, Dv).
+            prefix: keys (K, capacity, D) and values (K, capacity, Dv), token by token in memory.
             start: how many tokens stand before the chunk.
             terms: with a cap, or a window that ends before the document, all is left to the kernels.
 
         Returns:
-            How many tokens were attended to, and the output (1, H, M or more, Dv) with its log-sum-exp; or 0 and None.
+            How many tokens of the prefix were attended to, and what it came to.
         """
-        tokens = start // TILE * TILE
         plain = terms.softcap is None and (terms.window is None or terms.window >= start + query.shape[2])
-        if tokens == 0 or not plain or not self._wants_tiles(query, keys, values, terms):
-            return 0, None
-        return tokens, _cudnn(query, keys[:, :tokens], values[:, :tokens], terms.scale)
+        by_library = self._left_to_library(query, key, value, terms) if plain else ByLibrary(False, False)
+        found = _itself(query, key, value, terms.scale) if by_library.itself else Elsewhere()
+        tokens = start // TILE * TILE if by_library.tiles else 0
+        if tokens:
+            keys, values = (item[None, :, :tokens] for item in prefix)
+            found = replace(found, outer=_cudnn(query, keys, values, terms.scale))
+        return tokens, found
 
-    def _wants_tiles(self, query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bool:
-        if self.attention == "kernels" or not _cudnn_fits(query, values):
-            return False
+    def _left_to_library(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> ByLibrary:
+        if self.attention == "kernels" or not _cudnn_fits(query, value):
+            return ByLibrary(False, False)
         if self.attention == "cudnn":
-            return True
+            return ByLibrary(True, True)
         if query.shape[2] < TILE // 2:
-            return False
-        shape = (query.shape[1], keys.shape[0], query.shape[3])
-        if shape not in self._tiled:
-            self._tiled[shape] = _is_quicker(query, keys[:, :TILE], values[:, :TILE], terms)
-        return self._tiled[shape]
+            return ByLibrary(False, False)
+        shape = (query.shape[1], key.shape[1], query.shape[3])
+        if shape not in self._by_library:
+            self._by_library[shape] = _measured(query, key, value, terms)
+        return self._by_library[shape]
 
 
-def _cudnn_fits(query: Tensor, values: Tensor) -> bool:
+def _cudnn_fits(query: Tensor, value: Tensor) -> bool:
     size = query.shape[-1]
     halves = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and halves and size == values.shape[-1] and size % 8 == 0 and size <= 128
+    return query.is_cuda and halves and size == value.shape[-1] and size % 8 == 0 and size <= 128
 
 
-def _cudnn(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention without a mask by cuDNN: output (1, H, M or more, D), token by token, log-sum-exp (1, H, M or more).
+def _itself(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Elsewhere:
+    """A chunk's attention to itself by cuDNN, but for a short rest, which is not worth the padding."""
+    count = query.shape[2]
+    size = (count + FEW_QUERIES // 2) // FEW_QUERIES * FEW_QUERIES
+    if size == 0:
+        return Elsewhere()
+    queries, keys, values = (
+        _padded(item, size) if size > count else item[:, :, :size] for item in (query, key, value)
+    )
+    return Elsewhere(inner=_cudnn(queries, keys, values, scale, causal=True), done=min(size, count))
+
+
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    """(1, heads, M, D) with zeros behind it up to M = ``size``, token by token in memory."""
+    whole = tensor.new_zeros(1, size, tensor.shape[1], tensor.shape[3])
+    whole[:, : tensor.shape[2]] = tensor.transpose(1, 2)
+    return whole.transpose(1, 2)
+
+
+def _cudnn(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, *, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention by cuDNN: output (1, H, M or more, D), token by token, and log-sum-exp (1, H, M or more).
 
     Queries are padded and strides are those of a tile, so that few plans are made.
+
+    Args:
+        query: (1, H, M, D).
+        keys: (1, K, N, D).
+        values: (1, K, N, D).
+        scale: of the scores.
+        causal: query i sees keys 0 to i; all of them otherwise.
     """
     _, heads, count, size = query.shape
     padded = -(-count // FEW_QUERIES) * FEW_QUERIES
     if padded > count:
-        whole = query.new_zeros(1, padded, heads, size)
-        whole[:, :count] = query.transpose(1, 2)
-        query = whole.transpose(1, 2)
+        query = _padded(query, padded)
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        query, keys[None], values[None], None, True, 0.0, False, False, scale=scale
+        query, keys, values, None, True, 0.0, causal, False, scale=scale
     )
     if out.stride()[1:] != (size, heads * size, 1):
         out = out.transpose(1, 2).contiguous().transpose(1, 2)
     return out, lse.reshape(1, heads, padded)
 
 
-def _is_quicker(query: Tensor, keys: Tensor, values: Tensor, terms: Terms) -> bool:
-    """Whether a chunk's attention over one tile and itself is done sooner with cuDNN's help; that it is the same."""
-    (heads, tile, size), device = keys.shape, query.device
-    key, value = (item.new_zeros(1, query.shape[2], heads, size).transpose(1, 2) for item in (keys, values))
-    own_key, own_value = torch.empty_like(key), torch.empty_like(value)
-    table = upload(table_row(keys, values, [own_key], [own_value]), torch.int64, device)
-    splits = prefix_splits(query, key, tile)
+def _measured(query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> ByLibrary:
+    """What cuDNN does sooner for a chunk like this one, which also stands in for a tile of the prefix."""
+    size, device = query.shape[2] // FEW_QUERIES * FEW_QUERIES, query.device
+    query, key, value = (item[:, :, :size] for item in (query, key, value))
+    keys, values = (item[0].transpose(0, 1).contiguous() for item in (key, value))
+    table = upload(table_row(keys, values, [keys], [values]), torch.int64, device)
+    states = {
+        (base, start): upload(pack_state(base, [start], [0], [0]), torch.int32, device)
+        for base, start in ((0, 0), (0, size), (size, size))
+    }
 
-    def attend(splits: int, outer: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        state = upload(pack_state(0, [tile], [0], [0]), torch.int32, device)
-        return branch_attention(query, key, value, terms, table, state, splits, past=False, outer=outer)
+    def attend(base: int, start: int, elsewhere: Elsewhere | None = None) -> Tensor:
+        splits = prefix_splits(query, key, start - base)
+        state = states[base, start]
+        return branch_attention(
+            query, key, value, terms, table, state, splits, past=False, elsewhere=elsewhere
+        )
+
+    def over_tile() -> Elsewhere:
+        tile_keys, tile_values = (item.transpose(0, 1)[None] for item in (keys, values))
+        return Elsewhere(outer=_cudnn(query, tile_keys, tile_values, terms.scale))
 
     try:
         with on_device(device):
-            ours, by_kernels = _timed(lambda: attend(splits))
-            theirs, by_cudnn = _timed(lambda: attend(0, _cudnn(query, keys, values, terms.scale)))
+            tiles = _is_quicker(
+                "a tile and a chunk", lambda: attend(size, size, over_tile()), lambda: attend(0, size)
+            )
+            itself = _is_quicker(
+                "a chunk", lambda: attend(0, 0, _itself(query, key, value, terms.scale)), lambda: attend(0, 0)
+            )
     except RuntimeError as error:  # no plan for this shape: the kernels take any
         logger.debug("cuDNN's attention does not take this shape: %s", error)
-        return False
+        return ByLibrary(False, False)
+    return ByLibrary(tiles, itself)
+
+
+def _is_quicker(what: str, with_library: Callable[[], Tensor], alone: Callable[[], Tensor]) -> bool:
+    """Whether it is done sooner with cuDNN's help, and is the same."""
+    (theirs, by_library), (ours, by_kernels) = _timed(with_library), _timed(alone)
     apart = float((ours.float() - theirs.float()).norm() / ours.float().norm())
-    logger.debug("a tile takes %.2f ms alone, %.2f ms with cuDNN; apart by %.1e", by_kernels, by_cudnn, apart)
-    return by_cudnn < by_kernels and apart < 2e-2
+    logger.debug("%s: %.3f ms alone, %.3f with cuDNN; apart by %.1e", what, by_kernels, by_library, apart)
+    return by_library < by_kernels and apart < 2e-2
 
 
-def _timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """A result, and the milliseconds that the best of three takes on the device."""
+def _timed(work: Callable[[], Tensor], repeats: int = 5) -> tuple[Tensor, float]:
+    """A result, and its milliseconds on the device: the best of three runs of so many, launched without a pause."""
     result, best = work(), float("inf")
     for _ in range(3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
-        result = work()
+        for _ in range(repeats):
+            result = work()
         end.record()
         end.synchronize()
-        best = min(best, begin.elapsed_time(end))
+        best = min(best, begin.elapsed_time(end) / repeats)
     return result, best

@@ -202,18 +202,21 @@ class ExtendStep:
     def _by_kernels(
         self, store: LayerStore, query: Tensor, key: Tensor, value: Tensor, terms: Terms
     ) -> Tensor:
-        """A run of whole tiles by the library that is quickest at them, the rest and the new tokens by the kernels."""
-        tiles, outer = self.prefix.paths.tiles(query, store.keys, store.values, self.start, terms)
+        """What a library is quicker at by that, the rest by the kernels."""
+        prefix = store.keys, store.values
+        tokens, elsewhere = self.prefix.paths.elsewhere(query, key, value, prefix, self.start, terms)
+        if elsewhere.inner is not None:
+            store.write(key[0], value[0], self.start)
         return branch_attention(
             query,
             key,
             value,
             terms,
             store.table,
-            self._state(tiles, query.device),
-            prefix_splits(query, key, self.start - tiles),
+            self._state(tokens, query.device),
+            prefix_splits(query, key, self.start - tokens),
             past=False,
-            outer=outer,
+            elsewhere=elsewhere,
         )
 
     def _state(self, base: int, device: torch.device) -> Tensor:
