@@ -64,11 +64,11 @@ for rows, queries, heads, key_heads, size, kind, window, past, outer, runs in js
     types |= {"table": "*i64", "state": "*i32", "part": "*fp32", "part_lse": "*fp32", "outer_lse": "*fp32",
               "inner_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
     b = host.prefix_blocks(shape)
-    constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys)
+    constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, EARLY=True)
     found.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))
     b = host.own_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, SPLITS=runs, HAS_SINKS=True, HAS_PAST=past,
-                     HAS_OUTER=outer, STORES=not outer)
+                     HAS_OUTER=outer, STORES=not outer, EARLY=True)
     found.append(compiled(kernels.own_part, types, constants, b.warps, b.stages))
 types["done"] = types["heads"] = "i32"
 parts = dict(VALUE_SIZE=128, BLOCK_DV=128, ROWS=16, SPLITS=1, HAS_SINKS=True, HAS_OUTER=True)

@@ -139,9 +139,7 @@ def _best_prefix_blocks(shape: Shape) -> Blocks:
     if shape.size > 128:
         return Blocks(min(64, _power(queries)), 32, 8, 2)
     block = min(128, _power(queries))
-    if block == 16:
-        return Blocks(16, 128, 4, 3)
-    return Blocks(block, 64, 8 if block == 128 else 4, 4 if shape.queries == 1 else 3)
+    return Blocks(block, 64, 8 if block == 128 else 4, 4 if block == 128 and shape.queries == 1 else 3)
 
 
 def _best_own_blocks(shape: Shape) -> Blocks:
@@ -150,8 +148,10 @@ def _best_own_blocks(shape: Shape) -> Blocks:
         return Blocks(16, 16, 4, 1)
     if shape.size > 128:
         return Blocks(min(64, _power(queries)), 32, 8, 2)
-    if shape.queries == 1:  # many own tokens, the answer's notes, for few queries
-        return Blocks(_power(queries), 128, 8, 3)
+    if shape.queries == 1:  # in the memory that the kernel over the prefix, which still runs, leaves to it
+        if shape.rows > 16:
+            return Blocks(_power(queries), 64, 4, 2)
+        return Blocks(_power(queries), 128, 8, 2 if shape.rows <= 4 else 1)
     block = min(128, _power(queries))
     return Blocks(block, 64, 8 if block == 128 else 4, 3)
 
@@ -238,6 +238,7 @@ def branch_attention(
         "HAS_CAP": terms.softcap is not None,
     }
     elsewhere = elsewhere or Elsewhere()
+    early = splits > 0 and _overlaps(query.device)
     out = query.new_empty(rows, queries, heads, value_size)
     part = query.new_empty(max(splits, 1) * rows * heads * queries * value_size, dtype=torch.float32)
     part_lse = query.new_empty(max(splits, 1) * rows * heads * queries, dtype=torch.float32)
@@ -247,7 +248,8 @@ def branch_attention(
             grid = (_blocks(rows * queries * groups, blocks.queries), splits, key_heads)
             kernels.prefix_part[grid](
                 query, *_strides(query), table, state, part, part_lse, rows, queries, terms.scale, cap, window,
-                **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages,
+                **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, EARLY=early, num_warps=blocks.warps,
+                num_stages=blocks.stages,
             )  # fmt: skip
         sinks = query if terms.sinks is None else terms.sinks
         outer, inner = (_part(part, out, part_lse) for part in (elsewhere.outer, elsewhere.inner))
@@ -263,7 +265,8 @@ def branch_attention(
                 query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state, sinks,
                 part, part_lse, *outer, out, rows, queries, done, terms.scale, cap, window,
                 **sizes, **kinds, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, HAS_PAST=past,
-                STORES=elsewhere.inner is None, num_warps=blocks.warps, num_stages=blocks.stages,
+                STORES=elsewhere.inner is None, EARLY=early, num_warps=blocks.warps, num_stages=blocks.stages,
+                **({"launch_pdl": True} if early else {}),
             )  # fmt: skip
         if done:
             kernels.merged[(_blocks(done * heads, 16),)](
@@ -276,6 +279,12 @@ def branch_attention(
 def _part(part: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, int]:
     """A part as the kernel takes it, with how many queries it has; something of the right types if there is none."""
     return (out, lse, 0) if part is None else (*part, part[1].shape[2])
+
+
+@functools.cache
+def _overlaps(device: torch.device) -> bool:
+    """Whether a kernel can begin there while the one before it still runs: on Hopper and later."""
+    return kernels.OVERLAPS and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _shape(query: Tensor, key: Tensor, value: Tensor) -> Shape:

@@ -23,12 +23,16 @@ except ImportError:  # pragma: no cover - triton comes with every CUDA build of 
     triton = None
 
 AVAILABLE = triton is not None
+OVERLAPS = AVAILABLE and hasattr(tl.extra.cuda, "gdc_wait")
+"""Whether this Triton can begin a kernel while the one before it still runs (programmatic dependent launch)."""
 ABSENT = 2**30
 """As a pad: a row that is not there. It sees itself alone and stores nothing."""
 
 if AVAILABLE:
     LOG2_E = tl.constexpr(1.4426950408889634)  # softmax is computed in powers of two
     NOBODY = tl.constexpr(ABSENT)
+    let_next_begin = getattr(tl.extra.cuda, "gdc_launch_dependents", None)
+    wait_for_last = getattr(tl.extra.cuda, "gdc_wait", None)
 
     @triton.jit
     def _tile(
@@ -126,9 +130,14 @@ if AVAILABLE:
         query, q_row, q_head, q_token, table, state, part, part_lse, rows, queries, scale, softcap, window,
         GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
-        HAS_CAP: tl.constexpr,
+        HAS_CAP: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
-        """One run of the prefix for a block of queries of one key head: its output and its log-sum-exp, base 2."""
+        """One run of the prefix for a block of queries of one key head: its output and its log-sum-exp, base 2.
+
+        ``EARLY``: the next kernel may begin, as far as it does not need what this one computes.
+        """
+        if EARLY:
+            let_next_begin()
         block, split, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         splits, key_heads = tl.num_programs(1), tl.num_programs(2)
         r = block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -177,11 +186,12 @@ if AVAILABLE:
         window, GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
         HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_PAST: tl.constexpr,
-        HAS_OUTER: tl.constexpr, STORES: tl.constexpr,
+        HAS_OUTER: tl.constexpr, STORES: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
         """A row's own tokens, earlier ones and this step's, for one key head; then the prefix's runs, merged in.
 
         From the block with query ``done`` on. ``STORES``: keys and values go to the row's own buffers.
+        ``EARLY``: the kernel before it may still be running.
         """
         place = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do go first
         block = done * GROUPS // BLOCK_R + place
@@ -236,6 +246,8 @@ if AVAILABLE:
                     own_values + to * VALUE_SIZE + dv[None, :], v, mask=mine & (dv[None, :] < VALUE_SIZE)
                 )
 
+        if EARLY:
+            wait_for_last()
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
         at = (row64 * key_heads * GROUPS + head * GROUPS + group) * queries + token
         highest, total, acc = _merge_runs(
