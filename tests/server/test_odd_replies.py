@@ -120,3 +120,24 @@ def test_where_probabilities_are_asked_and_not_told_the_text_decides_and_the_res
     asked = posts(proxy) - before
     assert reading.ask("Where was the gull?", **OPTIONS).relevance_by == "decision, by the text"
     assert posts(proxy) - before - asked == asked - 1  # it is not asked in vain again
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>Sign in</html>",
+        b"[]",
+        b'{"meta_info": {}}',
+        b'{"meta_info": {"input_token_logprobs": [[null, 1, null], [-0.5, 2, null], [-1.5, 3, null]]}}',
+        b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [[-0.5, 2, null]]}}',
+        b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [["x", 2], [-1.5, 3]]}}',
+        b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [null, null, null]}}',
+    ],
+)
+async def test_likelihoods_that_are_not_told(odd, answer):
+    odd.answers = {b"/generate": http(answer)}
+    server = Server(url(odd), "a key", 5.0, 1)
+    with pytest.raises(ServerError, match="a request failed") as caught:
+        [piece async for piece in server.likelihoods([1, 2, 3, 4], 2, [])]
+    assert "a key" not in str(caught.value)
+    assert server.running == 0

@@ -20,7 +20,8 @@ def test_what_vllm_and_sglang_take_is_sent(family):
     plain = {"max_tokens": 5, "temperature": 0.0}
     assert fields(family, min_new_tokens=2) == {**plain, "min_tokens": 2}
     assert fields(family, repetition_penalty=1.2) == {**plain, "repetition_penalty": 1.2}
-    assert fields(family, eos_token_id=[7, 8]) == {**plain, "stop_token_ids": [7, 8], "ignore_eos": True}
+    ignored = {"ignore_eos": True} if family == "vllm" else {}  # SGLang would ignore all of them
+    assert fields(family, eos_token_id=[7, END]) == {**plain, "stop_token_ids": [7, END], **ignored}
     assert fields(family, stop_strings="\n\n") == {**plain, "stop": ["\n\n"]}
     sampled = fields(family, do_sample=True, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1)
     assert sampled == {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1}
@@ -47,6 +48,7 @@ def test_what_llama_cpp_takes_is_sent():
         ("transformers", {"min_new_tokens": 2}),
         ("llama.cpp", {"eos_token_id": [7]}),
         ("openai", {"eos_token_id": [END, 7]}),
+        ("sglang", {"eos_token_id": [7]}),
         ("vllm", {"do_sample": True, "typical_p": 0.9}),
         ("openai", {"do_sample": True, "min_p": 0.1}),
         ("openai", {"repetition_penalty": 1.2}),
@@ -75,7 +77,7 @@ def test_what_changes_nothing_is_not_sent_and_not_refused(family):
 
 
 def test_ends_are_refused_where_nobody_knows_the_tokenizer():
-    for family in ("transformers", "llama.cpp", "openai"):
+    for family in ("transformers", "llama.cpp", "openai", "sglang"):
         with pytest.raises(ValueError, match="eos_token_id"):
             fields(family, end=None, eos_token_id=END)
 

@@ -80,6 +80,7 @@ class Row:
         index: int,
         branch: Branch,
         runs: Sequence[Sequence[int]],
+        scored: range,
         choices: Sequence[Sequence[int]],
         sampler: Callable[[Sequence[int]], Sampler] | None,
         stream: TextStream,
@@ -87,12 +88,7 @@ class Row:
         self.index = index
         self.branch = branch
         self.ids = [token for run in runs for token in run]
-        self.scored = slice(0, 0)
-        if branch.scored is not None:
-            start = sum(map(len, runs[: branch.scored]))
-            self.scored = slice(start, start + len(runs[branch.scored]))
-            if start == 0:
-                raise ValueError("A scored run needs a token before it in the branch's prompt.")
+        self.scored = scored
         self.choices = [run[0] for run in choices]
         self.forced = deque(choices[0] if choices else ())
         self.decided = tuple(self.forced)
@@ -104,7 +100,7 @@ class Row:
     def scoring_slots(self, width: int) -> list[int]:
         """Slots, of a row padded to ``width``, whose logits predict the scored tokens."""
         pad = width - len(self.ids)
-        return [slot - 1 + pad for slot in range(self.scored.start, self.scored.stop)]
+        return [slot - 1 + pad for slot in self.scored]
 
     def measured(self, logits: Tensor, slots: Tensor, width: int) -> Tensor:
         """What `take_scores` takes, on the device: the likelihood, 0 if none is asked for, and a number a choice.
@@ -119,7 +115,7 @@ class Row:
         if wanted:
             kept = torch.isin(slots, torch.tensor(wanted, dtype=slots.dtype)).nonzero()[:, 0]
             rows = logits[moved(kept, logits.device)].float().log_softmax(-1)
-            targets = upload(self.ids[self.scored], torch.int64, logits.device)
+            targets = upload([self.ids[slot] for slot in self.scored], torch.int64, logits.device)
             likelihood = rows.gather(-1, targets[:, None]).mean(0)
         choices = upload(self.choices, torch.int64, logits.device)
         return torch.cat([likelihood, logits[-1, choices].float().softmax(-1)])

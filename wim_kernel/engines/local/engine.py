@@ -246,7 +246,8 @@ class LocalEngine:
                 sampler = partial(sampler, grammars=grammars, json_schema=branch.json_schema)
         choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
-        return Row(index, branch, runs, choices, sampler, self.codec.stream())
+        scored = self.codec.scored(runs, branch.scored)
+        return Row(index, branch, runs, scored, choices, sampler, self.codec.stream())
 
     # -- the check on loading -----------------------------------------------------------------------------------------
 

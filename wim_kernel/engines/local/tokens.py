@@ -84,6 +84,19 @@ class Codec:
         close = self.seam.after if self.seam.chat else "\n" + cue
         return [*(self.encode(text) for text in prompt), self.encode(Text(close, trusted=True))]
 
+    def scored(self, runs: Sequence[Sequence[int]], run: int | None) -> range:
+        """Where the tokens of a scored run stand among those of a `suffix`; an empty range if there is none.
+
+        Raises:
+            ValueError: if no token of the suffix stands before it.
+        """
+        if run is None:
+            return range(0)
+        start = sum(map(len, runs[:run]))
+        if start == 0:
+            raise ValueError("A scored run needs a token before it in the branch's prompt.")
+        return range(start, start + len(runs[run]))
+
     def flat_suffix(self, branch: Branch) -> list[int]:
         """All of a branch's `suffix`, to the point where the reply begins."""
         return [token for run in self.suffix(branch.prompt, branch.cue) for token in run]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
-from wim_kernel.engines.server.pieces import Piece, Said
+from wim_kernel.engines.server.pieces import Piece, Said, name_of
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.replies import chances, schema_fields, without_decision
 from wim_kernel.engines.server.requests import Requests, Wanted
@@ -90,7 +91,23 @@ class Branches:
         self._decided_by.add("first token" if top else "text")
         first = self._first_tokens(branch)
         names = None if first is None else [self._names(token) for token in first]
-        running.scores = Scores(choices=chances(branch.choices, top, text, names))
+        running.scores = replace(running.scores, choices=chances(branch.choices, top, text, names))
+        put(running)
+
+    async def score(self, prefix: ServerPrefix, running: Running, put: Put[Running]) -> None:
+        """Find out how likely the scored run of the prompt is."""
+        assert isinstance(self.words, Tokens)
+        likelihood, run = 0.0, self.words.scored(running.branch)
+        if run:
+            prompt, wanted = running.suffix[: run.stop], Wanted({}, scored=len(run))
+            async for attempt in self.requests.attempts():
+                with attempt:
+                    asked = self.requests.ask(prefix, running.branch.at, prompt, wanted)
+                    async with aclosing(asked) as pieces:
+                        found = [piece async for piece in pieces]
+            likelihood = statistics.fmean(found[0].likelihoods)
+            running.cost += self._cost(prefix, running, found[0].usage)
+        running.scores = replace(running.scores, likelihood=likelihood)
         put(running)
 
     async def _begin(
@@ -144,7 +161,7 @@ class Branches:
         extra = {key: fields.pop(key) for key in list(fields) if key not in STANDARD}
         if branch.json_schema is not None:
             extra |= schema_fields(self.family, branch.json_schema)
-        if self.family.name == "vllm" and self.words.exact:
+        if self.family.name in ("vllm", "sglang") and self.words.exact:
             extra["return_token_ids"] = True
         return Wanted(fields, extra, ends_of(branch.generation))
 
@@ -172,6 +189,8 @@ class Branches:
         if self.requests.route == "chat":
             return Wanted({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
         first = self._first_tokens(branch)
+        if self.family.likelihoods and self.requests.route == "tokens":
+            return Wanted({}, coming=first or ())
         asked: dict[str, Any] = {}
         if self.family.name == "vllm" and first is not None:
             asked = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
@@ -186,7 +205,7 @@ class Branches:
     def _names(self, token: int) -> tuple[str, ...]:
         """What servers call a token: by its text, and vLLM by its number, since several may have the same text."""
         assert isinstance(self.words, Tokens)
-        return (self.words.codec.backend.decode([token], skip_special_tokens=False), f"token_id:{token}")
+        return (self.words.codec.backend.decode([token], skip_special_tokens=False), name_of(token))
 
     def _decided(self, branch: Branch) -> list[int]:
         """The choice that is taken as decided, where it can be put into the model's mouth."""

@@ -50,7 +50,6 @@ class ServerEngine:
 
     budget_bytes = 2**30  # what is held here is ids
     host_budget_bytes = 0
-    measures_likelihood = False
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class ServerEngine:
         self.max_branches = 1 if self.family.in_order else 256
         self.writes_as_it_reads = self.family.in_order
         self.shows_tokens = self.route == "tokens"
+        self.measures_likelihood = self.shows_tokens and self.family.likelihoods
         self._reuse = Reuse(self.family.advice, self.words.exact)
         self._requests = Requests(
             self.servers, self.model_id, self.family, self.words, self.route, retries, self._reuse
@@ -201,12 +201,16 @@ class ServerEngine:
             Running(place, branch, tuple(self.words.suffix(branch))) for place, branch in enumerate(branches)
         ]
         longest_first = sorted(running, key=lambda each: -each.branch.at)
-        deciding = [
-            functools.partial(self._branches.decide, prefix, each)
+        finding_out = [
+            functools.partial(find_out, prefix, each)
             for each in longest_first
-            if each.branch.choices
+            for find_out, wanted in (
+                (self._branches.score, each.branch.scored is not None and self.measures_likelihood),
+                (self._branches.decide, bool(each.branch.choices)),
+            )
+            if wanted
         ]
-        for _ in gathered(deciding):
+        for _ in gathered(finding_out):
             yield []
         passing = gate([each.scores for each in running]) if gate is not None else [True] * len(running)
         going = [each for each in longest_first if passing[each.place] and each.branch.generation is not None]

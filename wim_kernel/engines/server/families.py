@@ -23,9 +23,12 @@ class Family:
             all of its requests, because the server keeps one prompt a slot and a shorter branch cuts it off.
         logprobs: how many of the likeliest first tokens it tells the log-probabilities of; 0 if it does not.
         advice: what to change where prefixes are not found again.
+        likelihoods: whether ``/generate``, which takes token ids, tells how likely those of a prompt are, finding their
+            prefix in its cache none the less, and how likely given ones are to come next.
         extra: fields of every request.
         settings: transformers' names of settings that it takes, and how it calls them.
         every_token: the ``top_k`` that leaves all tokens to choose from.
+        ends_beside_its_own: whether told to ignore the model's own end it would ignore the caller's too.
     """
 
     name: FamilyName
@@ -34,9 +37,11 @@ class Family:
     in_order: bool
     logprobs: int
     advice: str
+    likelihoods: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     every_token: int = 0
+    ends_beside_its_own: bool = False
 
 
 _SETTINGS = {
@@ -73,9 +78,11 @@ FAMILIES = {
             logprobs=20,
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
+            likelihoods=True,
             extra=_NO_PENALTY,
             settings=_SETTINGS,
             every_token=-1,
+            ends_beside_its_own=True,
         ),
         Family(
             "llama.cpp",

@@ -20,6 +20,7 @@ class Piece:
         finish: why the text ended, in the last piece that has text to it.
         top: the likeliest tokens at this place, as text, with their log-probabilities.
         usage: what the server says of the request, in one of the last pieces.
+        likelihoods: log-probabilities of tokens of the prompt, where those were asked for.
     """
 
     text: str = ""
@@ -27,6 +28,7 @@ class Piece:
     finish: str | None = None
     top: dict[str, float] = field(default_factory=dict)
     usage: Said | None = None
+    likelihoods: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,38 @@ def piece_of(event: Any, by: Server, *, chat: bool) -> Piece:
     )
 
 
+def piece_of_likelihoods(answer: Any, scored: int, by: Server) -> Piece:
+    """What ``/generate`` tells: [log-probability, token, text] of a prompt's last tokens, and of what may come next.
+
+    Args:
+        answer: its JSON.
+        scored: of how many of the prompt's tokens, behind one more, they were asked for.
+        by: the server.
+
+    Raises:
+        ValueError: if there are not so many, or they are not numbers.
+    """
+    about = answer["meta_info"]
+    of_prompt = about.get("input_token_logprobs") or []
+    of_next = (about.get("output_token_ids_logprobs") or [[]])[0]
+    found = [item[0] for item in of_prompt[-scored:]] if scored else []
+    numbers = [*found, *(item[0] for item in of_next)]
+    if len(found) != scored or not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("the likelihoods that were asked for were not told")
+    top = {name_of(item[1]): float(item[0]) for item in of_next}
+    said = Said(about["prompt_tokens"], about["completion_tokens"], about.get("cached_tokens"), by)
+    return Piece(finish="length", top=top, usage=said, likelihoods=tuple(found))
+
+
+def name_of(token: int) -> str:
+    """What a token is called where its text may be another's too."""
+    return f"token_id:{token}"
+
+
 def _without_stop(ids: Sequence[int], choice: Any) -> tuple[int, ...]:
     """Tokens without the one that the text was stopped by, where the server says that one did."""
-    stop = getattr(choice, "stop_reason", None)
-    stopped = isinstance(stop, int) and ids and ids[-1] == stop
+    stops = [getattr(choice, name, None) for name in ("stop_reason", "matched_stop")]
+    stopped = ids and ids[-1] in [stop for stop in stops if isinstance(stop, int)]
     return tuple(ids[:-1] if stopped else ids)
 
 

@@ -39,12 +39,16 @@ class Wanted:
         extra: fields of the family's own.
         ends: the caller's own ends of the text; by default the tokenizer's.
         reads: whether all of the prompt is a document's, which is to be kept.
+        scored: of how many of the prompt's last tokens the likelihood is wanted, and no text.
+        coming: tokens that may come next of which it is wanted, likewise.
     """
 
     fields: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     ends: Sequence[int] = ()
     reads: bool = False
+    scored: int = 0
+    coming: Sequence[int] = ()
 
 
 READ = Wanted({"max_tokens": 1, "temperature": 0.0}, reads=True)
@@ -107,7 +111,6 @@ class Requests:
             wanted: what is asked for.
         """
         ids = [*prefix.ids[:known], *more]
-        body, extra = self._fields(ids, known, wanted)
         document = len(ids) if wanted.reads else known
         tried: set[Server] = set()
         while True:
@@ -116,7 +119,7 @@ class Requests:
             try:
                 if known and not wanted.reads:
                     await self.catch_up(prefix, server)
-                stream = server.stream(body, extra)
+                stream = self._stream(server, ids, known, wanted)
                 async with self._turn(server, ids, document) as is_read, aclosing(stream) as pieces:
                     async for piece in pieces:
                         if not begun:
@@ -145,8 +148,7 @@ class Requests:
             if prefix.server is not server or prefix.held > 0:
                 return
             ids, said = list(prefix.ids), None
-            body, extra = self._fields(ids, len(ids), READ)
-            stream = server.stream(body, extra)
+            stream = self._stream(server, ids, len(ids), READ)
             async with self._turn(server, ids, len(ids)) as is_read, aclosing(stream) as pieces:
                 async for piece in pieces:
                     said = piece.usage or said
@@ -159,6 +161,13 @@ class Requests:
         """How many tokens a server ran that had read none of them for us; all, if it does not say."""
         found = self.reuse.heard(said, 0)
         return max(0, len(ids) - (found or 0))
+
+    def _stream(
+        self, server: Server, ids: Sequence[int], known: int, wanted: Wanted
+    ) -> AsyncGenerator[Piece, None]:
+        if wanted.scored or wanted.coming:
+            return server.likelihoods(ids, wanted.scored, wanted.coming)
+        return server.stream(*self._fields(ids, known, wanted))
 
     def _fields(
         self, ids: Sequence[int], known: int, wanted: Wanted

@@ -98,7 +98,15 @@ def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict
     ends = ends_of(generation)
     if not ends or ("eos_token_id" not in family.settings and ends == [end]):
         return {}
-    return {_sent_as(family, "eos_token_id"): ends, "ignore_eos": True}
+    name = _sent_as(family, "eos_token_id")
+    if family.ends_beside_its_own:
+        if end not in ends:
+            raise ValueError(
+                f"eos_token_id cannot be asked of a server of the family {family.name!r} without the model's own end, "
+                "at which it ends anyway."
+            )
+        return {name: ends}
+    return {name: ends, "ignore_eos": True}
 
 
 def ends_of(generation: GenerationConfig) -> list[int]:

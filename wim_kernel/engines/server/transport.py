@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
 from wim_kernel.asynchrony import stoppable
-from wim_kernel.engines.server.pieces import Piece, piece_of
+from wim_kernel.engines.server.pieces import Piece, piece_of, piece_of_likelihoods
 from wim_kernel.errors import ServerError
 
 Item = TypeVar("Item")
@@ -159,7 +160,7 @@ class Server:
     async def _beside(
         self, method: str, path: str, body: dict[str, Any] | None = None
     ) -> tuple[int | None, Any]:
-        url = self.base_url.removesuffix("/v1") + path
+        url = self._beside_api(path)
         headers = {"Authorization": f"Bearer {self.client.api_key}"}
         timeout = 10.0 if body is None else self.timeout
         for _ in range(2):  # a connection that was kept may turn out to be closed
@@ -174,6 +175,9 @@ class Server:
             except ValueError:
                 return answer.status_code, None
         return None, None
+
+    def _beside_api(self, path: str) -> str:
+        return self.base_url.removesuffix("/v1") + path
 
     async def models(self) -> list[dict[str, Any]]:
         """The models it serves.
@@ -196,21 +200,52 @@ class Server:
         chat = "messages" in fields
         create: Any = self.client.chat.completions.create if chat else self.client.completions.create
         finished = False
+        async with self._working():
+            stream = await create(**fields, stream=True, extra_body=extra)
+            async with stream:
+                async for event in stream:
+                    piece = piece_of(event, self, chat=chat)
+                    finished = finished or piece.finish is not None
+                    yield piece
+        if not finished:
+            raise self.error("an answer broke off before its end", None)
+
+    async def likelihoods(
+        self, ids: Sequence[int], scored: int, coming: Sequence[int]
+    ) -> AsyncGenerator[Piece, None]:
+        """How likely tokens are, each behind all those before it, in one piece.
+
+        Args:
+            ids: of a prompt.
+            scored: how many of its last tokens are meant, which have another before them.
+            coming: tokens that may come next, likewise.
+
+        Raises:
+            ServerError: if that cannot be had.
+        """
+        body = {
+            "input_ids": list(ids),
+            "sampling_params": {"max_new_tokens": 1 if coming else 0, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": len(ids) - scored - 1 if scored else -1,
+            "token_ids_logprob": list(coming) or None,
+        }
+        async with self._working():
+            answer = await self.client.post(self._beside_api("/generate"), cast_to=object, body=body)
+            piece = piece_of_likelihoods(answer, scored, self)
+        yield piece
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncGenerator[None, None]:
+        """A request's turn, in which whatever goes wrong is a `ServerError`."""
         async with self.gate:
             self.running += 1
             try:
-                stream = await create(**fields, stream=True, extra_body=extra)
-                async with stream:
-                    async for event in stream:
-                        piece = piece_of(event, self, chat=chat)
-                        finished = finished or piece.finish is not None
-                        yield piece
+                yield
             except Exception as error:  # also what the transport raises in the middle, and what is no JSON
                 raise self.error("a request failed", error) from self._shown(error)
             finally:
                 self.running -= 1
-        if not finished:
-            raise self.error("an answer broke off before its end", None)
 
     def error(self, what: str, error: Exception | None) -> ServerError:
         """What went wrong, in words that hold no key."""

@@ -63,6 +63,10 @@ class Tokens:
         """Tokens of a branch's prompt, to the point where the reply begins."""
         return self.codec.flat_suffix(branch)
 
+    def scored(self, branch: Branch) -> range:
+        """Where the tokens of a branch's scored run stand among those of its prompt."""
+        return self.codec.scored(self.codec.suffix(branch.prompt, branch.cue), branch.scored)
+
     def text(self, ids: Sequence[int], known: int = 0) -> str:
         """The text of ids. Where runs of a prompt meet, a server may cut it into tokens in another way.
 

@@ -1,4 +1,4 @@
-"""What holds on vLLM alone: in float32 it writes what the kernel in this process writes, token for token."""
+"""What holds on vLLM and SGLang: in float32 they write what the kernel in this process writes, token for token."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ QUESTION = "Who owned the ship?"
 OPTIONS = {"threshold": 0, "margin_config": config(8), "answer_config": config(12)}
 
 
+def relevance(kernel) -> str:
+    """The default there."""
+    return "likelihood" if kernel.engine.measures_likelihood else "decision"
+
+
 @pytest.fixture
 def kernel(server):
-    if server.program.family != "vllm":
-        pytest.skip("about vLLM")
+    if server.program.family not in ("vllm", "sglang"):
+        pytest.skip("about vLLM and SGLang")
     return server.kernel()
 
 
 def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
     document = fresh()
     there, here = kernel.read(document), real_kernel.read(document)
-    theirs, ours = there.ask(QUESTION, **OPTIONS), here.ask(QUESTION, relevance="decision", **OPTIONS)
+    theirs = there.ask(QUESTION, **OPTIONS)
+    ours = here.ask(QUESTION, relevance=relevance(kernel), **OPTIONS)
     for their, our in zip([*theirs.margins, theirs], [*ours.margins, ours], strict=True):
         assert there.prompt_ids(their) == here.prompt_ids(our)
         assert their.token_ids == our.token_ids
@@ -28,6 +34,31 @@ def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(ke
     assert theirs.answer == ours.answer
     relevances = [margin.relevance for margin in ours.margins]
     assert [margin.relevance for margin in theirs.margins] == pytest.approx(relevances, abs=1e-4)
+
+
+def test_decisions_and_verbatim_margins_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
+    if not kernel.engine.measures_likelihood:
+        pytest.skip("it tells no likelihoods")
+    document = fresh()
+    there, here = kernel.read(document), real_kernel.read(document)
+    for options in ({"relevance": "decision"}, {"margin_style": "verbatim"}):
+        theirs, ours = (reading.margins(QUESTION, **{**OPTIONS, **options}) for reading in (there, here))
+        assert [margin.text for margin in theirs] == [margin.text for margin in ours]
+        relevances = [margin.relevance for margin in ours]
+        assert [margin.relevance for margin in theirs] == pytest.approx(relevances, abs=1e-4)
+
+
+def test_likelihoods_leave_the_cache_as_it_is(server, kernel, fresh):
+    if not kernel.engine.measures_likelihood:
+        pytest.skip("it tells no likelihoods")
+    reading = kernel.read(fresh())
+    reading.prefill()
+    before = server.counted()
+    margins = reading.margins(QUESTION, **{**OPTIONS, "threshold": 1})
+    counted = server.counted() - before
+    assert not any(margin.kept for margin in margins)
+    assert 0 < counted.computed <= 5 * 16  # the question, behind the document's beginning and each chunk
+    assert counted.cached > 3 * reading.tokens // 2
 
 
 def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
@@ -42,14 +73,19 @@ def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
 def test_least_lengths_ends_and_penalties_are_those_of_transformers(kernel, real_kernel, fresh):
     document = fresh()[:2]
     there, here = kernel.read(document), real_kernel.read(document)
-    margins = here.margins(QUESTION, relevance="decision", **OPTIONS)
+    margins = here.margins(QUESTION, relevance=relevance(kernel), **OPTIONS)
     period = kernel.engine.words.codec.backend.encode(".", add_special_tokens=False).ids[-1]
     plain = here.answer(QUESTION, margins, **OPTIONS)
+    sglang = kernel.engine.family.name == "sglang"
+    ends = [kernel.engine.words.codec.tokenizer.eos_token_id] if sglang else []  # which it always has
     for settings in (
         {"min_new_tokens": len(plain.token_ids) + 6, "max_new_tokens": 40},
-        {"eos_token_id": [period], "max_new_tokens": 40},
-        {"eos_token_id": plain.token_ids[2], "max_new_tokens": 40},
-        {"repetition_penalty": 1.3, "max_new_tokens": 20},
+        {"eos_token_id": [period, *ends], "max_new_tokens": 40},
+        {"eos_token_id": [plain.token_ids[2], *ends], "max_new_tokens": 40},
+        {
+            "repetition_penalty": 1.0 if sglang else 1.3,
+            "max_new_tokens": 20,
+        },  # it spares what the prompt holds
         {"stop_strings": ["ship"], "max_new_tokens": 20},
     ):
         generation = GenerationConfig(do_sample=False, **settings)
