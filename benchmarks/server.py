@@ -52,9 +52,11 @@ COUNTERS = {  # tokens of prompts computed, and generated
         r"vllm:generation_tokens_total\{.*\}",
     ),
     "llama.cpp": ("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
-    "sglang": (r"sglang:prompt_tokens_total\{.*\}", r"sglang:generation_tokens_total\{.*\}"),
+    "sglang": (
+        r'sglang:realtime_tokens_total\{.*mode="prefill_compute".*\}',
+        r"sglang:generation_tokens_total\{.*\}",
+    ),
 }
-FOUND = {"sglang": r"sglang:cached_tokens_total\{.*\}"}  # where prompts are counted with what was found
 
 
 class AtOnce(ServerEngine):
@@ -135,10 +137,7 @@ class Bench:
             return int(sum(map(float, found))) if found else None
 
         computed, generated = (total(name) for name in names) if names else (None, None)
-        if computed is None or generated is None:
-            return None
-        again = FOUND.get(self.family.name)
-        return computed - ((total(again) or 0) if again else 0), generated
+        return None if computed is None or generated is None else (computed, generated)
 
     def measure(self, work: Callable[[str], object]) -> list[Measured]:
         """Both questions, one after the other."""

@@ -136,12 +136,12 @@ def ask(
             raise click.UsageError("QUESTION is empty.")
         if not files and sys.stdin.isatty():
             raise click.UsageError("Give at least one FILE, or pipe a document in.")
-        if servers and options["margin_style"] == "verbatim":
-            raise click.UsageError("Verbatim margins need a model in this process, not --server.")
         document = read_document(files or (STDIN,))
         if servers:
             display.status(f"Asking {', '.join(servers)}")
             kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
+            if options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
+                raise click.UsageError("Of servers only SGLang can choose verbatim margins, given --tokenizer.")
         else:
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
