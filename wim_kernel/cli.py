@@ -141,7 +141,9 @@ def ask(
             display.status(f"Asking {', '.join(servers)}")
             kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
             if options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
-                raise click.UsageError("Of servers only SGLang can choose verbatim margins, given --tokenizer.")
+                raise click.UsageError(
+                    "Of servers only SGLang can choose verbatim margins, given --tokenizer."
+                )
         else:
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)

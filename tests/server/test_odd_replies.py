@@ -128,7 +128,7 @@ def test_where_probabilities_are_asked_and_not_told_the_text_decides_and_the_res
         b"<html>Sign in</html>",
         b"[]",
         b'{"meta_info": {}}',
-        b'{"meta_info": {"input_token_logprobs": [[null, 1, null], [-0.5, 2, null], [-1.5, 3, null]]}}',
+        b'{"meta_info": {"input_token_logprobs": 7}}',
         b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [[-0.5, 2, null]]}}',
         b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [["x", 2], [-1.5, 3]]}}',
         b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [null, null, null]}}',
@@ -141,3 +141,18 @@ async def test_likelihoods_that_are_not_told(odd, answer):
         [piece async for piece in server.likelihoods([1, 2, 3, 4], 2, [])]
     assert "a key" not in str(caught.value)
     assert server.running == 0
+
+
+@pytest.mark.parametrize(("cached", "taken"), [(2, 2), (50, 4), ("many", None)])
+async def test_likelihoods_and_what_they_cost(odd, cached, taken):
+    about = {
+        "input_token_logprobs": [[None, 2, None], [-0.5, 3, None], [-1.5, 4, None]],
+        "output_token_ids_logprobs": [[[-0.25, 7, None], [-3.0, 8, None]]],
+        **{"prompt_tokens": 4, "completion_tokens": 1, "cached_tokens": cached},
+    }
+    odd.answers = {b"/generate": http(json.dumps({"text": "", "meta_info": about}).encode())}
+    (piece,) = [piece async for piece in Server(url(odd), None, 5.0, 1).likelihoods([1, 2, 3, 4], 2, [7, 8])]
+    assert piece.likelihoods == (-0.5, -1.5)
+    assert piece.top == {"token_id:7": -0.25, "token_id:8": -3.0}
+    assert piece.usage is not None
+    assert (piece.usage.prompt, piece.usage.output, piece.usage.cached) == (4, 1, taken)

@@ -81,7 +81,9 @@ def piece_of_likelihoods(answer: Any, scored: int, by: Server) -> Piece:
     if len(found) != scored or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("the likelihoods that were asked for were not told")
     top = {name_of(item[1]): float(item[0]) for item in of_next}
-    said = Said(about["prompt_tokens"], about["completion_tokens"], about.get("cached_tokens"), by)
+    said = _counted(
+        about.get("prompt_tokens"), about.get("completion_tokens"), about.get("cached_tokens"), by
+    )
     return Piece(finish="length", top=top, usage=said, likelihoods=tuple(found))
 
 
@@ -118,9 +120,14 @@ def _numbers(top: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def _said(usage: Any, by: Server) -> Said | None:
+    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
     prompt, output = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+    return _counted(prompt, output, cached, by)
+
+
+def _counted(prompt: Any, output: Any, cached: Any, by: Server) -> Said | None:
+    """Counts, where they are counts, that fit each other."""
     if not isinstance(prompt, int):
         return None
-    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
     found = min(max(0, cached), prompt) if isinstance(cached, int) else None
     return Said(prompt, output if isinstance(output, int) else 0, found, by)
