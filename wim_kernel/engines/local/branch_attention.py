@@ -284,7 +284,8 @@ def _part(part: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple
 @functools.cache
 def _overlaps(device: torch.device) -> bool:
     """Whether a kernel can begin there while the one before it still runs: on Hopper and later."""
-    return kernels.OVERLAPS and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    nvidia = kernels.OVERLAPS and device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _shape(query: Tensor, key: Tensor, value: Tensor) -> Shape:
