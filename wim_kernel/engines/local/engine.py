@@ -16,7 +16,7 @@ import psutil
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from wim_kernel.engines.base import Branch, Gate, Progress, Text
+from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.grammar import Grammars
 from wim_kernel.engines.local.loading import load_model
@@ -84,8 +84,10 @@ class LocalEngine:
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = _budget(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
+        self.heads: tuple[Head, ...] = ()
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
+            self.heads = ()
             self.max_branches = 4  # each has a copy of the prefix
         self.together = Together(self.turn, most_rows=64)
 
@@ -111,6 +113,10 @@ class LocalEngine:
     def encode(self, text: Text) -> list[int]:
         """Tokens of a run of text."""
         return self.codec.encode(text)
+
+    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
+        """How many tokens of ``encode(text)`` begin before each of these characters of the text."""
+        return self.codec.token_cuts(text, places)
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
@@ -313,6 +319,9 @@ class LocalEngine:
             prefix.mark()
         if isinstance(prefix, SharedPrefix):
             self._check_windows(prefix)
+            self.heads = tuple(
+                (layer, head) for layer, count in sorted(prefix.query_heads.items()) for head in range(count)
+            )
         batch = prefix.branch(lengths, room=6)
         prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
         steps = batch.step([following] * 3).logits

@@ -109,6 +109,10 @@ class ServerEngine:
         """What stands before every document."""
         return self.words.head(system, lead)
 
+    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
+        """How many tokens the text has before each of these characters, counted by encoding what stands there."""
+        return [len(self.encode(replace(text, text=text.text[:place]))) for place in places]
+
     def encode(self, text: Text) -> list[int]:
         """What stands for a run of text."""
         return self.words.encode(text)
