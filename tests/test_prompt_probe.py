@@ -30,7 +30,8 @@ KINDS = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3", "gpt_neox")
 
 
 @pytest.mark.parametrize(
-    ("kind", "attention"), [*((kind, "parts") for kind in KINDS), ("gemma2", "kernels"), ("gpt_oss", "kernels")]
+    ("kind", "attention"),
+    [*((kind, "parts") for kind in KINDS), ("gemma2", "kernels"), ("gpt_oss", "kernels")],
 )
 def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
     engine = LocalEngine(copy.deepcopy(tiny_model(kind)), smollm2[1], attention=attention)
@@ -45,7 +46,9 @@ def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
     eager.set_attn_implementation("eager")
     with torch.inference_mode():
         layers = eager(torch.tensor([[*ids, *suffix]]), output_attentions=True).attentions
-    queries = engine.codec.scored(engine.codec.suffix((Text("\n\nQuestion:", trusted=True), Text(QUESTION)), ""), 1)
+    queries = engine.codec.scored(
+        engine.codec.suffix((Text("\n\nQuestion:", trusted=True), Text(QUESTION)), ""), 1
+    )
     for row, (layer, head) in enumerate(engine.heads):
         weights = layers[layer][0, head, len(ids) + queries.start : len(ids) + queries.stop]
         weights = weights[:, : len(ids) + len(suffix)].mean(0)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+import logging
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
@@ -25,12 +27,18 @@ from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.prompts import Frame
 from wim_kernel.readings import Budget, Readings
-from wim_kernel.relevance import Evidence
-from wim_kernel.settings import Options
+from wim_kernel.relevance.calibration import Calibration, keep, known
+from wim_kernel.relevance.fitting import Example, calibrate, packaged
+from wim_kernel.relevance.passages import DocumentPassages
+from wim_kernel.relevance.scores import Evidence
+from wim_kernel.settings import Options, settle
 from wim_kernel.storage import ReadingFolder
 from wim_kernel.storage import read as read_file
 from wim_kernel.storage import write as write_file
 from wim_kernel.volumes import SHARES, longest_chunk, volume_pieces
+from wim_kernel.writing import question_lead
+
+logger = logging.getLogger(__name__)
 
 Document = str | Iterable[str | Chunk]
 
@@ -51,6 +59,8 @@ class WimKernel:
             it is found again after a restart; `Readings.flush` writes what is live.
         disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
         frame: what stands around every document.
+        calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
+            finds it out at the first question, once (see `calibrate`); ``"off"`` takes rough values.
         engine: runs the model; by default in this process.
         engine_options: options of `LocalEngine`: ``window``, ``path``.
 
@@ -73,6 +83,7 @@ class WimKernel:
         cache_dir: str | Path | None = None,
         disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
+        calibration: Calibration | Literal["auto", "off"] = "auto",
         engine: AnyEngine | None = None,
         **engine_options: Any,
     ) -> None:
@@ -91,6 +102,67 @@ class WimKernel:
         )
         self.readings = Readings(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
+        self._calibration = calibration if isinstance(calibration, Calibration) else None
+        self._may_calibrate = calibration == "auto"
+        self._calibrating = threading.Lock()
+
+    def find_calibration(self) -> Calibration:
+        """How the model's signals are read: known for it, kept from before, or found now on the package's examples."""
+        with self._calibrating:
+            if self._calibration is None:
+                self._calibration = self._known_calibration()
+        return self._calibration
+
+    def _known_calibration(self) -> Calibration:
+        engine = self.engine
+        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
+            return Calibration()
+        if not engine.reads_text:
+            return Calibration()  # random weights
+        model = engine.fingerprint()
+        found = known(model)
+        if found is None:
+            logger.info("Finding out how %s shows relevance: once, up to a minute.", engine.model_name)
+            found = self._calibrated(packaged(), 45.0)
+            keep(model, found)
+        return found
+
+    def calibrate(
+        self, examples: Iterable[Example | Mapping[str, Any]] | None = None, *, seconds: float = 120.0
+    ) -> Calibration:
+        """Find anew how the model's signals are read, and use that from now on.
+
+        Args:
+            examples: documents and questions with known evidence, as `wim_kernel.relevance.fitting.Example` or as
+                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default
+                those that come with the package.
+            seconds: about how long passages may be read alone.
+
+        Returns:
+            The calibration. Give it to another kernel on the same model as ``calibration=``.
+
+        Raises:
+            ValueError: if the examples are no such data, or the engine cannot see the model's attention.
+        """
+        given = (
+            packaged()
+            if examples is None
+            else [item if isinstance(item, Example) else Example.from_dict(item) for item in examples]
+        )
+        if not self.engine.heads:
+            raise ValueError(
+                "This engine cannot see the model's attention, so there is nothing to calibrate."
+            )
+        found = self._calibrated(given, seconds)
+        with self._calibrating:
+            self._calibration = found
+        return found
+
+    def _calibrated(self, examples: Sequence[Example], seconds: float) -> Calibration:
+        settings = settle({})
+        return calibrate(
+            self.engine, self.frame, lambda question: question_lead(question, settings)[0], examples, seconds
+        )
 
     @classmethod
     def from_pretrained(
@@ -103,6 +175,7 @@ class WimKernel:
         cache_dir: str | Path | None = None,
         disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
+        calibration: Calibration | Literal["auto", "off"] = "auto",
         **loading: Any,
     ) -> WimKernel:
         """A kernel on a model by name: ``"embedded"``, a hub id, a path, or either with ``gguf_file=``.
@@ -115,6 +188,7 @@ class WimKernel:
             cache_dir: see `WimKernel`.
             disk_budget_bytes: see `WimKernel`.
             frame: see `WimKernel`.
+            calibration: see `WimKernel`.
             loading: what `wim_kernel.engines.local.loading.load_model` takes (``gguf_file``, ``dtype``, ``device``,
                 ...) and options of `LocalEngine` (``window``, ``path``, ``attention``).
 
@@ -130,6 +204,7 @@ class WimKernel:
             cache_dir=cache_dir,
             disk_budget_bytes=disk_budget_bytes,
             frame=frame,
+            calibration=calibration,
         )
 
     @classmethod
@@ -310,6 +385,7 @@ class Reading:
         self._separator = kernel.frame.separator if separator is None else separator
         self._pieces = [kernel._head, *kernel._encode(self.chunks, self._separator)]
         self.tokens = sum(map(len, self._pieces[1:]))
+        self._passages: DocumentPassages | None = None
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
         if overflow == "error" and window is not None and head + self.tokens >= window:
@@ -332,6 +408,7 @@ class Reading:
                 yield from call.write_margins()
                 if call.has_enough():
                     break
+        yield from call.revise()
         yield from call.write_best()
         self._came_to(call)
         return call.inquiries[0].in_order
@@ -385,12 +462,33 @@ class Reading:
 
     @contextmanager
     def _call(self, ask: Asked) -> Iterator[Call]:
-        with closing(Call(self.kernel.readings, self.chunks, self._pieces, ask, self.overflow)) as call:
+        kernel = self.kernel
+        with closing(
+            Call(
+                kernel.readings,
+                self.chunks,
+                self._pieces,
+                ask,
+                self.overflow,
+                self._in_passages,
+                kernel.find_calibration,
+            )
+        ) as call:
             try:
                 yield call
             except ServerError as error:
                 error.margins_by_question, error.chunks_read = call.written, call.read
                 raise
+
+    def _in_passages(self) -> DocumentPassages:
+        """The document's passages, made when they are first wanted."""
+        if self._passages is None:
+            engine = self.kernel.engine
+            sizes = [len(piece) for piece in self._pieces[1:]]
+            self._passages = DocumentPassages(
+                self.chunks, sizes, lambda text, places: engine.token_cuts(Text(text), places)
+            )
+        return self._passages
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
 

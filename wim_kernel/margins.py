@@ -37,6 +37,8 @@ class Margin:
         kept: whether the note goes into the answer's prompt. People and programs may set it either way.
         chunk: the chunk the note is about, with its sources.
         spans: for verbatim margins, where each copied sentence stands in its source; otherwise empty.
+        evidence: what the relevance is made of: the signals that were measured, by name (see
+            `wim_kernel.relevance.scores.Evidence`).
         note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
         token_ids: the note's own tokens as the model wrote them, without end-of-sequence.
         branch: what the model saw, for ``Reading.prompt_ids``; None on margins made by hand.
@@ -49,6 +51,7 @@ class Margin:
     chunk: Chunk
     spans: tuple[Span, ...] = ()
     note: str = ""
+    evidence: Mapping[str, float] = field(default_factory=dict, compare=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
@@ -66,6 +69,7 @@ class Margin:
             "note": self.note,
             "chunk": self.chunk.to_dict(),
             "spans": [asdict(span) for span in self.spans],
+            "evidence": dict(self.evidence),
         }
 
     @classmethod
@@ -79,6 +83,7 @@ class Margin:
             chunk=Chunk.from_dict(data["chunk"]),
             spans=tuple(Span(**span) for span in data.get("spans", ())),
             note=str(data.get("note", "")),
+            evidence={str(name): float(value) for name, value in data.get("evidence", {}).items()},
         )
 
 

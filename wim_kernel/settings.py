@@ -12,12 +12,14 @@ from transformers import GenerationConfig
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.margins import Margin
 from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
-from wim_kernel.relevance import Evidence, QuestionLikelihood, RelevanceLike, resolve
+from wim_kernel.relevance.calibration import SIGNALS
+from wim_kernel.relevance.scores import Evidence, QuestionLikelihood, RelevanceLike, resolve
 
 MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
 THRESHOLD = 0.5
-MARGIN_TOKENS: dict[str, int] = {"free": 64, "verbatim": 128}  # sentences cost no decoding
+NOTE_TOKENS = 64
+QUOTE_TOKENS = 128  # sentences cost no decoding
 ANSWER_TOKENS = 256
 
 
@@ -31,13 +33,18 @@ class Options(TypedDict, total=False):
         keep: called with each written margin; False drops it.
         stop_when: called with the margins so far, in chunk order; True leaves the rest of the document unread.
         stop_after: leaves the rest unread once this many margins are kept.
-        relevance: ``"likelihood"``, ``"decision"``, ``"second-call"``, or a callable on `Evidence`.
-        margin_style: ``"free"``, the model's own words, or ``"verbatim"``, whole sentences of the chunk.
+        relevance: what relevance is taken from. ``"combined"``, the default: attention, words and likelihood, as a
+            calibrated probability that the chunk holds evidence; ``"attention"``, ``"lexical"`` or ``"passage"``: one
+            of them; ``"likelihood"``: how much likelier the question became by reading the chunk; ``"decision"`` and
+            ``"second-call"``: the paper's; or a callable on `Evidence`. Engines that cannot see attention take
+            ``"likelihood"`` by default, or ``"decision"``.
+        margin_style: ``"verbatim"``, whole sentences of the chunk, the default where the engine can choose them; or
+            ``"free"``, the model's own words.
         task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
         prompts: all the prompts; by default the task's.
         variables: data for further ``{name}`` holes that the caller's own prompts have.
-        margin_config: how margins are generated; greedy, 64 tokens by default. For verbatim margins,
-            ``max_new_tokens`` bounds the sentences chosen: 128 by default, three at most.
+        margin_config: how free margins are generated; greedy, 64 tokens by default. For verbatim margins,
+            ``max_new_tokens`` bounds the sentences chosen: 128 by default.
         answer_config: how the answer is generated; greedy, 256 tokens by default.
         margin_tokens: most tokens of a margin, whatever ``margin_config`` says.
         answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
@@ -55,7 +62,7 @@ class Options(TypedDict, total=False):
     stop_when: Callable[[list[Margin]], bool] | None
     stop_after: int | None
     relevance: RelevanceLike
-    margin_style: MarginStyle
+    margin_style: MarginStyle | None
     task: Task
     prompts: Prompts | None
     variables: Mapping[str, str] | None
@@ -70,18 +77,22 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """`Options` with everything that was left open filled in, but for ``margin_batch``."""
+    """`Options` with everything that was left open filled in, but for ``margin_batch``.
+
+    Style and relevance that were left open are filled in by `fitting`, which knows the engine.
+    """
 
     threshold: float
     top_k: int | None
     keep: Callable[[Margin], bool] | None
     stop_when: Callable[[list[Margin]], bool] | None
     relevance: Callable[[Evidence], float]
-    margin_style: MarginStyle
+    margin_style: MarginStyle | None
     prompts: Prompts
     margin_config: GenerationConfig
     answer_config: GenerationConfig
     margin_batch: int | None
+    quote_tokens: int = QUOTE_TOKENS
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -91,28 +102,56 @@ class Settings:
         """What the relevance score has branches find out; see `Relevance.asks`."""
         return str(getattr(self.relevance, "asks", "nothing"))
 
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals of passages that have to be found."""
+        wanted = getattr(self.relevance, "searches", SIGNALS)  # a caller's own score may look at all of them
+        return SIGNALS if self.margin_style == "verbatim" and not wanted else tuple(wanted)
 
-def fitting(settings: Settings, engine: AnyEngine) -> Settings:
-    """The settings as an engine can follow them: without likelihoods, the default relevance is a decision.
+    @property
+    def measures_boundaries(self) -> bool:
+        """Whether relevance needs a branch behind each chunk."""
+        return not getattr(self.relevance, "searches", ())
+
+
+def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Settings:
+    """The settings as an engine can follow them.
+
+    Where attention cannot be seen, the default relevance is a rise in likelihood, and without likelihoods a decision.
+
+    Args:
+        settings: the caller's.
+        engine: follows them.
+        blank: whether there is no question, and so nothing to look for.
 
     Raises:
         ValueError: if the caller asked for what the engine cannot find out.
     """
-    if engine.measures_likelihood:
-        return settings
-    if settings.margin_style == "verbatim":
+    sees, measures = bool(engine.heads), engine.measures_likelihood
+    relevance, style = settings.relevance, settings.margin_style
+    if relevance == resolve("combined") and not sees:
+        relevance = resolve("likelihood" if measures else "decision")
+    searches = getattr(relevance, "searches", ())
+    if "attention" in searches and not sees:
+        raise ValueError(
+            "This engine cannot see the model's attention: use relevance='passage', 'likelihood' or a callable."
+        )
+    if (isinstance(relevance, QuestionLikelihood) or "passage" in searches) and not measures:
+        if isinstance(relevance, QuestionLikelihood) and relevance == resolve("likelihood"):
+            relevance = resolve("decision")
+        else:
+            raise ValueError(
+                "This relevance needs likelihoods of prompts, which this server does not give without reading the "
+                "document again: use 'lexical', 'decision', 'second-call' or a callable."
+            )
+    if style == "verbatim" and not measures:
         raise ValueError(
             "Verbatim margins are chosen by the question's likelihood, which this server does not give without reading "
             "the document again: use margin_style='free'."
         )
-    if not isinstance(settings.relevance, QuestionLikelihood):
-        return settings
-    if settings.relevance != resolve("likelihood"):
-        raise ValueError(
-            "A calibrated QuestionLikelihood needs likelihoods of prompts, which this server does not give without "
-            "reading the document again: use 'decision', 'second-call' or a callable."
-        )
-    return replace(settings, relevance=resolve("decision"))
+    if style is None:
+        style = "verbatim" if sees and not blank else "free"
+    return replace(settings, relevance=relevance, margin_style=style)
 
 
 def settle(options: Options) -> Settings:
@@ -130,8 +169,8 @@ def settle(options: Options) -> Settings:
         count = options.get(name)
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} is at least 1, not {count}.")
-    style, task = options.get("margin_style", "free"), options.get("task", "answer")
-    if style not in get_args(MarginStyle):
+    style, task = options.get("margin_style"), options.get("task", "answer")
+    if style is not None and style not in get_args(MarginStyle):
         raise ValueError(f"margin_style is one of {get_args(MarginStyle)}, not {style!r}.")
     if task not in PROMPTS:
         raise ValueError(f"task is one of {tuple(PROMPTS)}, not {task!r}.")
@@ -158,12 +197,11 @@ def settle(options: Options) -> Settings:
         top_k=options.get("top_k"),
         keep=options.get("keep"),
         stop_when=_stop_rule(options.get("stop_when"), options.get("stop_after")),
-        relevance=resolve(options.get("relevance", "likelihood")),
+        relevance=resolve(options.get("relevance", "combined")),
         margin_style=style,
         prompts=prompts,
-        margin_config=_bounded(
-            options.get("margin_config"), options.get("margin_tokens"), MARGIN_TOKENS[style]
-        ),
+        margin_config=_bounded(options.get("margin_config"), options.get("margin_tokens"), NOTE_TOKENS),
+        quote_tokens=_quote_tokens(options),
         answer_config=_bounded(options.get("answer_config"), options.get("answer_tokens"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
         answer_volume=volume,
@@ -210,6 +248,12 @@ def _bare(schema: Any) -> Any:
     if isinstance(bare.get("properties"), dict) and bare.get("type") == "object":
         bare.setdefault("additionalProperties", False)
     return bare
+
+
+def _quote_tokens(options: Options) -> int:
+    config = options.get("margin_config")
+    stated = None if config is None else config.max_new_tokens
+    return options.get("margin_tokens") or stated or QUOTE_TOKENS
 
 
 def _variables(given: Mapping[str, str]) -> Mapping[str, str]:

@@ -261,8 +261,9 @@ def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
     probe = PromptProbe(probed) if probed and batch.sees_attention else None
     logits = batch.prompt([row.ids for row in mine], width, slots, group.start, probe)
     found = [row.measured(kept, slots, width) for row, kept in zip(mine, logits, strict=True)]
-    for item in probed if probe is not None else ():
-        found[item.row] = torch.cat([found[item.row], probe.mass(item.row, logits.device).flatten()])
+    if probe is not None:
+        for item in probed:
+            found[item.row] = torch.cat([found[item.row], probe.mass(item.row, logits.device).flatten()])
     numbers = torch.cat(found).cpu().numpy()  # one wait for the device
     for row, some in zip(mine, np.split(numbers, np.cumsum([len(item) for item in found])), strict=False):
         row.take_scores(some)

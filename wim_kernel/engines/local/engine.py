@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ class LocalEngine:
         if self.path == "snapshot":
             self.heads = ()
             self.max_branches = 4  # each has a copy of the prefix
+        self.reads_text = self._reads_text()
         self.together = Together(self.turn, most_rows=64)
 
     @classmethod
@@ -184,6 +186,25 @@ class LocalEngine:
             "dtype": str(self.model.dtype),
             "path": self.path,
         }
+
+    def fingerprint(self) -> str:
+        """A short name for the model's weights, the same for every type that they may be loaded in."""
+        digest = hashlib.blake2b(digest_size=12)
+        digest.update(type(self.model).__name__.encode())
+        samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]
+        rounded = torch.cat([sample.float().to("cpu", torch.bfloat16) for sample in samples])
+        digest.update(rounded.float().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def _reads_text(self) -> bool:
+        """Whether the model predicts English better than chance: random weights have no heads worth looking for."""
+        ids = self.codec.encode(
+            Text("The ship left the harbour in the morning, and nobody on the quay saw it go.")
+        )
+        logits = self.model(torch.tensor([ids], device=self.runner.device), use_cache=False).logits[0].float()
+        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
+        return bool(loss < 0.7 * math.log(logits.shape[-1]))
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
         """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""

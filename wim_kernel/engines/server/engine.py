@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -48,6 +49,7 @@ class ServerEngine:
         ValueError: if the model is not among those served, or the family is unknown.
     """
 
+    heads = ()  # servers do not report attention
     budget_bytes = 2**30  # what is held here is ids
     host_budget_bytes = 0
 

@@ -1,0 +1,124 @@
+"""What is known of a document's passages for one question, put on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wim_kernel.chunks import Chunk
+from wim_kernel.relevance.calibration import SIGNALS, Calibration
+from wim_kernel.relevance.passages import DocumentPassages
+from wim_kernel.relevance.scores import Evidence
+
+Floats = np.ndarray
+LEAST_MASS = 1e-5  # attention under this is no attention
+FLOOR = {"attention": -7.0, "lexical": -1.0, "passage": -5.0}
+"""The least that a signal is taken to say, relative to the best passage."""
+
+
+@dataclass
+class Findings:
+    """Signals of all passages of a document for one question; those not known yet are not numbers.
+
+    Attributes:
+        document: the passages.
+        coverage: how much of the question's words each passage has, 0 to 1.
+        sentence_coverage: how much of them each sentence has, through all passages.
+        mass: attention on each sentence of each passage, less what the same heads put there unasked.
+        likelihood: mean log-probability of the question given the passage alone, in nats.
+        alone: whether attention was taken from each passage alone, and not from the whole document.
+    """
+
+    document: DocumentPassages
+    coverage: Floats
+    sentence_coverage: Floats
+    mass: list[Floats | None] = field(default_factory=list)
+    likelihood: Floats = field(default_factory=lambda: np.zeros(0))
+    alone: bool = False
+
+    @classmethod
+    def of(cls, document: DocumentPassages, question: str) -> Findings:
+        """What is known before the model has read anything: the words."""
+        count = len(document)
+        return cls(
+            document,
+            document.index.coverage(question),
+            document.sentence_index.coverage(question),
+            [None] * count,
+            np.full(count, np.nan),
+        )
+
+    def only(self, passages: Sequence[int]) -> Findings:
+        """The same, as if the document had no other passages."""
+        chosen = list(passages)
+        coverage, likelihood = self.coverage[chosen], self.likelihood[chosen]
+        mass = [self.mass[index] for index in chosen]
+        return Findings(self.document, coverage, self.sentence_coverage, mass, likelihood, self.alone)
+
+    def relative(self) -> dict[str, Floats]:
+        """Each signal of each passage, less that of the best passage: 0 for the best, and less for all others.
+
+        Attention in nats of its logarithm, words as a share of the question's, likelihoods in nats a token. A
+        passage whose likelihood was not measured is a little worse than the worst that was.
+        """
+        mass = np.array([np.nan if part is None else part.sum() for part in self.mass])
+        known = ~np.isnan(mass)
+        attention = np.log(np.maximum(np.where(known, mass, 0.0), LEAST_MASS))
+        likelihood, measured = self.likelihood, ~np.isnan(self.likelihood)
+        if measured.any():
+            likelihood = np.where(measured, likelihood, likelihood[measured].min() - 0.3)
+        found = {
+            "attention": attention if known.any() else np.zeros(len(mass)),
+            "lexical": self.coverage,
+            "passage": likelihood if measured.any() else np.zeros(len(mass)),
+        }
+        return {name: _below_best(values, FLOOR[name]) for name, values in found.items()}
+
+    def scores(self, calibration: Calibration, signals: tuple[str, ...] = SIGNALS) -> Floats:
+        """Evidence for each passage, (passages,): signals in units of their spread over the calibration's passages."""
+        relative = self.relative()
+        return np.asarray(sum(relative[name] / calibration.spread[name] for name in signals))
+
+    def probabilities(self, calibration: Calibration) -> dict[str, Floats]:
+        """The probability that each passage holds evidence, (passages,), by each signal and by all (``"combined"``)."""
+        found = {name: calibration.probability(name, self.scores(calibration, (name,))) for name in SIGNALS}
+        curve = "alone" if self.alone else "combined"
+        return {**found, "combined": calibration.probability(curve, self.scores(calibration))}
+
+    def evidence(self, question: str, chunk: Chunk, index: int, calibration: Calibration) -> Evidence:
+        """What is known of a chunk: the signals of its best passage, and the best probability by each of them."""
+        mine = self.document.of_chunk[index]
+        if not mine:
+            return Evidence(question, chunk)
+        relative, probabilities = self.relative(), self.probabilities(calibration)
+        best = max(mine, key=lambda passage: probabilities["combined"][passage])
+        known = {
+            "attention": self.mass[best] is not None,
+            "lexical": True,
+            "passage": not np.isnan(self.likelihood[best]),
+        }
+        found = {name: float(relative[name][best]) if is_known else None for name, is_known in known.items()}
+        return Evidence(
+            question,
+            chunk,
+            found["attention"],
+            found["lexical"],
+            found["passage"],
+            probabilities={name: float(values[list(mine)].max()) for name, values in probabilities.items()},
+        )
+
+    def sentence_scores(self, calibration: Calibration, passage: int) -> Floats:
+        """How each sentence of a passage compares with the others of it: 0 for the best, (sentences,)."""
+        mass = self.mass[passage]
+        count = len(self.document.passages[passage].sentences)
+        total = np.zeros(count)
+        if mass is not None:
+            total += np.log(np.maximum(mass, LEAST_MASS)) / calibration.spread["attention"]
+        words = self.sentence_coverage[self.document.sentences_of[passage]]
+        return _below_best(total + words / calibration.spread["lexical"], -np.inf)
+
+
+def _below_best(values: Floats, floor: float) -> Floats:
+    return np.maximum(values - values.max(), floor) if len(values) else values
