@@ -226,6 +226,17 @@ class Call:
                 yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
             yield from self._tell(self.writer.write_found(together), revised=True)
 
+    def look_again(self) -> Steps[None]:
+        """Further rounds: look for evidence once more in the volume in hand, with what was found in the prompt."""
+        if not self.writer.searches:
+            return
+        chunks = range(self.lease.volume_of(self.read).start, self.read)
+        for _ in range(1, self.settings.rounds):
+            yield from self.watch.run("prefill", self.lease.return_to(self.read))
+            for inquiry in self.inquiries:
+                yield from self.watch.run("margins", self.writer.search_again(inquiry, chunks))
+            yield from self.revise()
+
     def _tell(self, work: Iterator[Place | None], *, revised: bool = False) -> Steps[None]:
         """Turn finished places into margins."""
         for place in self.watch.run("margins", work):
@@ -246,15 +257,17 @@ class Call:
 
     def _best(self, inquiry: Inquiry) -> list[Place]:
         mine = [place for place in self.scored if place.inquiry is inquiry]
-        mine = [place for place in mine if (place.relevance or 0.0) >= self.settings.threshold]
+        mine = [place for place in mine if (place.relevance or 0.0) >= (self.settings.threshold or 0.0)]
         mine.sort(key=lambda place: (-(place.relevance or 0.0), place.index))
         return sorted(mine[: self.settings.top_k], key=lambda place: place.index)
 
-    def has_enough(self) -> bool:
+    def has_enough(self) -> Steps[bool]:
         """Whether every question's caller says that enough was read. Margins not yet written show their relevance."""
         stop = self.settings.stop_when
         if stop is None:
             return False
+        if isinstance(stop, str):
+            return (yield from self.watch.run("margins", self.writer.has_enough(self.inquiries, self.read)))
         shown = {id(inquiry): list(inquiry.in_order) for inquiry in self.inquiries}
         for place in self.scored:
             shown[id(place.inquiry)].append(self.writer.margin(place))

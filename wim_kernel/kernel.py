@@ -406,9 +406,10 @@ class Reading:
             yield from call.read_chunk(index)
             if call.margins_are_due():
                 yield from call.write_margins()
-                if call.has_enough():
+                if (yield from call.has_enough()):
                     break
         yield from call.revise()
+        yield from call.look_again()
         yield from call.write_best()
         self._came_to(call)
         return call.inquiries[0].in_order

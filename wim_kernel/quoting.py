@@ -13,6 +13,7 @@ from wim_kernel.engines.base import Branch, Decoded, Prompt, Text
 from wim_kernel.relevance.calibration import Calibration
 from wim_kernel.relevance.findings import Findings
 from wim_kernel.relevance.passages import quotable
+from wim_kernel.settings import EVIDENCE_THRESHOLD
 
 GAP = " […] "  # between sentences that do not follow each other
 SENTENCES = 3  # most sentences chosen by likelihood
@@ -40,7 +41,7 @@ class Quote:
     spans: tuple[Span, ...]
 
 
-def by_findings(findings: Findings, chunk: int, calibration: Calibration, threshold: float) -> list[Span2]:
+def by_findings(findings: Findings, chunk: int, calibration: Calibration) -> list[Span2]:
     """The sentences of a chunk that are worth quoting, best first: of each passage that may hold evidence, the best.
 
     A sentence that leans on the one before it ("She sold it in May.") brings that one along.
@@ -50,7 +51,9 @@ def by_findings(findings: Findings, chunk: int, calibration: Calibration, thresh
         return []
     probability = findings.probabilities(calibration)["combined"]
     best = max(mine, key=lambda index: probability[index])
-    worth = [index for index in mine if index == best or probability[index] >= max(threshold, 0.5)]
+    worth = [
+        index for index in mine if index == best or probability[index] >= max(threshold, EVIDENCE_THRESHOLD)
+    ]
     chosen: list[Span2] = []
     for index in sorted(worth, key=lambda index: -probability[index]):
         sentences = findings.document.passages[index].sentences

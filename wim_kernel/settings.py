@@ -18,6 +18,8 @@ from wim_kernel.relevance.scores import Evidence, QuestionLikelihood, RelevanceL
 MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
 THRESHOLD = 0.5
+EVIDENCE_THRESHOLD = 0.25  # of a probability that there is evidence; see docs/evaluation.md
+StopRule = Callable[[list[Margin]], bool] | Literal["enough"]
 NOTE_TOKENS = 64
 QUOTE_TOKENS = 128  # sentences cost no decoding
 ANSWER_TOKENS = 256
@@ -28,16 +30,20 @@ class Options(TypedDict, total=False):
 
     Attributes:
         threshold: margins are written and kept for chunks at or over this relevance; 0 writes and keeps all. By
-            default 0.5, or 0 where ``top_k`` or ``keep`` choose.
+            default 0.25 where relevance is a probability of evidence (a note too many costs less than one too few),
+            0.5 with other scores, and 0 where ``top_k`` or ``keep`` choose.
         top_k: keep margins of this many most relevant chunks at most; they are written once all chunks are scored.
         keep: called with each written margin; False drops it.
         stop_when: called with the margins so far, in chunk order; True leaves the rest of the document unread.
+            ``"enough"`` asks the model whether the notes kept so far answer the question.
         stop_after: leaves the rest unread once this many margins are kept.
         relevance: what relevance is taken from. ``"combined"``, the default: attention, words and likelihood, as a
             calibrated probability that the chunk holds evidence; ``"attention"``, ``"lexical"`` or ``"passage"``: one
             of them; ``"likelihood"``: how much likelier the question became by reading the chunk; ``"decision"`` and
             ``"second-call"``: the paper's; or a callable on `Evidence`. Engines that cannot see attention take
             ``"likelihood"`` by default, or ``"decision"``.
+        rounds: how often evidence is looked for. From the second round on, what was found goes into the question's
+            prompt, so that evidence a step away from the question's words is found too; nothing is read again.
         margin_style: ``"verbatim"``, whole sentences of the chunk, the default where the engine can choose them; or
             ``"free"``, the model's own words.
         task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
@@ -59,9 +65,10 @@ class Options(TypedDict, total=False):
     threshold: float | None
     top_k: int | None
     keep: Callable[[Margin], bool] | None
-    stop_when: Callable[[list[Margin]], bool] | None
+    stop_when: StopRule | None
     stop_after: int | None
     relevance: RelevanceLike
+    rounds: int
     margin_style: MarginStyle | None
     task: Task
     prompts: Prompts | None
@@ -79,13 +86,13 @@ class Options(TypedDict, total=False):
 class Settings:
     """`Options` with everything that was left open filled in, but for ``margin_batch``.
 
-    Style and relevance that were left open are filled in by `fitting`, which knows the engine.
+    Style, relevance and threshold that were left open are filled in by `fitting`, which knows the engine.
     """
 
-    threshold: float
+    threshold: float | None
     top_k: int | None
     keep: Callable[[Margin], bool] | None
-    stop_when: Callable[[list[Margin]], bool] | None
+    stop_when: StopRule | None
     relevance: Callable[[Evidence], float]
     margin_style: MarginStyle | None
     prompts: Prompts
@@ -93,6 +100,7 @@ class Settings:
     answer_config: GenerationConfig
     margin_batch: int | None
     quote_tokens: int = QUOTE_TOKENS
+    rounds: int = 1
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -151,7 +159,10 @@ def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Se
         )
     if style is None:
         style = "verbatim" if sees and not blank else "free"
-    return replace(settings, relevance=relevance, margin_style=style)
+    threshold = settings.threshold
+    if threshold is None:
+        threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
+    return replace(settings, relevance=relevance, margin_style=style, threshold=threshold)
 
 
 def settle(options: Options) -> Settings:
@@ -165,7 +176,7 @@ def settle(options: Options) -> Settings:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
-    for name in ("top_k", "margin_batch", "stop_after", "margin_tokens", "answer_tokens"):
+    for name in ("top_k", "margin_batch", "stop_after", "margin_tokens", "answer_tokens", "rounds"):
         count = options.get(name)
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} is at least 1, not {count}.")
@@ -184,8 +195,8 @@ def settle(options: Options) -> Settings:
     chosen = options.get("top_k") is not None or options.get("keep") is not None
     threshold = options.get("threshold")
     if threshold is None:
-        threshold = 0.0 if chosen else THRESHOLD
-    if not 0 <= threshold <= 1:
+        threshold = 0.0 if chosen else None
+    if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is between 0 and 1, not {threshold}.")
     prompts = options.get("prompts") or PROMPTS[task]
     if prompts.question.startswith("{question}"):
@@ -202,6 +213,7 @@ def settle(options: Options) -> Settings:
         prompts=prompts,
         margin_config=_bounded(options.get("margin_config"), options.get("margin_tokens"), NOTE_TOKENS),
         quote_tokens=_quote_tokens(options),
+        rounds=options.get("rounds") or 1,
         answer_config=_bounded(options.get("answer_config"), options.get("answer_tokens"), ANSWER_TOKENS),
         margin_batch=options.get("margin_batch"),
         answer_volume=volume,
@@ -219,11 +231,13 @@ def together(options: Options, chunks: int) -> Options:
     return options if asked else {**options, "margin_batch": chunks}
 
 
-def _stop_rule(
-    stop_when: Callable[[list[Margin]], bool] | None, stop_after: int | None
-) -> Callable[[list[Margin]], bool] | None:
+def _stop_rule(stop_when: StopRule | None, stop_after: int | None) -> StopRule | None:
+    if isinstance(stop_when, str) and stop_when != "enough":
+        raise ValueError(f'stop_when is a callable on the margins so far, or "enough", not {stop_when!r}.')
     if stop_after is None:
         return stop_when
+    if isinstance(stop_when, str):
+        raise ValueError('stop_after and stop_when="enough" both say when to stop: use one of them.')
 
     def enough(margins: list[Margin]) -> bool:
         asked = stop_when is not None and stop_when(margins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,6 +19,8 @@ from wim_kernel.relevance.scores import Evidence
 from wim_kernel.relevance.search import EvidenceSearch
 from wim_kernel.settings import Settings
 from wim_kernel.volumes import VolumeLease
+
+MOST_NOTES = 3  # of a round, in the next round's prompt
 
 
 @dataclass
@@ -137,7 +139,9 @@ class MarginWriter:
         if settings.measures_boundaries:
             found: Iterator[Place | None] = self._measure(places, write=True)
         elif verbatim:
-            found = iter(places)
+            yield from self._quote([place for place in places if self.passes(place)])
+            yield from places
+            return
         else:
             passing = [place for place in places if self.passes(place)]
             yield from (place for place in places if not self.passes(place))
@@ -183,7 +187,7 @@ class MarginWriter:
         """Whether a place's note is worth writing."""
         if _blank(self.chunks[place.index]):
             return False
-        return place.chosen or place.relevance is None or place.relevance >= self.settings.threshold
+        return place.chosen or place.relevance is None or place.relevance >= (self.settings.threshold or 0.0)
 
     # -- the search for evidence --------------------------------------------------------------------------------------
 
@@ -219,6 +223,45 @@ class MarginWriter:
             if not self.settings.measures_boundaries:
                 place.relevance = self._relevance(place.evidence)
 
+    def search_again(self, inquiry: Inquiry, chunks: range) -> Iterator[None]:
+        """Look for evidence once more in a volume, with what was found in the question's prompt."""
+        notes = "\n".join(f"- {margin.text.strip()}" for margin in _best(inquiry.in_order, MOST_NOTES))
+        if inquiry.findings is None or not notes:
+            return
+        lead = fill(self.settings.prompts.found, note=notes)
+        search = self._searcher()
+        search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
+        again = Inquiry(inquiry.question, findings=Findings.of(search.document, inquiry.question))
+        if not search.reads_each_alone:
+            begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
+            yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
+        yield from search.read_alone([again], chunks)
+        inquiry.findings.again = again.findings
+        inquiry.prompt_tokens += again.prompt_tokens
+
+    def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
+        """Whether the model says of every question that the notes kept so far answer it."""
+        branches = []
+        for inquiry in inquiries:
+            notes = "\n".join(f"- {margin.text.strip()}" for margin in inquiry.in_order if margin.kept)
+            if not notes:
+                return False
+            prompts, (lead, _) = self.settings.prompts, question_lead(inquiry.question, self.settings)
+            prompt = lead + fill(
+                prompts.enough, **self.settings.variables, question=inquiry.question, note=notes
+            )
+            branches.append(
+                Branch(self.lease.end(chunks), prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
+            )
+        says: list[bool] = []
+        for item in self._run(branches):
+            if item is None:
+                yield None
+            else:
+                inquiries[item[0]].count(item[1])
+                says.append(item[1].scores.choices[0] >= 0.5)
+        return all(says)
+
     def _searcher(self) -> EvidenceSearch:
         calibration = self._calibration()
         return EvidenceSearch(
@@ -237,6 +280,19 @@ class MarginWriter:
             for progress in step:
                 if progress.done is not None:
                     yield progress.branch, progress.done
+
+    def _run_for(
+        self, inquiry: Inquiry
+    ) -> Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]:
+        """Like `_run`, put down to a question."""
+
+        def run(branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:
+            for item in self._run(branches):
+                if item is not None:
+                    inquiry.count(item[1])
+                yield item
+
+        return run
 
     # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
 
@@ -312,9 +368,7 @@ class MarginWriter:
         searched = [place for place in places if place.inquiry.findings is not None]
         for place in searched:
             assert place.inquiry.findings is not None
-            ranked = by_findings(
-                place.inquiry.findings, place.index, self._calibration(), self.settings.threshold
-            )
+            ranked = by_findings(place.inquiry.findings, place.index, self._calibration())
             self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
         others = [place for place in places if place.inquiry.findings is None]
         if others:
@@ -323,13 +377,7 @@ class MarginWriter:
                 for place in others
             }
             asked = [(self.chunks[place.index], *lead[place.inquiry.question]) for place in others]
-            choice = by_likelihood(asked, self.lease.end(0), self._run)
-            while True:
-                try:
-                    yield next(choice)
-                except StopIteration as end:
-                    ranks = end.value
-                    break
+            ranks = yield from by_likelihood(asked, self.lease.end(0), self._run_for(others[0].inquiry))
             for place, ranked in zip(others, ranks, strict=True):
                 self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
 
@@ -383,6 +431,13 @@ def _ask(
     gate: PlaceGate, places: Sequence[Place], group: Sequence[int], scores: Sequence[Scores]
 ) -> Sequence[bool]:
     return gate([places[index] for index in group], scores)
+
+
+def _best(margins: Sequence[Margin], count: int) -> list[Margin]:
+    """The most relevant kept margins, in chunk order."""
+    kept = [margin for margin in margins if margin.kept and margin.text.strip()]
+    kept.sort(key=lambda margin: -margin.relevance)
+    return sorted(kept[:count], key=lambda margin: margin.index)
 
 
 def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:

@@ -36,7 +36,8 @@ class Calibration:
 
     Attributes:
         heads: the heads whose attention counts; none for all of the model's.
-        spread: for each signal, one standard deviation over passages, relative to the best passage of a document.
+        spread: for each signal, one standard deviation over passages, relative to the best passage of a document; as
+            ``"alone"`` that of attention where passages are each read alone.
         curves: slope and intercept of the log-odds that a passage holds evidence, over the evidence for it: by each
             signal alone, by all of them together (``"combined"``), and by those of passages that were each read alone
             (``"alone"``).
@@ -45,7 +46,7 @@ class Calibration:
 
     heads: tuple[Head, ...] = ()
     spread: Mapping[str, float] = field(
-        default_factory=lambda: {"attention": 2.0, "lexical": 0.15, "passage": 1.0}
+        default_factory=lambda: {"attention": 2.0, "lexical": 0.15, "passage": 1.0, "alone": 0.25}
     )
     curves: Mapping[str, tuple[float, float]] = field(
         default_factory=lambda: {
@@ -83,7 +84,7 @@ class Calibration:
             if data["version"] != VERSION:
                 raise ValueError(f"it has version {data['version']}, not {VERSION}")
             heads = tuple((int(layer), int(head)) for layer, head in data["heads"])
-            spread = {name: float(data["spread"][name]) for name in SIGNALS}
+            spread = {name: float(data["spread"][name]) for name in (*SIGNALS, "alone")}
             names = (*SIGNALS, "combined", "alone")
             curves = {
                 name: (float(data["curves"][name][0]), float(data["curves"][name][1])) for name in names

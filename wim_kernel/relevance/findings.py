@@ -14,6 +14,7 @@ from wim_kernel.relevance.scores import Evidence
 
 Floats = np.ndarray
 LEAST_MASS = 1e-5  # attention under this is no attention
+FULL_COVERAGE = 0.5  # a passage that shares so much of a question's words is taken to be about it
 FLOOR = {"attention": -7.0, "lexical": -1.0, "passage": -5.0}
 """The least that a signal is taken to say, relative to the best passage."""
 
@@ -29,6 +30,7 @@ class Findings:
         mass: attention on each sentence of each passage, less what the same heads put there unasked.
         likelihood: mean log-probability of the question given the passage alone, in nats.
         alone: whether attention was taken from each passage alone, and not from the whole document.
+        again: the same from a later round, which knows what this one found.
     """
 
     document: DocumentPassages
@@ -37,6 +39,7 @@ class Findings:
     mass: list[Floats | None] = field(default_factory=list)
     likelihood: Floats = field(default_factory=lambda: np.zeros(0))
     alone: bool = False
+    again: Findings | None = None
 
     @classmethod
     def of(cls, document: DocumentPassages, question: str) -> Findings:
@@ -60,7 +63,8 @@ class Findings:
     def relative(self) -> dict[str, Floats]:
         """Each signal of each passage, less that of the best passage: 0 for the best, and less for all others.
 
-        Attention in nats of its logarithm, words as a share of the question's, likelihoods in nats a token. A
+        Attention in nats of its logarithm, words as a share of the question's, likelihoods in nats a token. Words
+        count less where even the best passage shares few of them: it may be about another matter in like words. A
         passage whose likelihood was not measured is a little worse than the worst that was.
         """
         mass = np.array([np.nan if part is None else part.sum() for part in self.mass])
@@ -74,18 +78,30 @@ class Findings:
             "lexical": self.coverage,
             "passage": likelihood if measured.any() else np.zeros(len(mass)),
         }
-        return {name: _below_best(values, FLOOR[name]) for name, values in found.items()}
+        relative = {name: _below_best(values, FLOOR[name]) for name, values in found.items()}
+        trust = min(1.0, float(self.coverage.max(initial=0.0)) / FULL_COVERAGE)
+        return {**relative, "lexical": relative["lexical"] * trust}
 
     def scores(self, calibration: Calibration, signals: tuple[str, ...] = SIGNALS) -> Floats:
-        """Evidence for each passage, (passages,): signals in units of their spread over the calibration's passages."""
-        relative = self.relative()
-        return np.asarray(sum(relative[name] / calibration.spread[name] for name in signals))
+        """Evidence for each passage, (passages,): signals in units of their spread over the calibration's passages.
+
+        Where each passage was read alone, all are on one subject as a rule, and shared words say little: those count
+        only where nothing else is asked for.
+        """
+        relative, spread = self.relative(), dict(calibration.spread)
+        if self.alone:
+            spread["attention"] = spread["alone"]
+            signals = tuple(name for name in signals if name != "lexical") or signals
+        return np.asarray(sum(relative[name] / spread[name] for name in signals))
 
     def probabilities(self, calibration: Calibration) -> dict[str, Floats]:
         """The probability that each passage holds evidence, (passages,), by each signal and by all (``"combined"``)."""
         found = {name: calibration.probability(name, self.scores(calibration, (name,))) for name in SIGNALS}
         curve = "alone" if self.alone else "combined"
-        return {**found, "combined": calibration.probability(curve, self.scores(calibration))}
+        combined = calibration.probability(curve, self.scores(calibration))
+        if self.again is not None:
+            combined = np.maximum(combined, self.again.probabilities(calibration)["combined"])
+        return {**found, "combined": combined}
 
     def evidence(self, question: str, chunk: Chunk, index: int, calibration: Calibration) -> Evidence:
         """What is known of a chunk: the signals of its best passage, and the best probability by each of them."""

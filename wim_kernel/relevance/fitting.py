@@ -3,7 +3,8 @@
 The examples are documents of a few passages each, with questions whose evidence is known (some have none). Several
 documents are read as one, so that a question's evidence stands among passages on its own subject and on others. All
 questions are asked behind it with every head watched: that tells heads apart. Then, question by question while time
-lasts, the passages of its own document are read alone. Logistic curves over the combined evidence are fitted last.
+lasts, the passages of its own document are read alone. Logistic curves over the combined evidence are fitted last, on
+passages of the question's own document: they tell evidence from what is merely about the same thing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine, AttentionProbe, Branch, Decoded, Head, Prompt, Text
 from wim_kernel.prompts import Frame
 from wim_kernel.relevance.calibration import SIGNALS, Calibration
-from wim_kernel.relevance.findings import Findings, Floats
+from wim_kernel.relevance.findings import LEAST_MASS, Findings, Floats
 from wim_kernel.relevance.passages import DocumentPassages
 from wim_kernel.relevance.search import SHORTLIST, EvidenceSearch
 
@@ -286,19 +287,24 @@ def _fit(asked: Sequence[_Asked], heads: tuple[tuple[int, int], ...]) -> Calibra
         "lexical": float(np.concatenate([found["lexical"] for _, found in relative]).std()),
         "passage": float(np.concatenate([found["passage"][item.own] for item, found in read_alone]).std()),
     }
+    alone = [np.log(np.maximum(list(item.alone.values()), LEAST_MASS)) for item, _ in read_alone]
+    spread["alone"] = float(np.concatenate([masses - masses.max() for masses in alone]).std())
     spread = {name: max(value, 1e-3) for name, value in spread.items()}
     first = Calibration(heads, spread, source="examples")
     curves = {}
     for name, signals in (*((name, (name,)) for name in SIGNALS), ("combined", SIGNALS)):
-        used = read_alone if "passage" in signals else relative
-        scores = [item.findings.scores(first, signals) for item, _ in used]  # type: ignore[union-attr]
-        curves[name] = logistic(np.concatenate(scores), np.concatenate([item.labels for item, _ in used]))
+        scores, labels = [], []
+        for item, _ in read_alone:
+            assert item.findings is not None
+            scores.append(item.findings.scores(first, signals)[item.own])
+            labels.append(item.labels[item.own])
+        curves[name] = logistic(np.concatenate(scores), np.concatenate(labels))
     curves["alone"] = _few_curve([item for item, _ in read_alone], first)
     return Calibration(heads, spread, curves, "examples")
 
 
 def _few_curve(asked: Sequence[_Asked], calibration: Calibration) -> tuple[float, float]:
-    """The curve for a handful of passages on one subject, each read alone: sets of those of a question's own example."""
+    """The curve for a handful of passages on one subject, each read alone: sets out of a question's own example."""
     random, scores, labels = np.random.default_rng(0), [], []
     for item in asked:
         for size in FEW:
@@ -309,7 +315,8 @@ def _few_curve(asked: Sequence[_Asked], calibration: Calibration) -> tuple[float
                 chosen[0] = evidence[0]
             assert item.findings is not None
             mass = [np.array([item.alone[int(index)]]) for index in chosen]
-            scores.append(replace(item.findings.only(chosen), mass=mass).scores(calibration))
+            found = replace(item.findings.only(chosen.tolist()), mass=[*mass], alone=True)
+            scores.append(found.scores(calibration))
             labels.append(item.labels[chosen])
     return logistic(np.concatenate(scores), np.concatenate(labels))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from wim_kernel.engines.base import Branch, Gate, Progress, Text
+from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.pieces import Said
@@ -49,7 +49,7 @@ class ServerEngine:
         ValueError: if the model is not among those served, or the family is unknown.
     """
 
-    heads = ()  # servers do not report attention
+    heads: tuple[Head, ...] = ()  # servers do not report attention
     budget_bytes = 2**30  # what is held here is ids
     host_budget_bytes = 0
 
