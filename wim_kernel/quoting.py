@@ -51,9 +51,7 @@ def by_findings(findings: Findings, chunk: int, calibration: Calibration) -> lis
         return []
     probability = findings.probabilities(calibration)["combined"]
     best = max(mine, key=lambda index: probability[index])
-    worth = [
-        index for index in mine if index == best or probability[index] >= max(threshold, EVIDENCE_THRESHOLD)
-    ]
+    worth = [index for index in mine if index == best or probability[index] >= EVIDENCE_THRESHOLD]
     chosen: list[Span2] = []
     for index in sorted(worth, key=lambda index: -probability[index]):
         sentences = findings.document.passages[index].sentences
