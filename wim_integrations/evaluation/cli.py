@@ -110,6 +110,7 @@ def _answer_all(
 ) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch comes with these: seconds, not to be spent on --help
+    from wim_integrations.evaluation.loading import load_kernel
     from wim_integrations.evaluation.methods import Limits
     from wim_integrations.evaluation.run import Plan, parse_shard, run
     from wim_integrations.evaluation.specs import parse_methods
@@ -125,25 +126,9 @@ def _answer_all(
     )
     plan.check()
     click.echo(f"Loading the model {model}", err=True)
-    failed = run(plan, _load(model, gguf_file, dtype, device))
+    failed = run(plan, load_kernel(model, gguf_file, dtype, device))
     if failed:
         click.echo(f"{failed} answers failed; the same command tries them again", err=True)
-
-
-def _load(model: str, gguf_file: str | None, dtype: str | None, device: str | None) -> Any:
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from wim_kernel import WimKernel
-
-    types = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if dtype is not None and dtype not in types:
-        raise EvaluationError(f"--dtype is one of {', '.join(types)}, not {dtype!r}.")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    given: dict[str, Any] = {"gguf_file": gguf_file, "dtype": types.get(dtype or ""), "device": device}
-    return WimKernel.from_pretrained(
-        model, **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def _report(out: Path) -> None:

@@ -79,8 +79,8 @@ def _filler(rng: random.Random) -> str:
     return rng.choice(
         (
             f"The {first} {noun} stood beside the {second} {other}.",
-            f"Nobody had seen the {first} {noun} near a {other} before.",
-            f"A {noun} is rarely as {first} as a {second} {other}.",
+            f"Nobody had seen the {first} {noun} near the {other} before.",
+            f"No {noun} was ever as {first} as the {second} {other}.",
             f"They spoke of the {noun}, which was {first}, and then of the {other}.",
             f"In the morning the {first} {noun} and the {other} were {second} again.",
         )

@@ -33,13 +33,10 @@ def _score_against_seconds(summary: Summary) -> Figure | None:
     axes = figure.subplots()
     for line in lines:
         assert line.score is not None
-        axes.scatter(line.seconds, line.score)
-        axes.annotate(
-            line.method, (line.seconds, line.score), xytext=(5, 4), textcoords="offset points", fontsize=9
-        )
+        axes.scatter(line.seconds, line.score, label=line.method)
+    figure.legend(loc="outside right upper", fontsize=9)
     axes.set_xlabel("median seconds a question")
     axes.set_ylabel("score")
-    axes.margins(x=0.2, y=0.15)
     axes.grid(alpha=0.3)
     return figure
 
