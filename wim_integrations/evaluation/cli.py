@@ -128,7 +128,7 @@ def _answer_all(
     click.echo(f"Loading the model {model}", err=True)
     failed = run(plan, load_kernel(model, gguf_file, dtype, device))
     if failed:
-        click.echo(f"{failed} answers failed; the same command tries them again", err=True)
+        click.echo(f"Answers that failed: {failed}. The same command tries them again.", err=True)
 
 
 def _report(out: Path) -> None:

@@ -60,6 +60,20 @@ def make_method(spec: MethodSpec, kernel: WimKernel, limits: Limits) -> Method:
     return _MAKERS[spec.kind](kernel, limits)
 
 
+def _read(kernel: WimKernel, document: Document) -> Reading:
+    """A reading whose chunks are the document's.
+
+    Raises:
+        EvaluationError: if the kernel had to split chunks.
+    """
+    reading = kernel.read(document.chunks)
+    if len(reading.chunks) != len(document.chunks):
+        raise EvaluationError(
+            "The model's window is so short that chunks had to be split: use a smaller --chunk-tokens."
+        )
+    return reading
+
+
 def _plain(kernel: WimKernel, limits: Limits) -> Method:
     def answer(question: Question, document: Document) -> Outcome:
         with closing(kernel.read(document.chunks, overflow="error")) as reading:
@@ -73,7 +87,7 @@ def _margins(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> M
     sizes: dict[str, Any] = {"answer_tokens": limits.answer_tokens, "margin_tokens": limits.margin_tokens}
 
     def answer(question: Question, document: Document) -> Outcome:
-        with closing(kernel.read(document.chunks)) as reading:
+        with closing(_read(kernel, document)) as reading:
             result = reading.ask(question.question, **{**sizes, **options})
             scores = [ChunkScore(m.index, m.relevance, m.kept, m.text) for m in result.margins]
             return _outcome(reading, result, scores, calibrated=True)
@@ -83,24 +97,16 @@ def _margins(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> M
 
 def _gold(kernel: WimKernel, limits: Limits) -> Method:
     def answer(question: Question, document: Document) -> Outcome:
-        with closing(kernel.read(document.chunks)) as reading:
-            margins = _gold_margins(reading, document)
+        with closing(_read(kernel, document)) as reading:
+            margins = [
+                Margin(index, evidence, relevance=1.0, kept=True, chunk=reading.chunks[index])
+                for index, evidence in enumerate(document.evidence)
+                if evidence
+            ]
             result = reading.answer(question.question, margins, answer_tokens=limits.answer_tokens)
             return _outcome(reading, result)
 
     return answer
-
-
-def _gold_margins(reading: Reading, document: Document) -> list[Margin]:
-    """A margin for each gold chunk that quotes its gold paragraphs."""
-    chunks = reading.chunks
-    if len(chunks) != len(document.chunks):
-        raise EvaluationError(
-            "The model's window is so short that chunks had to be split, and their gold paragraphs with them: "
-            "use a smaller --chunk-tokens."
-        )
-    quotes = enumerate(document.evidence)
-    return [Margin(i, text, relevance=1.0, kept=True, chunk=chunks[i]) for i, text in quotes if text]
 
 
 def _rag(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Method:

@@ -20,7 +20,9 @@ from wim_integrations.evaluation.records import Record, RecordFile, write_atomic
 from wim_integrations.evaluation.scoring import score
 from wim_integrations.evaluation.specs import MethodSpec
 from wim_integrations.evaluation.tasks import Document, Question, Task, chunked, load_task
-from wim_kernel import WimKernel
+from wim_kernel import WimError, WimKernel
+
+_MOST_FAILURES = 10  # in a row: after that the rest would most likely fail as well
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def run(plan: Plan, kernel: WimKernel) -> int:
 
     Raises:
         EvaluationError: if a method lacks a package, or the folder's records were made with other options.
+        WimError: if ten answers in a row fail.
     """
     plan.check()
     tasks = [_task(name, plan, kernel) for name in plan.data]
@@ -103,7 +106,7 @@ def run(plan: Plan, kernel: WimKernel) -> int:
             for question in _share(tasks, plan)
         ]
         with ProgressDisplay([name for _, names in waiting for name in names]) as display:
-            failed = 0
+            failed = in_a_row = 0
             for question, names in waiting:
                 if not names:
                     continue
@@ -112,9 +115,14 @@ def run(plan: Plan, kernel: WimKernel) -> int:
                     record = _answer(name, methods[name], question, document, labels[question.task])
                     file.add(record)
                     display.finished(name, record.seconds)
+                    in_a_row = in_a_row + 1 if record.error else 0
                     if record.error:
                         failed += 1
                         display.say(f"{name} failed on {question.task} {question.id}: {record.error}")
+                    if in_a_row == _MOST_FAILURES:
+                        raise WimError(
+                            f"{in_a_row} answers in a row failed, the last one with {record.error}"
+                        )
             return failed
 
 

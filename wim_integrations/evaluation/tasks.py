@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def load_task(path: Path) -> Task:
     """
     try:
         data = path.read_bytes()
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8").split("\n")  # not splitlines: texts may hold other line ends
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -102,10 +103,19 @@ def load_task(path: Path) -> Task:
     questions = [_question(task, line, f"{path}, line {number}") for number, line in numbered]
     if not questions:
         raise EvaluationError(f"{path} holds no questions.")
-    repeated = len(questions) - len({question.id for question in questions})
-    if repeated:
-        raise EvaluationError(f"{path} gives {repeated} of its questions an id that another one has.")
+    questions = _with_ids_of_their_own(questions)
     return Task.of(task, questions, hashlib.sha256(data).hexdigest())
+
+
+def _with_ids_of_their_own(questions: Sequence[Question]) -> list[Question]:
+    """Questions in which an id that was there before has its number behind it: ``7``, ``7#2``, ``7#3``."""
+    seen: Counter[str] = Counter()
+    renamed = []
+    for question in questions:
+        seen[question.id] += 1
+        number = seen[question.id]
+        renamed.append(question if number == 1 else replace(question, id=f"{question.id}#{number}"))
+    return renamed
 
 
 def _question(task: str, line: str, where: str) -> Question:
@@ -115,21 +125,24 @@ def _question(task: str, line: str, where: str) -> Question:
         raise EvaluationError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, Mapping):
         raise EvaluationError(f"{where} is not a JSON object.")
-    missing = [name for name in ("id", "question", "answers", "chunks") if not row.get(name)]
+    missing = [name for name in ("id", "question", "answers", "chunks") if row.get(name) in (None, "", [])]
     if missing:
         raise EvaluationError(f"{where} lacks {', '.join(missing)}.")
     for name in ("answers", "chunks"):
         if not isinstance(row[name], list) or not all(isinstance(text, str) for text in row[name]):
             raise EvaluationError(f"{where}: {name} is a list of strings.")
+    if not all(answer.strip() for answer in row["answers"]):
+        raise EvaluationError(f"{where}: an answer is empty, and would be found in any text.")
     chunks, gold = row["chunks"], row.get("gold")
-    if gold is not None and not all(isinstance(i, int) and 0 <= i < len(chunks) for i in gold):
+    indices = gold if isinstance(gold, list) else [None]
+    if gold is not None and not all(isinstance(i, int) and 0 <= i < len(chunks) for i in indices):
         raise EvaluationError(f"{where}: gold is a list of indices of its {len(chunks)} chunks.")
     answers, asked = tuple(row["answers"]), str(row["question"])
     metric = row.get("metric") or default_metric(task, asked, answers)
     if metric not in METRICS:
         raise EvaluationError(f"{where}: metric is one of {', '.join(METRICS)}, not {metric!r}.")
-    indices = None if gold is None else tuple(gold)
-    return Question(task, str(row["id"]), asked, answers, tuple(chunks), indices, metric)
+    evidence = None if gold is None else tuple(gold)
+    return Question(task, str(row["id"]), asked, answers, tuple(chunks), evidence, metric)
 
 
 def chunked(
