@@ -73,6 +73,9 @@ def test_generated_tasks_are_run_and_kept(wim: Callable[..., Result], tmp_path: 
     assert done == {("needles", "plain"), ("needles", "gold"), ("common-words", "plain")}  # no gold there
     (line,) = (tmp_path / "out" / "needles.questions.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "needles-0000"
+    other = ("--data", "needles", "--n", "2", "--tokens", "700", "--methods", "plain")
+    assert "tokens (600 there, 700 here)" in wim(*other).output
+    assert (tmp_path / "out" / "needles.questions.jsonl").read_text().splitlines() == [line]
     assert "## Score by task" in (tmp_path / "out" / "summary.md").read_text()
 
 

@@ -1,16 +1,16 @@
 """The ways to answer that are compared, each on the same loaded model with the same token limits.
 
-=================  ===========================================================================================
-``plain``          the whole document, then the question; no margins
-``wim``            the kernel's defaults; ``wim:KEY=VALUE,...`` sets options of `wim_kernel.Options`
-``wim-free``       margins in the model's own words
-``wim-verbatim``   margins that are whole sentences of the document
-``gold``           margins that quote the gold paragraphs: how much perfect margins would help
-``rag``            the best chunks by BM25 as the document; ``rag:top_k=N`` chooses how many, 3 by default
-``map-reduce``     LangChain's ``MapReduceDocumentsChain``
-``refine``         LlamaIndex's ``Refine``
+==================  ===========================================================================================
+``plain``           the whole document, then the question; no margins
+``wim``             the kernel's defaults; ``wim:KEY=VALUE,...`` sets options of `wim_kernel.Options`
+``wim-free``        margins in the model's own words
+``wim-verbatim``    margins that are whole sentences of the document
+``gold``            margins that quote the gold paragraphs: how much perfect margins would help
+``rag``             the best chunks by BM25 as the document; ``rag:top_k=N`` chooses how many, 3 by default
+``map-reduce``      LangChain's ``MapReduceDocumentsChain``
+``refine``          LlamaIndex's ``Refine``
 ``tree-summarize``  LlamaIndex's ``TreeSummarize``
-=================  ===========================================================================================
+==================  ===========================================================================================
 """
 
 from __future__ import annotations

@@ -100,6 +100,9 @@ def run(plan: Plan, kernel: WimKernel) -> int:
     methods = {spec.name: make_method(spec, kernel, plan.limits) for spec in plan.methods}
     file = RecordFile(plan.out, plan.options, {task.name: task.digest for task in tasks}, plan.shard)
     with closing(file):
+        for task in tasks:
+            if task.name in GENERATORS:
+                _write_questions(plan.out, task)
         labels = {task.name: task.labels for task in tasks}
         waiting = [
             (question, [spec.name for spec in plan.methods if _applies(spec, question, file)])
@@ -129,19 +132,28 @@ def run(plan: Plan, kernel: WimKernel) -> int:
 def _task(name: str, plan: Plan, kernel: WimKernel) -> Task:
     if name not in GENERATORS:
         return load_task(Path(name))
-    task = generate_task(name, plan.count, plan.tokens, kernel.count_tokens, plan.seed)
-    plan.out.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(question.to_row(), ensure_ascii=False) for question in task.questions)
-    write_atomically(plan.out / f"{name}.questions.jsonl", "\n".join(lines) + "\n")
-    return task
+    return generate_task(name, plan.count, plan.tokens, kernel.count_tokens, plan.seed)
+
+
+def _write_questions(folder: Path, task: Task) -> None:
+    """Write a generated task as a data file, unless one with these questions and more is there."""
+    path = folder / f"{task.name}.questions.jsonl"
+    lines = [json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in task.questions]
+    if not path.exists() or not path.read_text(encoding="utf-8").startswith("".join(lines)):
+        write_atomically(path, "".join(lines))
 
 
 def _share(tasks: Sequence[Task], plan: Plan) -> list[Question]:
     """This shard's questions: the tasks' in turn, so that what is there after a while is of all tasks."""
-    turns = zip_longest(*(task.questions[: plan.count] for task in tasks))
-    questions = [question for turn in turns for question in turn if question is not None]
     number, shares = plan.shard
-    return questions[number - 1 :: shares]
+    turns = zip_longest(*(task.questions[: plan.count] for task in tasks))
+    return [
+        question
+        for turn, questions in enumerate(turns)
+        for position, question in enumerate(questions)
+        # by turn and position, so that a shard has questions of every task
+        if question is not None and (turn + position) % shares == number - 1
+    ]
 
 
 def _applies(spec: MethodSpec, question: Question, file: RecordFile) -> bool:
