@@ -154,6 +154,15 @@ def ask(
         _follow(events, display, interrupts)
 
 
+@main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Compare margins with other ways to answer, on your model and questions."""
+    from wim_integrations.evaluation.cli import evaluate as command  # its options are its own
+
+    command.main(args=list(arguments), prog_name="wim eval")
+
+
 def _set_encoding(as_json: bool) -> None:
     """JSON is UTF-8; for people, characters that their encoding lacks are replaced."""
     if isinstance(sys.stdout, io.TextIOWrapper):
