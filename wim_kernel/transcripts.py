@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ class Transcript:
     def __init__(self, reading: Reading, question: str, options: Options) -> None:
         self._reading = reading
         self._question = question
-        self._settings = fitting(settle(options), reading.kernel.engine)
+        self._settings = settle(options)
+        with contextlib.suppress(ValueError):  # what the engine cannot do is said by the call itself
+            self._settings = fitting(self._settings, reading.kernel.engine)
         self.system = reading.kernel.frame.system
 
     def margin(self, index: int) -> str:
