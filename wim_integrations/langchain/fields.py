@@ -59,19 +59,17 @@ def _with_options(name: str, base: type[BaseModel]) -> type[BaseModel]:
 
 if TYPE_CHECKING:
 
-    class RunnableFields(ReadingFields, RunnableSerializable[Inputs, Outputs]):
-        """A runnable with the kernel's options as fields."""
+    class RunnableFields(ReadingFields, RunnableSerializable[Any, Outputs]):
+        """A runnable with the kernel's options as fields; its input is Any, so that graphs of any state take it."""
 
-        task: Any
-        stop_when: Any
-        stop_after: Any
-        variables: Any
+        stop_when: Any = None
+        stop_after: Any = None
+        variables: Any = None
 
     class CompressorFields(ReadingFields, BaseDocumentCompressor):
         """A compressor with the kernel's options as fields."""
 
-        task: Any
-        variables: Any
+        variables: Any = None
 
 else:
     RunnableFields = _with_options("RunnableFields", RunnableSerializable[Inputs, Outputs])

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import RunnableConfig
@@ -33,6 +33,10 @@ class WimMapReduceChain(WimRunnable):
     return_intermediate_steps: bool = False
     map_variables: tuple[str, ...] = ()
     combine_variables: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
 
     @model_validator(mode="before")
     @classmethod

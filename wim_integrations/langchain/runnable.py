@@ -25,6 +25,7 @@ from wim_kernel import (
     MarginWritten,
     MissingInputError,
     Options,
+    WimKernel,
 )
 
 
@@ -65,6 +66,8 @@ class WimRunnable(DocumentRunnable):
     output_type: ClassVar[Any] = WimOutput
 
     if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
 
         def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> WimOutput:
             """See `DocumentRunnable.invoke`."""
@@ -163,6 +166,8 @@ class WimMargins(DocumentRunnable):
 
     if TYPE_CHECKING:
 
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+
         def invoke(
             self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
         ) -> WimMarginsOutput:
@@ -215,6 +220,10 @@ class WimAnswer(WimRunnable):
     """
 
     margins_key: str = "margins"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question, the documents and the margins."""
