@@ -88,7 +88,7 @@ def _check_names(place: int, item: Mapping[Any, Any]) -> None:
     for name in item:
         near = get_close_matches(str(name).lower(), _FIELDS, n=1, cutoff=0.75)
         if near and name not in _FIELDS and near[0] not in item:
-            raise MarginsError(f"The margin at place {place} has {name!r}: did you mean {near[0]!r}?")
+            raise MarginsError(f"The margin at place {place} has {name!r}, which is called {near[0]!r}.")
     if "text" not in item:
         raise MarginsError(
             f"The margin at place {place} has no 'text': give it one, or leave the margin out of the list."
@@ -150,4 +150,5 @@ def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
 def _described(value: object) -> str:
     if value is None or isinstance(value, bool | str):
         return repr(value)
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from inspect import signature
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 from llama_index.core.base.response.schema import Response
 from llama_index.core.bridge.pydantic import Field, create_model
@@ -16,7 +16,7 @@ from wim_integrations.llama_index.events import Teller
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import Answered, ChunkRead, MarginWritten, Options, WimError, WimKernel
-from wim_kernel.copying import refuse_to_pickle
+from wim_kernel.copying import HoldsShared
 from wim_kernel.reports import DESCRIPTION, report
 from wim_kernel.settings import settle
 
@@ -39,11 +39,8 @@ class WimMargin(Event):
 Documents = str | BaseNode | NodeWithScore | Sequence[str | BaseNode | NodeWithScore]
 
 
-class WimTool(FunctionTool):
+class WimTool(HoldsShared, FunctionTool):
     """A tool that holds a kernel: a copy shares it."""
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_to_pickle(self)
 
 
 def create_wim_tool(
