@@ -24,7 +24,7 @@ from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingF
 from wim_kernel.events import Answered, Event
 from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
-from wim_kernel.margins_in import MarginsLike, margins_in
+from wim_kernel.margins_in import MarginsLike, chunks_in, margins_in
 from wim_kernel.prompts import Frame
 from wim_kernel.readings import Budget, Readings
 from wim_kernel.relevance import Evidence
@@ -362,8 +362,7 @@ class Reading(Shared):
         margins = margins_in(given, self.chunks)
         if chunks_read is None:
             chunks_read = self._through.get(ask.questions[0], len(self.chunks))
-        if not 0 < chunks_read <= len(self.chunks):
-            raise ValueError(f"chunks_read is {chunks_read} and the document has {len(self.chunks)} chunks.")
+        chunks_read = chunks_in(chunks_read, len(self.chunks))
         with self._call(ask) as call:
             call.take(margins)
             yield from call.read_through(chunks_read)

@@ -54,6 +54,20 @@ def margins_in(
     return [_margin(place, item, chunks, find) for place, item in enumerate(given)]
 
 
+def chunks_in(given: object, chunks: int) -> int:
+    """How many chunks margins that were handed in stand on.
+
+    Raises:
+        MarginsError: unless it is a number of chunks that the document has.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= chunks:
+        return given
+    raise MarginsError(
+        f"chunks_read is {given!r} and the document has {chunks} chunks: give the number that came with the margins, "
+        "or leave it out."
+    )
+
+
 def is_approval(reply: object) -> bool:
     """Whether a person's reply means the margins as they were shown."""
     return reply is True or (isinstance(reply, str) and reply.strip().lower() in APPROVAL)

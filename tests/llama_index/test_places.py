@@ -114,7 +114,7 @@ async def test_the_tool_takes_several_documents_by_name(kernel: WimKernel) -> No
 def test_what_is_no_document_is_said(kernel: WimKernel, wrong: Any) -> None:
     with pytest.raises(TypeError, match="A document is its nodes or texts"):
         create_wim_tool(kernel, wrong)
-    with pytest.raises(ValueError, match="no documents|empty"):
+    with pytest.raises(ValueError, match="no documents"):
         create_wim_tool(kernel, {})
 
 

@@ -150,12 +150,14 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Outputs]:
         """See `stream`; the input may come in parts."""
+        kwargs.pop("include_run_info", None)  # a stream tells of its run by its callbacks
         yield from super().transform(input, self._with_own(config), **kwargs)
 
     async def atransform(
         self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncGenerator[Outputs, None]:
         """See `transform`."""
+        kwargs.pop("include_run_info", None)
         async with aclosing(super().atransform(input, self._with_own(config), **kwargs)) as chunks:
             async for chunk in chunks:
                 yield chunk

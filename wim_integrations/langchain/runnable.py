@@ -268,15 +268,4 @@ class WimAnswer(WimRunnable):
             )
         written = remembered(request.reading, request.question)
         margins = request.source.margins(request.inputs[self.margins_key], written)
-        return margins, _chunks_read(request.inputs.get("chunks_read"))
-
-
-def _chunks_read(given: Any) -> int | None:
-    """How many chunks the margins stand on; None if it is not said.
-
-    Raises:
-        ValueError: if it is no number.
-    """
-    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
-        return given
-    raise ValueError(f"chunks_read is the number that WimMargins gave, not {given!r}: leave it out.")
+        return margins, request.inputs.get("chunks_read")
