@@ -7,13 +7,10 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Generator,
-    Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
 from langchain_core.callbacks import (
@@ -29,44 +26,14 @@ from pydantic import BaseModel, Field, create_model, model_validator
 from typing_extensions import Self
 
 from wim_integrations.langchain.documents import DocumentReading, Documents
-from wim_integrations.langchain.events import Emitter, Manager, stream_writer
+from wim_integrations.langchain.events import Emitter, Manager
 from wim_integrations.langchain.fields import RunnableFields
-from wim_integrations.langchain.outputs import Inputs, MarginData, Outputs
+from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import DOCUMENTS_KEYS, QUESTION_KEYS, PromptSet
-from wim_kernel import EmptyDocumentError, Event, Margin, MissingInputError, Options, Reading
+from wim_integrations.langchain.requests import Request, Sources, added, first, missing, someone_watches
+from wim_kernel import EmptyDocumentError, Event, Options
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.settings import settle, together
-
-Sources = dict[int, tuple[Any, DocumentReading]]
-"""Readings by the identity of the documents given, which are kept alive beside them."""
-
-
-@dataclass
-class Request:
-    """One input, understood.
-
-    Attributes:
-        inputs: as given.
-        question: what is asked.
-        source: the documents; None if none holds text and the runnable has an answer for that.
-        options: for the kernel.
-    """
-
-    inputs: Mapping[str, Any]
-    question: str
-    source: DocumentReading | None
-    options: Options = field(default_factory=Options)
-
-    @property
-    def reading(self) -> Reading:
-        """The documents' reading."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
-        return self.source.reading
-
-    def margins_data(self, margins: Iterable[Margin]) -> list[MarginData]:
-        """Margins as plain JSON data."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
-        return [self.source.margin_data(margin) for margin in margins]
 
 
 class DocumentRunnable(RunnableFields):
@@ -289,11 +256,11 @@ class DocumentRunnable(RunnableFields):
     def _request(self, inputs: Any, sources: Sources | None = None) -> Request:
         """Understand an input; ``sources`` are the readings of documents seen before."""
         inputs = self._as_mapping(inputs)
-        question_key = _first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+        question_key = first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
         question = self._question(inputs, question_key)
-        documents_key = _first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+        documents_key = first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
         if documents_key is None:
-            raise _missing(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+            raise missing(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
         prompts = self._prompts(documents_key).for_call(question, question_key, inputs)
         variables = {**(self.variables or {}), **prompts.variables}
         options: Options = {**self.given_options(), "prompts": prompts.prompts, "variables": variables}
@@ -334,7 +301,7 @@ class DocumentRunnable(RunnableFields):
             raise TypeError(f"The question is a string, not a {type(given).__name__}.")
         asked = self._prompts().as_question(inputs)
         if asked is None:
-            raise _missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+            raise missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
         return asked
 
     async def _arequest(self, inputs: Inputs) -> Request:
@@ -347,38 +314,6 @@ class DocumentRunnable(RunnableFields):
     def _paced(self, request: Request, live: bool) -> Options:
         """The options; where nobody watches, margins are written together."""
         return request.options if live else together(request.options, len(request.reading.chunks))
-
-
-def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:
-    """Whether events of a call that is not a stream are seen while it runs."""
-    # what tells an event stream's handler from others; langgraph relies on it too
-    streaming = any(hasattr(handler, "tap_output_aiter") for handler in run_manager.handlers)
-    return streaming or stream_writer(config) is not None
-
-
-def added(parts: Sequence[Any]) -> Any:
-    """An input that came in parts.
-
-    Raises:
-        ValueError: if none came.
-    """
-    if not parts:
-        raise ValueError("There is no input.")
-    whole, *rest = (AddableDict(part) if isinstance(part, Mapping) else part for part in parts)
-    for part in rest:
-        whole = whole + part
-    return whole
-
-
-def _first(inputs: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of several names that an input goes by."""
-    return next((name for name in names if inputs.get(name) is not None), None)
-
-
-def _missing(inputs: Mapping[str, Any], names: Sequence[str]) -> MissingInputError:
-    return MissingInputError(
-        f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}."
-    )
 
 
 def _fields_of(kind: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 
-from wim_integrations.langchain.base import Request, Sources, someone_watches
 from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.requests import Request, Sources, someone_watches
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
 from wim_kernel.asynchrony import in_thread
 

@@ -23,9 +23,9 @@ from langchain_core.runnables.config import (
     merge_configs,
 )
 
-from wim_integrations.langchain.base import Request, added, someone_watches
 from wim_integrations.langchain.map_reduce import Configs, WimMapReduceChain
 from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.requests import Request, added, someone_watches
 from wim_kernel import Event, MissingInputError
 
 

@@ -13,9 +13,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model, model_validator
 
-from wim_integrations.langchain.base import Request
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templates
+from wim_integrations.langchain.requests import Request
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.options import check_names
 from wim_kernel import Answered, AnswerToken, Event, WimKernel

@@ -11,10 +11,11 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model
 
-from wim_integrations.langchain.base import DocumentRunnable, Request
+from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.batching import Batch
 from wim_integrations.langchain.events import Emitter, Manager, answer_data
 from wim_integrations.langchain.outputs import Inputs, Outputs, WimMarginsOutput, WimOutput
+from wim_integrations.langchain.requests import Request
 from wim_integrations.langchain.reviewing import remember, remembered
 from wim_kernel import (
     Answered,
