@@ -80,7 +80,7 @@ def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindS
     if isinstance(item, str):
         item = {"text": item}
     if not isinstance(item, Mapping):
-        raise MarginsError(f"A margin is {_FORMS}; the one at place {place} is {_described(item)}.")
+        raise MarginsError(f"A margin is {_FORMS}; the one at position {place} is {_described(item)}.")
     _check_names(place, item)
     index = item.get("index", len(chunks) - 1)
     if not isinstance(index, int) or isinstance(index, bool):
@@ -102,10 +102,10 @@ def _check_names(place: int, item: Mapping[Any, Any]) -> None:
     for name in item:
         near = get_close_matches(str(name).lower(), _FIELDS, n=1, cutoff=0.75)
         if near and name not in _FIELDS and near[0] not in item:
-            raise MarginsError(f"The margin at place {place} has {name!r}, which is called {near[0]!r}.")
+            raise MarginsError(f"The margin at position {place} has {name!r}, which is called {near[0]!r}.")
     if "text" not in item:
         raise MarginsError(
-            f"The margin at place {place} has no 'text': give it one, or leave the margin out of the list."
+            f"The margin at position {place} has no 'text': give it one, or leave the margin out of the list."
         )
 
 
@@ -145,7 +145,7 @@ def _chunk(place: int, data: object) -> Chunk:
         return Chunk.from_dict(data)  # type: ignore[arg-type]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MarginsError(
-            f"The 'chunk' of the margin at place {place} is not what Chunk.to_dict wrote: leave it out."
+            f"The 'chunk' of the margin at position {place} is not what Chunk.to_dict wrote: leave it out."
         ) from error
 
 

@@ -75,7 +75,7 @@ def test_an_approval_of_margins_that_are_not_known_says_what_to_do(
         ("looks good to me", "Margins are a list"),
         (False, "give \\[\\]"),
         ({"margins": []}, "Margins are a list"),
-        ([None], "place 0 is None"),
+        ([None], "position 0 is None"),
         ([{}], "no 'text'"),
         ([{"text": "x", "kept": "no"}], "true or false"),
         ([{"text": "x", "index": "0"}], "number of its chunk"),

@@ -207,7 +207,7 @@ def _as_nodes(nodes: Iterable[BaseNode | NodeWithScore]) -> list[BaseNode]:
     found = [item.node if isinstance(item, NodeWithScore) else item for item in nodes]
     for place, item in enumerate(found):
         if not isinstance(item, BaseNode):
-            raise TypeError(f"Nodes are BaseNodes; the one at place {place} is a {type(item).__name__}.")
+            raise TypeError(f"Nodes are BaseNodes; the one at position {place} is a {type(item).__name__}.")
     return found
 
 

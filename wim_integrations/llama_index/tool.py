@@ -149,7 +149,7 @@ def _nodes(documents: Documents) -> list[BaseNode]:
     for place, item in enumerate(given):
         if not isinstance(item, str | BaseNode | NodeWithScore):
             raise TypeError(
-                f"A document is its nodes or texts; the one at place {place} is a {type(item).__name__}."
+                f"A document is its nodes or texts; the one at position {place} is a {type(item).__name__}."
             )
         node = item.node if isinstance(item, NodeWithScore) else item
         nodes.append(TextNode(text=node) if isinstance(node, str) else node)
