@@ -19,12 +19,14 @@ from typing_extensions import Unpack
 from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
 from wim_kernel.call import Asked, Call, Overflow, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError, ServerError
 from wim_kernel.events import Answered, Event
 from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
+from wim_kernel.margins_in import MarginsLike, chunks_in, margins_in
 from wim_kernel.prompts import Frame
 from wim_kernel.readings import Budget, Readings
 from wim_kernel.relevance.calibration import Calibration, keep, known
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 Document = str | Iterable[str | Chunk]
 
 
-class WimKernel:
+class WimKernel(Shared):
     """A model, and the readings it holds.
 
     Args:
@@ -362,7 +364,7 @@ class WimKernel:
         return (await afinish(steps()))[0]
 
 
-class Reading:
+class Reading(Shared):
     """A document that is being read. Its prefill outlives a question; any number of callers may ask at once.
 
     Attributes:
@@ -391,6 +393,10 @@ class Reading:
         if overflow == "error" and window is not None and head + self.tokens >= window:
             advice = "Read a shorter document, or use a model with a longer window."
             raise ContextOverflowError("The document", self.tokens, window - head - 1, advice)
+
+    def tokens_through(self, chunks: int) -> int:
+        """How many tokens the first ``chunks`` chunks have, what stands between them included."""
+        return sum(map(len, self._pieces[1 : chunks + 1]))
 
     # -- the algorithm ------------------------------------------------------------------------------------------------
 
@@ -430,13 +436,11 @@ class Reading:
             yield call.noted()
             return margins
 
-    def _answer_from(
-        self, ask: Asked, margins: Sequence[Margin], chunks_read: int | None
-    ) -> Steps[list[WimResult]]:
+    def _answer_from(self, ask: Asked, given: MarginsLike, chunks_read: int | None) -> Steps[list[WimResult]]:
+        margins = margins_in(given, self.chunks)
         if chunks_read is None:
             chunks_read = self._through.get(ask.questions[0], len(self.chunks))
-        if not 0 < chunks_read <= len(self.chunks):
-            raise ValueError(f"chunks_read is {chunks_read} and the document has {len(self.chunks)} chunks.")
+        chunks_read = chunks_in(chunks_read, len(self.chunks))
         with self._call(ask) as call:
             call.take(margins)
             yield from call.read_through(chunks_read)
@@ -556,7 +560,7 @@ class Reading:
     def answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -565,17 +569,21 @@ class Reading:
 
         Args:
             question: what is asked.
-            margins: as a person or program left them.
+            margins: as a person or program left them: `Margin`s, dicts as `Margin.to_dict` writes them, or strings,
+                which are notes of one's own.
             chunks_read: how many chunks the answer stands on. By default those that this question's margins were read
                 through to, or all if they were not written on this reading.
             options: see `Options`.
+
+        Raises:
+            MarginsError: for something that is no margin, or one of another document.
         """
         return finish(self._answer_from(asked([question], options), margins, chunks_read))[0]
 
     async def aanswer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -586,7 +594,7 @@ class Reading:
     def stream_answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -597,7 +605,7 @@ class Reading:
     def astream_answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wim_kernel.chunks import Chunk, Span
+from wim_kernel.errors import MarginsError
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,16 @@ class Margin:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Margin:
-        """Read back what `to_dict` wrote."""
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            MarginsError: if it is something else.
+        """
+        missing = [name for name in ("index", "text", "relevance", "kept", "chunk") if name not in data]
+        if missing:
+            raise MarginsError(
+                f"Margin.from_dict reads what Margin.to_dict wrote, and this has no {', '.join(missing)}."
+            )
         return cls(
             index=int(data["index"]),
             text=str(data["text"]),

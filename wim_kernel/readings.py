@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError, ReadingFileError
 from wim_kernel.leases import Lease
@@ -96,7 +97,7 @@ class LiveReading:
     hits: int = 0
 
 
-class Readings:
+class Readings(Shared):
     """The kernel's live readings: found by what they hold, moved down a level when they have to make way.
 
     Args:

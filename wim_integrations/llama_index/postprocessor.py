@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import aclosing, closing
-from typing import Any
+from inspect import signature
+from typing import Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
@@ -12,8 +13,10 @@ from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle
 
 from wim_integrations.llama_index.events import Teller, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
+from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
+from wim_kernel.copying import refuse_to_pickle
 from wim_kernel.settings import settle
 
 
@@ -49,13 +52,18 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         options: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
+        check_kernel(kernel, "WimNodePostprocessor")
         options = {**(options or {}), **more}
+        check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimNodePostprocessor")
         settle({**options})  # type: ignore[typeddict-item]
         check_reading_options(order, chunk_tokens)
         fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
         fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}
         super().__init__(**fields)
         self._kernel = kernel
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_to_pickle(self)
 
     @classmethod
     def class_name(cls) -> str:
@@ -68,9 +76,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = self._read(nodes), _question(query_bundle)
         if source is None:
             return []
-        teller, last = Teller(self.callback_manager, source, question), None
+        options, last = self._options(source), None
+        teller = Teller(self.callback_manager, source, question, options)
         try:
-            with closing(source.reading.stream_margins(question, **self._options(source))) as events:
+            with closing(source.reading.stream_margins(question, **options)) as events:
                 for last in events:
                     teller.tell(last)
         except BaseException as error:
@@ -84,9 +93,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = await in_thread(self._read, nodes), _question(query_bundle)
         if source is None:
             return []
-        teller, last = Teller(self.callback_manager, source, question), None
+        options, last = self._options(source), None
+        teller = Teller(self.callback_manager, source, question, options)
         try:
-            async with aclosing(source.reading.astream_margins(question, **self._options(source))) as events:
+            async with aclosing(source.reading.astream_margins(question, **options)) as events:
                 async for last in events:
                     teller.tell(last)
         except BaseException as error:
@@ -134,3 +144,6 @@ def _margin_node(source: NodeReading, margin: Margin) -> TextNode:
         excluded_embed_metadata_keys=[*first.excluded_embed_metadata_keys, "wim"],
         relationships={NodeRelationship.SOURCE: first.as_related_node_info()},
     )
+
+
+_ARGUMENTS = tuple(signature(WimNodePostprocessor).parameters)

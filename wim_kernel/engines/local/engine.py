@@ -17,6 +17,7 @@ import psutil
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.grammar import Grammars
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 LocalPrefix = SharedPrefix | SnapshotPrefix
 
 
-class LocalEngine:
+class LocalEngine(Shared):
     """Runs a model in this process.
 
     Args:

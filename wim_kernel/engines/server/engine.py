@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
@@ -26,7 +27,7 @@ from wim_kernel.errors import ServerError
 from wim_kernel.storage import Packed
 
 
-class ServerEngine:
+class ServerEngine(Shared):
     """Drives servers over the OpenAI-compatible API; their prefix caches take the place of a cache of our own.
 
     Args:
