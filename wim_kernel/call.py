@@ -200,7 +200,7 @@ class Call:
 
         A margin that is no longer relevant enough loses its note; one that now is gets one.
         """
-        if not self.writer.searches or self.settings.measures_boundaries or self.settings.top_k is not None:
+        if not self.writer.may_revise:
             return
         places = [
             Place(inquiry, index)

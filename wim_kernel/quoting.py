@@ -16,6 +16,7 @@ from wim_kernel.relevance.passages import quotable
 from wim_kernel.settings import EVIDENCE_THRESHOLD
 
 GAP = " […] "  # between sentences that do not follow each other
+WHOLE = 48  # tokens of a sentence that is quoted whole, however little room there is
 SENTENCES = 3  # most sentences chosen by likelihood
 CLOSE = 1.0  # a sentence so little behind the best of its passage, in spreads of the signals, is quoted too
 # Sentences that begin so speak of what the sentence before them names.
@@ -109,10 +110,9 @@ def quote(chunk: Chunk, ranked: Sequence[Span2], most_tokens: int, size: Callabl
     room = most_tokens
     for span in ranked:
         tokens = size(chunk.text[slice(*span)])
-        if tokens > room and not chosen:
-            span = _cut_short(chunk.text, span, room, size)
-            tokens = room
-        if tokens <= room:
+        if not chosen:
+            span = _cut_short(chunk.text, span, max(room, WHOLE), size)
+        if tokens <= room or not chosen:
             chosen.append(span)
             room -= tokens
     chosen.sort()

@@ -101,6 +101,7 @@ class Settings:
     margin_batch: int | None
     quote_tokens: int = QUOTE_TOKENS
     rounds: int = 1
+    blank: bool = False
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -112,7 +113,9 @@ class Settings:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Signals of passages that have to be found."""
+        """Signals of passages that have to be found; none where there is no question."""
+        if self.blank:
+            return ()
         wanted = getattr(self.relevance, "searches", SIGNALS)  # a caller's own score may look at all of them
         return SIGNALS if self.margin_style == "verbatim" and not wanted else tuple(wanted)
 
@@ -162,7 +165,7 @@ def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Se
     threshold = settings.threshold
     if threshold is None:
         threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
-    return replace(settings, relevance=relevance, margin_style=style, threshold=threshold)
+    return replace(settings, relevance=relevance, margin_style=style, threshold=threshold, blank=blank)
 
 
 def settle(options: Options) -> Settings:

@@ -123,6 +123,7 @@ class MarginWriter:
         self._document = document
         self._calibration = calibration
         self.searches = bool(settings.signals)
+        self.revises = self.searches and not settings.measures_boundaries and settings.top_k is None
 
     def score(self, places: Sequence[Place]) -> Iterator[None]:
         """Find out what can be known of chunks without writing: ``place.evidence`` and ``place.relevance``."""
@@ -206,7 +207,7 @@ class MarginWriter:
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
                 yield from search.attend(asking, begins, chunks, self.lease.end(last + 1))
-            if "passage" in signals or ("attention" in signals and search.reads_each_alone):
+            if search.reads_each_alone or ("passage" in signals and search.calibration.is_found):
                 yield from search.read_alone(asking, chunks)
         if self.searches:
             self.weigh(places)
@@ -220,6 +221,10 @@ class MarginWriter:
                 place.evidence = place.inquiry.findings.evidence(
                     place.inquiry.question, self.chunks[place.index], place.index, self._calibration()
                 )
+                best = place.inquiry.findings.best_of(place.index, self._calibration())
+                if best in place.inquiry.findings.seen:
+                    chunks, suffix_ids = place.inquiry.findings.seen[best]
+                    place.branch = self.lease.record(chunks, suffix_ids)
             if not self.settings.measures_boundaries:
                 place.relevance = self._relevance(place.evidence)
 
@@ -237,6 +242,7 @@ class MarginWriter:
             yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
         yield from search.read_alone([again], chunks)
         inquiry.findings.again = again.findings
+        inquiry.findings.changed()
         inquiry.prompt_tokens += again.prompt_tokens
 
     def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
@@ -261,6 +267,11 @@ class MarginWriter:
                 inquiries[item[0]].count(item[1])
                 says.append(item[1].scores.choices[0] >= 0.5)
         return all(says)
+
+    @property
+    def may_revise(self) -> bool:
+        """Whether later findings may change a margin: scores of a calibration that was never found are left alone."""
+        return self.revises and self._calibration().is_found
 
     def _searcher(self) -> EvidenceSearch:
         calibration = self._calibration()

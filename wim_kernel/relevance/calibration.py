@@ -59,6 +59,11 @@ class Calibration:
     )
     source: str = "default"
 
+    @property
+    def is_found(self) -> bool:
+        """Whether it was found on examples, and so tells signals worth acting on from noise."""
+        return self.source != "default"
+
     def probability(self, curve: str, scores: np.ndarray) -> np.ndarray:
         """The probability that passages hold evidence, given their evidence scores."""
         slope, intercept = self.curves[curve]

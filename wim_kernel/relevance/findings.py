@@ -30,6 +30,7 @@ class Findings:
         mass: attention on each sentence of each passage, less what the same heads put there unasked.
         likelihood: mean log-probability of the question given the passage alone, in nats.
         alone: whether attention was taken from each passage alone, and not from the whole document.
+        seen: for each passage, how many chunks stood before the branch that told most of it, and the branch's tokens.
         again: the same from a later round, which knows what this one found.
     """
 
@@ -39,7 +40,9 @@ class Findings:
     mass: list[Floats | None] = field(default_factory=list)
     likelihood: Floats = field(default_factory=lambda: np.zeros(0))
     alone: bool = False
+    seen: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     again: Findings | None = None
+    _known: dict[str, Floats] | None = None
 
     @classmethod
     def of(cls, document: DocumentPassages, question: str) -> Findings:
@@ -96,20 +99,31 @@ class Findings:
 
     def probabilities(self, calibration: Calibration) -> dict[str, Floats]:
         """The probability that each passage holds evidence, (passages,), by each signal and by all (``"combined"``)."""
+        if self._known is not None:
+            return self._known
         found = {name: calibration.probability(name, self.scores(calibration, (name,))) for name in SIGNALS}
         curve = "alone" if self.alone else "combined"
         combined = calibration.probability(curve, self.scores(calibration))
         if self.again is not None:
             combined = np.maximum(combined, self.again.probabilities(calibration)["combined"])
-        return {**found, "combined": combined}
+        self._known = {**found, "combined": combined}
+        return self._known
+
+    def changed(self) -> None:
+        """More is known than before."""
+        self._known = None
+
+    def best_of(self, chunk: int, calibration: Calibration) -> int | None:
+        """The passage of a chunk that most probably holds evidence; None if the chunk has no text."""
+        probability = self.probabilities(calibration)["combined"]
+        return max(self.document.of_chunk[chunk], key=lambda passage: probability[passage], default=None)
 
     def evidence(self, question: str, chunk: Chunk, index: int, calibration: Calibration) -> Evidence:
         """What is known of a chunk: the signals of its best passage, and the best probability by each of them."""
-        mine = self.document.of_chunk[index]
-        if not mine:
+        mine, best = self.document.of_chunk[index], self.best_of(index, calibration)
+        if best is None:
             return Evidence(question, chunk)
         relative, probabilities = self.relative(), self.probabilities(calibration)
-        best = max(mine, key=lambda passage: probabilities["combined"][passage])
         known = {
             "attention": self.mass[best] is not None,
             "lexical": True,

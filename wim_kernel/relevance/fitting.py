@@ -42,27 +42,33 @@ class Example:
 
     Attributes:
         passages: its passages.
-        questions: each question, and the indexes of the passages that hold its evidence; none if it has no answer.
+        questions: each question, the indexes of the passages that hold its evidence (none if it has no answer), and
+            the sentences of them that do, where these are known.
     """
 
     passages: tuple[str, ...]
-    questions: tuple[tuple[str, frozenset[int]], ...]
+    questions: tuple[tuple[str, frozenset[int], tuple[str, ...]], ...]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Example:
-        """An example from JSON data: ``passages``, and ``questions`` with ``question`` and ``evidence`` each.
+        """An example from JSON data: ``passages``, and ``questions``, each with ``question`` and ``evidence``.
+
+        ``sentences``, too, says which sentences of the evidence count.
 
         Raises:
             ValueError: if it is no such data.
         """
         try:
             passages = tuple(str(passage) for passage in data["passages"])
-            asked = tuple((str(item["question"]), frozenset(item["evidence"])) for item in data["questions"])
+            asked = tuple(
+                (str(item["question"]), frozenset(item["evidence"]), tuple(item.get("sentences", ())))
+                for item in data["questions"]
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "An example has passages, and questions with a question and the indexes of its evidence."
             ) from error
-        if any(not evidence <= set(range(len(passages))) for _, evidence in asked):
+        if any(not evidence <= set(range(len(passages))) for _, evidence, _ in asked):
             raise ValueError("A question's evidence is given by indexes of the example's passages.")
         return cls(passages, asked)
 
@@ -189,14 +195,16 @@ def _attend(
     ends = list(itertools.accumulate(map(len, pieces), initial=len(head)))
     asked = []
     for number, example in enumerate(group):
-        for question, evidence in example.questions:
-            labels = np.array(
-                [
-                    order[passage.chunk] in {(number, index) for index in evidence}
-                    for passage in document.passages
-                ],
-                dtype=float,
-            )
+        for question, evidence, sentences in example.questions:
+            labels = np.zeros(len(document))
+            for place in (order.index((number, index)) for index in evidence):
+                mine = document.of_chunk[place]
+                said = [
+                    index
+                    for index in mine
+                    if any(item in document.passages[index].text for item in sentences)
+                ]
+                labels[said or list(mine)] = 1
             own = [
                 index for index, passage in enumerate(document.passages) if order[passage.chunk][0] == number
             ]
@@ -208,7 +216,7 @@ def _attend(
     search = EvidenceSearch(document, engine.heads, Calibration(), lead, run, len(head))
     for item in search.attention(asked, ends[:-1], range(len(chunks)), len(ids)):
         assert item is not None, "whole branches are asked for"
-        number, mass = item
+        number, mass, _ = item
         asked[number].by_head = np.add.reduceat(mass, [part.start for part in document.sentences_of], axis=1)
     return asked
 

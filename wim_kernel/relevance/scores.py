@@ -104,7 +104,7 @@ class EvidenceProbability(Relevance):
 
     def __call__(self, evidence: Evidence) -> float:
         """The chunk's relevance, 0 to 1."""
-        return evidence.probabilities.get(self.curve, 0.0) if evidence.question.strip() else 1.0
+        return evidence.probabilities.get(self.curve, 1.0)
 
 
 @dataclass(frozen=True)

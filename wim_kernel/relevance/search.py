@@ -62,7 +62,7 @@ class EvidenceSearch:
     @property
     def reads_each_alone(self) -> bool:
         """Whether the document has so few passages that each is read alone, and their order cannot matter."""
-        return len(self.document) <= SHORTLIST
+        return self.calibration.is_found and len(self.document) <= SHORTLIST
 
     def attend(
         self, askers: Sequence[Asker], begins: Sequence[int], chunks: range, at: int
@@ -81,17 +81,21 @@ class EvidenceSearch:
             if item is None:
                 yield None
                 continue
-            number, mass = item
+            number, mass, suffix_ids = item
+            findings = _findings(askers[number])
+            findings.changed()
             for index, part in zip(read, np.split(mass.mean(0), sizes), strict=True):
-                _findings(askers[number]).mass[index] = part
+                findings.mass[index] = part
+                findings.seen[index] = chunks.stop, suffix_ids
 
     def attention(
         self, askers: Sequence[Asker], begins: Sequence[int], chunks: range, at: int
-    ) -> Iterator[tuple[int, np.ndarray] | None]:
+    ) -> Iterator[tuple[int, np.ndarray, tuple[int, ...]] | None]:
         """What each question's tokens attend to, less what is attended to when nothing is asked; see `attend`.
 
         Yields:
-            A question's number and its attention, (heads, sentences of ``chunks``); None for other steps.
+            A question's number, its attention, (heads, sentences of ``chunks``), and its branch's tokens; None for
+            other steps.
         """
         cuts = [
             begins[chunk - chunks.start] + cut
@@ -103,7 +107,7 @@ class EvidenceSearch:
             return
         probe = AttentionProbe(tuple(cuts), self.heads)
         questions = [*(asker.question for asker in askers), NOBODY_ASKS]
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}
         for item in self.decode([_branch(at, self.lead(question), probe) for question in questions]):
             if item is None:
                 yield None
@@ -111,9 +115,10 @@ class EvidenceSearch:
             number, decoded = item
             askers[min(number, len(askers) - 1)].count(decoded)
             if decoded.scores.attention is not None:
-                found[number] = decoded.scores.attention[:, ::2]
-        unasked = found.pop(len(askers), None)
-        yield from ((number, mass - unasked) for number, mass in found.items())
+                found[number] = decoded.scores.attention[:, ::2], decoded.suffix_ids
+        if found:
+            unasked, _ = found.pop(len(askers))
+            yield from ((number, mass - unasked, ids) for number, (mass, ids) in found.items())
 
     def read_alone(self, askers: Sequence[Asker], chunks: range) -> Iterator[None]:
         """Read the most promising passages of ``chunks`` alone, for several questions at once."""
@@ -131,10 +136,12 @@ class EvidenceSearch:
             (asker, index), decoded = pairs[item[0]], item[1]
             asker.count(decoded)
             scores, findings = decoded.scores, _findings(asker)
+            findings.changed()
             if scores.likelihood is not None:
                 findings.likelihood[index] = scores.likelihood
             if scores.attention is not None:
                 findings.mass[index], findings.alone = scores.attention.mean(0)[::2], True
+                findings.seen[index] = 0, decoded.suffix_ids
 
     def _alone(self, question: str, index: int) -> Branch:
         """The passage as if it were the whole document, then the question."""
