@@ -106,7 +106,11 @@ def test_where_sentences_end(expected):
 @pytest.mark.parametrize(
     "rows",
     [
-        ["12:00:01 INFO up. Listening on 80\n", "12:00:02 WARN disk low\n", "12:00:09 ERROR no file. Retry\n"],
+        [
+            "12:00:01 INFO up. Listening on 80\n",
+            "12:00:02 WARN disk low\n",
+            "12:00:09 ERROR no file. Retry\n",
+        ],
         ["name,year,city\n", "Fenn,1820,Lyme\n", "Reed,1815,Whitby. Gone\n"],
         ["| a | b |\n", "|---|---|\n", "| x. Y | y |\n"],
         [f"INFO worker {i} finished. Job {i * 7}\n" for i in range(5)],

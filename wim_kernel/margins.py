@@ -39,7 +39,8 @@ class Margin:
         chunk: the chunk the note is about, with its sources.
         spans: for verbatim margins, where each copied sentence stands in its source; otherwise empty.
         evidence: what the relevance is made of: the signals that were measured, by name (see
-            `wim_kernel.relevance.scores.Evidence`).
+            `wim_kernel.relevance.scores.Evidence`); and for free notes ``"support"``, the share of the note's telling
+            words that stand in the chunk, 0 to 1: near 0, the note is made up.
         note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
         token_ids: the note's own tokens as the model wrote them, without end-of-sequence.
         branch: what the model saw, for ``Reading.prompt_ids``; None on margins made by hand.

@@ -9,6 +9,7 @@ from functools import partial
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
+from wim_kernel.grounding import support
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
 from wim_kernel.quoting import Quote, by_findings, by_likelihood, quote
@@ -169,6 +170,11 @@ class MarginWriter:
     def margin(self, place: Place) -> Margin:
         """The margin that a finished place becomes."""
         settings, kept = self.settings, self.passes(place) and not place.dropped
+        evidence = {} if place.evidence is None else place.evidence.signals
+        if kept and settings.margin_style == "free":
+            chunk = self.chunks[place.index].text
+            borne_out = support(place.text, chunk, place.inquiry.question)
+            evidence |= {} if borne_out is None else {"support": borne_out}
         margin = Margin(
             index=place.index,
             text=place.text if kept else "",
@@ -176,7 +182,7 @@ class MarginWriter:
             kept=kept,
             chunk=self.chunks[place.index],
             spans=place.spans if kept else (),
-            evidence={} if place.evidence is None else place.evidence.signals,
+            evidence=evidence,
             token_ids=place.token_ids if kept else (),
             branch=place.branch,
         )
