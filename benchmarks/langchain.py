@@ -79,7 +79,13 @@ def paths(
     """Every way to ask, as a function of the question."""
     forced = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
     chain = create_wim_map_reduce_chain(
-        kernel, threshold=0, margin_config=forced, answer_config=forced, return_intermediate_steps=True
+        kernel,
+        threshold=0,
+        relevance="likelihood",
+        margin_style="free",
+        margin_config=forced,
+        answer_config=forced,
+        return_intermediate_steps=True,
     )
 
     def given(question: str) -> dict[str, Any]:
