@@ -86,7 +86,7 @@ class Call:
         pieces: its tokens: the head, then the chunks.
         ask: what the caller wants.
         overflow: what becomes of a document that does not fit the window.
-        document: makes the document's passages, for the search for evidence.
+        document: the document's passages.
         calibration: how the model's signals are read.
 
     Raises:
@@ -100,7 +100,7 @@ class Call:
         pieces: Pieces,
         ask: Asked,
         overflow: Overflow,
-        document: Callable[[], DocumentPassages],
+        document: DocumentPassages,
         calibration: Callable[[], Calibration],
     ) -> None:
         self.engine: AnyEngine = readings.engine

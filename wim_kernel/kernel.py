@@ -256,15 +256,25 @@ class WimKernel(Shared):
         """How many tokens a run of document text takes."""
         return len(self.engine.encode(Text(text)))
 
-    def _encode(self, chunks: Sequence[Chunk], separator: str) -> list[tuple[int, ...]]:
-        """Tokens of each chunk, with the separator in front where it does not go on in the text before it."""
+    def _encode(
+        self, chunks: Sequence[Chunk], separator: str
+    ) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+        """Tokens of each chunk, with the separator in front where it does not go on in the text before it.
+
+        Also the characters of each chunk's text at which its tokens begin, where the engine sees attention.
+        """
         between = self.engine.encode(Text(separator, trusted=True))
-        pieces, previous = [], None
+        pieces, places, previous = [], [], None
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
-            pieces.append((*(between if apart else ()), *self.engine.encode(Text(chunk.text))))
+            if self.engine.heads:
+                tokens, starts = self.engine.placed(chunk.text)
+            else:
+                tokens, starts = self.engine.encode(Text(chunk.text)), []
+            pieces.append((*(between if apart else ()), *tokens))
+            places.append(starts)
             previous = chunk if chunk.text else previous
-        return pieces
+        return pieces, places
 
     def read(
         self,
@@ -385,9 +395,13 @@ class Reading(Shared):
         self.overflow = overflow
         self.chunks = tuple(chunks)
         self._separator = kernel.frame.separator if separator is None else separator
-        self._pieces = [kernel._head, *kernel._encode(self.chunks, self._separator)]
+        pieces, starts = kernel._encode(self.chunks, self._separator)
+        self._pieces = [kernel._head, *pieces]
         self.tokens = sum(map(len, self._pieces[1:]))
-        self._passages: DocumentPassages | None = None
+        sizes = [len(piece) for piece in pieces]
+        self._passages = DocumentPassages(self.chunks, sizes, starts)
+        if kernel.engine.heads:
+            _ = self._passages.index  # every question will ask for it
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
         if overflow == "error" and window is not None and head + self.tokens >= window:
@@ -475,7 +489,7 @@ class Reading(Shared):
                 self._pieces,
                 ask,
                 self.overflow,
-                self._in_passages,
+                self._passages,
                 kernel.find_calibration,
             )
         ) as call:
@@ -484,16 +498,6 @@ class Reading(Shared):
             except ServerError as error:
                 error.margins_by_question, error.chunks_read = call.written, call.read
                 raise
-
-    def _in_passages(self) -> DocumentPassages:
-        """The document's passages, made when they are first wanted."""
-        if self._passages is None:
-            engine = self.kernel.engine
-            sizes = [len(piece) for piece in self._pieces[1:]]
-            self._passages = DocumentPassages(
-                self.chunks, sizes, lambda text, places: engine.token_cuts(Text(text), places)
-            )
-        return self._passages
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
 

@@ -102,6 +102,7 @@ class Settings:
     quote_tokens: int = QUOTE_TOKENS
     rounds: int = 1
     blank: bool = False
+    sees_attention: bool = False
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -114,10 +115,14 @@ class Settings:
     @property
     def signals(self) -> tuple[str, ...]:
         """Signals of passages that have to be found; none where there is no question."""
+        wanted = getattr(self.relevance, "searches", None)
         if self.blank:
             return ()
-        wanted = getattr(self.relevance, "searches", SIGNALS)  # a caller's own score may look at all of them
-        return SIGNALS if self.margin_style == "verbatim" and not wanted else tuple(wanted)
+        if wanted is None:  # a caller's own score may look at all that costs nothing
+            wanted = SIGNALS if self.sees_attention else ("lexical",)
+        if not wanted and self.margin_style == "verbatim" and self.sees_attention:
+            wanted = SIGNALS
+        return tuple(wanted)
 
     @property
     def measures_boundaries(self) -> bool:
@@ -165,7 +170,14 @@ def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Se
     threshold = settings.threshold
     if threshold is None:
         threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
-    return replace(settings, relevance=relevance, margin_style=style, threshold=threshold, blank=blank)
+    return replace(
+        settings,
+        relevance=relevance,
+        margin_style=style,
+        threshold=threshold,
+        blank=blank,
+        sees_attention=sees,
+    )
 
 
 def settle(options: Options) -> Settings:

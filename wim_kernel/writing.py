@@ -104,7 +104,7 @@ class MarginWriter:
         lease: the reading; places that are scored or written together are in the volume in hand.
         chunks: its chunks.
         settings: how.
-        document: makes the document's passages, if they are searched.
+        document: the document's passages.
         calibration: how the model's signals are read, if passages are searched.
     """
 
@@ -114,7 +114,7 @@ class MarginWriter:
         lease: VolumeLease,
         chunks: Sequence[Chunk],
         settings: Settings,
-        document: Callable[[], DocumentPassages],
+        document: DocumentPassages,
         calibration: Callable[[], Calibration],
     ) -> None:
         self.engine = engine
@@ -282,7 +282,7 @@ class MarginWriter:
     def _searcher(self) -> EvidenceSearch:
         calibration = self._calibration()
         return EvidenceSearch(
-            self._document(),
+            self._document,
             calibration.heads or self.engine.heads,
             calibration,
             lambda question: question_lead(question, self.settings)[0],
@@ -382,12 +382,12 @@ class MarginWriter:
     def _quote(self, places: Sequence[Place]) -> Iterator[None]:
         """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated."""
         room = self.settings.quote_tokens
-        searched = [place for place in places if place.inquiry.findings is not None]
+        searched = [place for place in places if place.inquiry.findings is not None and self.engine.heads]
         for place in searched:
             assert place.inquiry.findings is not None
             ranked = by_findings(place.inquiry.findings, place.index, self._calibration())
             self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
-        others = [place for place in places if place.inquiry.findings is None]
+        others = [place for place in places if not any(place is item for item in searched)]
         if others:
             lead = {
                 place.inquiry.question: question_lead(place.inquiry.question, self.settings)

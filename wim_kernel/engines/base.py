@@ -182,8 +182,11 @@ class Engine(Protocol[PrefixT]):
     def encode(self, text: Text) -> list[int]:
         """Tokens of a run of text, without any that the tokenizer would add around it."""
 
-    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
-        """How many tokens of ``encode(text)`` begin before each of these characters of the text."""
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, as ``encode`` gives them, and the character at which each begins.
+
+        Asked only of engines that see attention.
+        """
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""

@@ -180,13 +180,9 @@ def _attend(
         if passage < len(example.passages)
     ]
     chunks = [Chunk(group[number].passages[passage]) for number, passage in order]
-    pieces = [
-        [*(separator if index else ()), *engine.encode(Text(chunk.text))]
-        for index, chunk in enumerate(chunks)
-    ]
-    document = DocumentPassages(
-        chunks, [len(piece) for piece in pieces], lambda text, places: engine.token_cuts(Text(text), places)
-    )
+    placed = [engine.placed(chunk.text) for chunk in chunks]
+    pieces = [[*(separator if index else ()), *tokens] for index, (tokens, _) in enumerate(placed)]
+    document = DocumentPassages(chunks, [len(piece) for piece in pieces], [starts for _, starts in placed])
     ids = [*head, *itertools.chain.from_iterable(pieces)]
     prefix = engine.open()
     engine.reserve(prefix, len(ids))

@@ -6,8 +6,9 @@ sentence that matters. A passage never crosses a chunk's end, and holds text of 
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +18,6 @@ from wim_kernel.sentences import sentence_spans
 
 PASSAGE_CHARACTERS = 600  # about 130 tokens of English
 HEADING_CHARACTERS = 100  # a paragraph this short is read together with the next one
-
-TokenCuts = Callable[[str, Sequence[int]], list[int]]
-"""How many tokens of a text begin before each of some of its characters."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,17 @@ class DocumentPassages:
     Args:
         chunks: the document's chunks.
         sizes: how many tokens each chunk has in the reading, its separator included.
-        token_cuts: counts tokens in front of characters.
+        starts: for each chunk, the characters of its text at which its tokens begin.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], sizes: Sequence[int], token_cuts: TokenCuts) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], sizes: Sequence[int], starts: Sequence[Sequence[int]]
+    ) -> None:
         self.passages: list[Passage] = []
         self.of_chunk: list[range] = []
-        for index, (chunk, size) in enumerate(zip(chunks, sizes, strict=True)):
+        for index, (chunk, size, begins) in enumerate(zip(chunks, sizes, starts, strict=True)):
             first = len(self.passages)
-            self.passages += _cut(index, chunk, size, token_cuts)
+            self.passages += _cut(index, chunk, size, begins)
             self.of_chunk.append(range(first, len(self.passages)))
 
     def __len__(self) -> int:
@@ -64,17 +64,6 @@ class DocumentPassages:
     def index(self) -> LexicalIndex:
         """The passages' words."""
         return LexicalIndex([passage.text for passage in self.passages])
-
-    @cached_property
-    def sentence_index(self) -> LexicalIndex:
-        """The sentences' words, passage by passage."""
-        return LexicalIndex(
-            [
-                self.text_of(index, place)
-                for index, passage in enumerate(self.passages)
-                for place in range(len(passage.sentences))
-            ]
-        )
 
     @cached_property
     def sentences_of(self) -> list[slice]:
@@ -90,14 +79,10 @@ class DocumentPassages:
         return item.text[start - first : end - first]
 
 
-def _cut(index: int, chunk: Chunk, size: int, token_cuts: TokenCuts) -> Iterator[Passage]:
-    runs = list(_runs(chunk))
-    places = [place for run in runs for sentence in run for place in sentence]
-    *counted, whole = token_cuts(chunk.text, [*places, len(chunk.text)])
-    before, at = size - whole, 0
-    for run in runs:
-        cuts = tuple(before + cut for cut in counted[at : at + 2 * len(run)])
-        at += 2 * len(run)
+def _cut(index: int, chunk: Chunk, size: int, starts: Sequence[int]) -> Iterator[Passage]:
+    before = size - len(starts)
+    for run in _runs(chunk):
+        cuts = tuple(before + bisect.bisect_left(starts, place) for sentence in run for place in sentence)
         yield Passage(index, chunk.text[run[0][0] : run[-1][1]], tuple(run), cuts)
 
 

@@ -117,9 +117,9 @@ class LocalEngine(Shared):
         """Tokens of a run of text."""
         return self.codec.encode(text)
 
-    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
-        """How many tokens of ``encode(text)`` begin before each of these characters of the text."""
-        return self.codec.token_cuts(text, places)
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, and the character at which each begins."""
+        return self.codec.placed(text)
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import re
 import warnings
@@ -63,17 +62,16 @@ class Codec:
         ids = [token for char in text for token in self._plain.encode(char, add_special_tokens=False).ids]
         return [token for token in ids if token not in self.control_ids]
 
-    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
-        """How many tokens of ``encode(text)`` begin before each of these characters of the text."""
-        if not text.text:
-            return [0] * len(places)
-        backend = self.backend if text.trusted else self._plain
-        data = text.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        found = backend.encode(data, add_special_tokens=False)
-        if not text.trusted and not self.control_ids.isdisjoint(found.ids):
-            return [len(self._spelled(data[:place])) for place in places]
-        starts = [start for start, _ in found.offsets]
-        return [bisect.bisect_left(starts, place) for place in places]
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, as `encode` gives them, and the character at which each begins."""
+        if not text:
+            return [], []
+        data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found = self._plain.encode(data, add_special_tokens=False)
+        if self.control_ids.isdisjoint(found.ids):
+            return list(found.ids), [start for start, _ in found.offsets]
+        pairs = [(token, place) for place, char in enumerate(data) for token in self._spelled(char)]
+        return [token for token, _ in pairs], [place for _, place in pairs]
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, control tokens left out."""

@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -112,9 +111,9 @@ class ServerEngine(Shared):
         """What stands before every document."""
         return self.words.head(system, lead)
 
-    def token_cuts(self, text: Text, places: Sequence[int]) -> list[int]:
-        """How many tokens the text has before each of these characters, counted by encoding what stands there."""
-        return [len(self.encode(replace(text, text=text.text[:place]))) for place in places]
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Not to be had: servers do not report attention, so that nobody needs it."""
+        raise NotImplementedError
 
     def encode(self, text: Text) -> list[int]:
         """What stands for a run of text."""
