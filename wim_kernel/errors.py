@@ -69,6 +69,10 @@ class DeviceMemoryError(WimError, MemoryError):
         )
 
 
+class ForkError(WimError, RuntimeError):
+    """A forked process was asked for what only its parent has: an accelerator, or a call under way."""
+
+
 class ServerError(WimError, ConnectionError):
     """A server cannot be reached, refused a request, or broke off in the middle. What was done before is kept.
 

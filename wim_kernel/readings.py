@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from wim_kernel import forks
 from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError, ReadingFileError
 from wim_kernel.leases import Lease
@@ -112,12 +113,18 @@ class Readings:
         self.engine = engine
         self.budget = budget
         self._entries: list[Entry] = []
+        self.clock = itertools.count(1)
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Fresh locks. What was in use at the fork is forgotten: a parent's thread may have been writing to it."""
         # for the entries' fields; never held while anything is computed or moved
         self.lock = threading.RLock()
         # one finds or moves a reading at a time; taken before the lock, never under it
         self._door = threading.RLock()
         self._moving = 0  # bytes where the engine keeps them, of what is on its way there or from there
-        self.clock = itertools.count(1)
+        self._entries = [entry for entry in self._entries if not entry.users]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -168,6 +175,7 @@ class Readings:
         Raises:
             ReadingFileError: if one cannot be written.
         """
+        forks.check(self.engine)
         written = 0
         with self._door:
             for entry in list(self._entries):
@@ -242,6 +250,7 @@ class Readings:
             return self.nbytes + self._moving + coming <= self.budget.engine
 
     def _check(self, pieces: Pieces) -> None:
+        forks.check(self.engine)
         needed = self.engine.prefix_bytes(sum(map(len, pieces)))
         if needed > self.budget.engine:
             raise MemoryBudgetError(needed, self.budget.engine)

@@ -16,6 +16,7 @@ import psutil
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from wim_kernel import forks
 from wim_kernel.engines.base import Branch, Gate, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.grammar import Grammars
@@ -72,6 +73,7 @@ class LocalEngine:
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
+        forks.check_device(self.runner.device)
         self.paths = Paths(attention, self.runner)
         self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
@@ -88,6 +90,13 @@ class LocalEngine:
         if self.path == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
         self.together = Together(self.turn, most_rows=64)
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """An accelerator's memory stays with the parent."""
+        if self.runner.device.type != "cpu" or self.runner.spread:
+            forks.lose(self)
+            forks.lose(self.turn)
 
     @classmethod
     def from_pretrained(

@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wim_kernel import forks
 from wim_kernel.errors import ModelNotFoundError, UnsupportedModelError
 
 EMBEDDED = "embedded"
@@ -172,6 +173,7 @@ def _place(
     if "device_map" in model_kwargs and device is not None:
         raise ValueError("Give `device` or `device_map`, not both.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    forks.check_device(place)
     if place.type == "cpu" or "device_map" in model_kwargs:
         return place, model_kwargs
     return place, {**model_kwargs, "device_map": {"": place}}  # straight there, with no copy on the CPU first
