@@ -69,6 +69,10 @@ class DeviceMemoryError(WimError, MemoryError):
         )
 
 
+class SchemaError(WimError, ValueError):
+    """No answer can be written to a JSON schema: it is none, has no end, or needs more tokens than there are."""
+
+
 class ForkError(WimError, RuntimeError):
     """A forked process was asked for what only its parent has: an accelerator, or a call under way."""
 

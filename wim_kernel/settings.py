@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
@@ -13,6 +12,7 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.margins import Margin
 from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.relevance import Evidence, QuestionLikelihood, RelevanceLike, resolve
+from wim_kernel.schemas import grammar_schema
 
 MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
@@ -195,21 +195,7 @@ def _stop_rule(
 
 
 def _schema(given: Mapping[str, Any] | None) -> str | None:
-    return None if given is None else json.dumps(_bare(given), separators=(",", ":"))
-
-
-def _bare(schema: Any) -> Any:
-    """A schema without titles, which only repeat names, and whose objects have no keys but those they name."""
-    if isinstance(schema, list):
-        return [_bare(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    bare = {
-        name: _bare(item) for name, item in schema.items() if not (name == "title" and isinstance(item, str))
-    }
-    if isinstance(bare.get("properties"), dict) and bare.get("type") == "object":
-        bare.setdefault("additionalProperties", False)
-    return bare
+    return None if given is None else grammar_schema(given)
 
 
 def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
