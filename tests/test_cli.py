@@ -79,7 +79,7 @@ def events_in(output: str) -> list[dict[str, Any]]:
 
 
 def test_help_is_quick_and_loads_no_model_code() -> None:
-    heavy = {"torch", "transformers", "bs4", "pypdf"}
+    heavy = {"torch", "transformers", "lxml", "pypdf"}
     code = f"import sys, wim_kernel.cli; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
     shown = CliRunner().invoke(cli.main, ["ask", "--help"])
