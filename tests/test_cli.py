@@ -51,7 +51,7 @@ def wim(kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
     monkeypatch.setattr(cli, "_load", lambda model, gguf_file: kernel)
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
-        result = CliRunner().invoke(cli.main, ["ask", *arguments], input=stdin)
+        result = CliRunner().invoke(cli.main, ["ask", "--no-cache", *arguments], input=stdin)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
@@ -66,7 +66,9 @@ def facts(tmp_path: Path) -> str:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "wim_kernel.cli", *arguments]
+    """A command line that keeps nothing, so that tests are as fresh as the first time."""
+    keeps_nothing = ["--no-cache"] if arguments[0] == "ask" else []
+    return [sys.executable, "-m", "wim_kernel.cli", *arguments, *keeps_nothing]
 
 
 def spawn(*arguments: str, **options: Any) -> subprocess.Popen[str]:

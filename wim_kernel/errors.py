@@ -116,7 +116,8 @@ class ServerError(WimError, ConnectionError):
                 f" Before that, {self.chunks_read} chunks were read and {len(self.margins)} margins written"
             )
             done += " (they are in this error's `margins`)." if self.margins else "."
-        return f"The server at {self.base_url}: {self.reason}.{done} Asking again continues from what it has cached."
+            done += " Asking again continues from what it has cached."
+        return f"The server at {self.base_url}: {self.reason}.{done}"
 
 
 class ReadingFileError(WimError, OSError):
@@ -127,9 +128,14 @@ class ReadingFileError(WimError, OSError):
         reason: why.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} cannot be used as a saved reading: {reason}. Read the document again instead."
-        )
+    def __init__(
+        self,
+        path: Path,
+        reason: str,
+        advice: str = "Read the document again instead.",
+        *,
+        use: str = "as a saved reading",
+    ) -> None:
+        super().__init__(f"{path} cannot be used {use}: {reason}. {advice}")
         self.path = path
         self.reason = reason

@@ -7,12 +7,13 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from wim_kernel import forks
 from wim_kernel.engines.base import AnyEngine, Prefix
-from wim_kernel.errors import MemoryBudgetError, ReadingFileError
+from wim_kernel.errors import MemoryBudgetError
 from wim_kernel.leases import Lease
 from wim_kernel.storage import Packed, Pieces, ReadingFolder, leading
 
@@ -170,10 +171,9 @@ class Readings:
             ]
 
     def flush(self) -> int:
-        """Write every reading to the folder, if there is one; says how many were written.
+        """Write every reading to the folder, if there is one; says how many are there.
 
-        Raises:
-            ReadingFileError: if one cannot be written.
+        One that cannot be written is left out, with a warning.
         """
         forks.check(self.engine)
         written = 0
@@ -182,6 +182,21 @@ class Readings:
                 if self._to_disk(entry):
                     written += 1
         return written
+
+    def keep_in(self, path: Path, most_bytes: int | None = None) -> None:
+        """Use a folder from now on, for what has to make way and for what is in it.
+
+        Args:
+            path: the folder; made where it is missing.
+            most_bytes: most that its files may take; half of what is free on the disk in any case, if not given.
+
+        Raises:
+            ReadingFileError: if there can be no such folder.
+        """
+        folder = ReadingFolder(path)
+        if most_bytes is not None:
+            folder.budget_bytes = min(folder.budget_bytes + folder.nbytes, most_bytes)
+        self.budget = replace(self.budget, folder=folder)
 
     def hold(self, pieces: Pieces) -> Lease:
         """Hold the prefix that shares most leading pieces, or a new one, until the lease is given back.
@@ -358,14 +373,7 @@ class Readings:
         packed = self._pack(entry) if folder is not None else None
         if folder is None or packed is None or packed.packed is None:
             return False
-        if packed.packed.nbytes > folder.budget_bytes:
-            return False
-        try:
-            folder.put(packed.pieces, packed.packed, self.engine.identity())
-        except ReadingFileError as error:
-            logger.warning("%s", error)
-            return False
-        return True
+        return folder.keep(packed.pieces, packed.packed, self.engine.identity())
 
     def _size(self, entry: Entry) -> int:
         if entry.prefix is None:

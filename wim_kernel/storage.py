@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -224,13 +225,46 @@ class ReadingFolder:
         path: the folder; made where it is missing.
         budget_bytes: most that its files may take, by default half of what is free on the disk; those used longest ago
             go first.
+
+    Raises:
+        ReadingFileError: if there can be no such folder.
     """
 
     def __init__(self, path: Path, budget_bytes: int | None = None) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, exist_ok=True)  # documents can be read out of it
+            elif not path.is_dir():
+                raise NotADirectoryError("it is no folder")
+            free = shutil.disk_usage(path).free
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ReadingFileError(
+                path, reason, "Name another folder.", use="as a folder of readings"
+            ) from error
         self.path = path
-        self.budget_bytes = shutil.disk_usage(path).free // 2 if budget_bytes is None else budget_bytes
+        self.budget_bytes = free // 2 if budget_bytes is None else budget_bytes
         self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._warned = False
+
+    def keep(self, pieces: Pieces, packed: Packed, identity: Mapping[str, str]) -> bool:
+        """Keep a reading, if that can be done, and say whether it is there. The first that cannot be is warned of."""
+        reason = f"it takes {packed.nbytes:,} bytes and the folder may take {self.budget_bytes:,}"
+        if packed.nbytes <= self.budget_bytes:
+            try:
+                self.put(pieces, packed, identity)
+                return True
+            except ReadingFileError as error:
+                reason = error.reason
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A reading cannot be kept in {self.path} ({reason}), so it will be read again when it is needed: name "
+                "a folder that can be written to, on a disk with room.",
+                stacklevel=2,
+            )
+        return False
 
     def put(self, pieces: Pieces, packed: Packed, identity: Mapping[str, str]) -> Path:
         """Keep a reading; does nothing if it is there.
