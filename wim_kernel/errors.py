@@ -29,9 +29,9 @@ class ContextOverflowError(WimError, ValueError):
     """
 
     def __init__(self, what: str, tokens: int, fits: int, advice: str) -> None:
-        super().__init__(f"{what} has {tokens} tokens and {fits} fit. {advice}")
+        super().__init__(f"{what} has {tokens} tokens and {max(0, fits)} fit. {advice}")
         self.tokens = tokens
-        self.fits = fits
+        self.fits = max(0, fits)
 
 
 class UnsupportedModelError(WimError):
@@ -67,6 +67,10 @@ class DeviceMemoryError(WimError, MemoryError):
             f"The device has no memory to {what} ({detail}). Give the kernel a smaller `budget_bytes`, ask for fewer "
             "new tokens, or read a shorter document."
         )
+
+
+class OptionError(WimError, TypeError, ValueError):
+    """An option is of the wrong type."""
 
 
 class SchemaError(WimError, ValueError):

@@ -83,7 +83,7 @@ class WimKernel:
         self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
         folder = None
         if cache_dir is not None:
-            folder = ReadingFolder(Path(cache_dir), disk_budget_bytes)
+            folder = ReadingFolder(cache_dir, disk_budget_bytes)
         budget = Budget(
             self.engine.budget_bytes if budget_bytes is None else budget_bytes,
             self.engine.host_budget_bytes if host_budget_bytes is None else host_budget_bytes,
@@ -264,8 +264,11 @@ class WimKernel:
         saved = read_file(path, self.engine.identity())
         if not saved.document:
             raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
-        chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
-        reading = Reading(self, chunks, saved.document["separator"])
+        try:
+            chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
+            reading = Reading(self, chunks, saved.document["separator"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
         if reading._pieces[0] != saved.pieces[0]:
             raise ReadingFileError(path, "its chat template or frame is another")
         if reading._pieces[: len(saved.pieces)] != saved.pieces:

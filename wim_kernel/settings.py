@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.margins import Margin
+from wim_kernel.option_checks import check_types
 from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.relevance import Evidence, QuestionLikelihood, RelevanceLike, resolve
 from wim_kernel.schemas import grammar_schema
@@ -126,6 +127,7 @@ def settle(options: Options) -> Settings:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
+    check_types(options)
     for name in ("top_k", "margin_batch", "stop_after", "margin_tokens", "answer_tokens"):
         count = options.get(name)
         if count is not None and (not isinstance(count, int) or count < 1):
