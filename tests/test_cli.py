@@ -51,7 +51,7 @@ def wim(kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
     monkeypatch.setattr(cli, "_load", lambda model, gguf_file: kernel)
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
-        result = CliRunner().invoke(cli.main, ["ask", *arguments], input=stdin)
+        result = CliRunner().invoke(cli.main, ["ask", "--no-cache", *arguments], input=stdin)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
@@ -66,7 +66,9 @@ def facts(tmp_path: Path) -> str:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "wim_kernel.cli", *arguments]
+    """A command line that keeps nothing, so that tests are as fresh as the first time."""
+    keeps_nothing = ["--no-cache"] if arguments[0] == "ask" else []
+    return [sys.executable, "-m", "wim_kernel.cli", *arguments, *keeps_nothing]
 
 
 def spawn(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -79,7 +81,7 @@ def events_in(output: str) -> list[dict[str, Any]]:
 
 
 def test_help_is_quick_and_loads_no_model_code() -> None:
-    heavy = {"torch", "transformers", "bs4", "pypdf"}
+    heavy = {"torch", "transformers", "lxml", "pypdf"}
     code = f"import sys, wim_kernel.cli; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
     shown = CliRunner().invoke(cli.main, ["ask", "--help"])

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -150,6 +151,93 @@ def test_html_follows_its_own_declaration(tmp_path: Path) -> None:
         )  # as browsers take them
         data = page.format(encoding, text).encode(written_in)
         assert read_file(saved(tmp_path, "a.htm", data)) == text + "\n"
+
+
+PIECES = {
+    "paragraphs": "<p>a",
+    "closed paragraphs": "<p>a</p>",
+    "boxes": "<div>",
+    "bold": "<b>x ",
+    "items": "<li>x",
+    "rows": "<tr><td>x",
+    "tables": "<table>x",
+    "links": "<a><p>x",
+    "unclosed tags": "<a ",
+    "unclosed quotes": "<a b='",
+    "unclosed comments": "<!-- ",
+    "unclosed declarations": "<!x",
+    "unclosed instructions": "<?x",
+    "unclosed ends": "</a ",
+    "half a script": "<script></scrip",
+    "brackets": "<",
+    "ampersands": "&",
+    "metas": "<meta ",
+}
+
+
+@pytest.mark.parametrize("piece", PIECES.values(), ids=PIECES)
+def test_html_takes_time_in_proportion_to_its_length(tmp_path: Path, piece: str) -> None:
+    def seconds(count: int) -> float:
+        path = saved(tmp_path, "a.html", "<p>begins</p>" + piece * count)
+        begun = time.process_time()
+        assert read_file(path).startswith("begins")
+        return time.process_time() - begun
+
+    seconds(10)
+    assert seconds(24_000) < 0.5 + 30 * seconds(3_000)  # eight times as long; by squares it would be 64 times
+
+
+@pytest.mark.parametrize(
+    "name", ["base64", "hex", "rot13", "zlib", "idna", "undefined", "unicode_escape", "nonsense", ""]
+)
+@pytest.mark.parametrize(
+    "form", ['<meta charset="{}">', '<meta content="text/html; charset={}">', '<?xml encoding="{}"?>']
+)
+def test_declared_encodings_are_those_of_the_web(tmp_path: Path, name: str, form: str) -> None:
+    assert read_file(saved(tmp_path, "a.html", form.format(name) + "<p>船, naïve</p>")) == "船, naïve\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["koi8-r", "KOI8", "windows-1251", "cp1251", "x-mac-cyrillic", "iso-8859-5", "ibm866"]
+)
+def test_names_that_only_the_web_has(tmp_path: Path, name: str) -> None:
+    codec = {"KOI8": "koi8-r", "x-mac-cyrillic": "mac-cyrillic"}.get(name, name)
+    page = f"<meta charset={name}><p>Корабль</p>".encode(codec)
+    assert read_file(saved(tmp_path, "a.html", page)) == "Корабль\n"
+
+
+@pytest.mark.parametrize("file", ["a.txt", "a.md", "a.html"])
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xe8\x88", b"\x81\x8d"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_bad_byte_stays_one(tmp_path: Path, file: str, bad: bytes, mark: bytes) -> None:
+    text = "Die Größe der Brücke über den Fluß. " * 20
+    path = saved(tmp_path, file, mark + text.encode() + bad + b" end of " + text.encode())
+    with pytest.warns(UserWarning, match=r"are not UTF-8 and were replaced"):
+        read = read_file(path)
+    assert read.count("Größe der Brücke über den Fluß.") == 40
+    assert "\ufffd" in read
+    assert "Ã" not in read
+
+
+def test_a_bad_byte_in_a_declared_encoding_or_utf_16(tmp_path: Path) -> None:
+    page = "<meta charset=shift_jis><p>これは船です。</p>".encode("shift_jis").replace(b"</p>", b"\x85</p>")
+    with pytest.warns(UserWarning, match="cp932|shift_jis"):
+        assert "これは船です。" in read_file(saved(tmp_path, "a.html", page))
+    with pytest.warns(UserWarning, match="utf-16"):
+        assert read_file(saved(tmp_path, "a.txt", ("船" * 200).encode("utf-16") + b"x")).startswith(
+            "船" * 200
+        )
+
+
+def test_html_spaces_across_tags(tmp_path: Path) -> None:
+    page = "<p>a <b> b</b>\n<i> c</i></p><pre> one\n two</pre>x&nbsp;&nbsp;y"
+    assert read_file(saved(tmp_path, "a.html", page)) == "a b c\n\n one\n two\n\nx  y\n"
+
+
+def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(FileError, match="standard input cannot be read: it is closed"):
+        read_file("-")
 
 
 def test_deeply_nested_html_is_read(tmp_path: Path) -> None:

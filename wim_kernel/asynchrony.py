@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
 
+from wim_kernel import forks
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -82,6 +84,9 @@ def stoppable(stop: Callable[[], object]) -> Iterator[None]:
 def _threads() -> ThreadPoolExecutor:
     """Threads of our own, so that an application's default executor is never full of our waiting."""
     return ThreadPoolExecutor(max_workers=32, thread_name_prefix="wim")
+
+
+forks.in_child(_threads.cache_clear)
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

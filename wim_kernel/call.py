@@ -401,6 +401,9 @@ class Call:
         if tokens <= fits:
             return [range(count)]
         room = min(fits, capacity(window, head, need))
+        if room < 1:
+            advice = "Ask a shorter question or for fewer new tokens, or use a model with a longer window."
+            raise ContextOverflowError("What is asked, with its prompts,", head + need, window - 1, advice)
         longest = max(map(len, self.pieces[1:]))
         if overflow == "volumes" and longest <= room:
             return divide([len(piece) for piece in self.pieces[1:]], room)

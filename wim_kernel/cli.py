@@ -1,4 +1,4 @@
-"""The `wim` command: ask a question of files, and watch margins and answer being written.
+"""The `wim` command: ask questions of files, and watch margins and answers being written.
 
 Exit codes: 0, answered (also after one Ctrl-C while reading, from what was read); 1, it could not be done (a
 document too long, a model not found); 2, wrong use (a bad option, a file that cannot be read); 130,
@@ -8,15 +8,11 @@ interrupted; 141, the reader of standard output went away.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
-import signal
-import sys
-import threading
 import warnings
-from collections.abc import Generator, Iterator
-from types import FrameType, TracebackType
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -25,61 +21,43 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"wim needs {error.name}: pip install 'wim-integrations[cli]'") from error
 
-from wim_kernel.display import Display, JsonDisplay, harmless, make_display
-from wim_kernel.errors import WimError
-from wim_kernel.events import AnswerToken, Event
-from wim_kernel.files import STDIN, FileError, read_document
+from wim_kernel.cli_checks import Fraction, check_options, check_reachable, check_settings, check_use
+from wim_kernel.console import (
+    Interrupts,
+    Program,
+    check_output,
+    guarded,
+    quietened,
+    set_encoding,
+)
+from wim_kernel.display import Display, make_display
+from wim_kernel.errors import ReadingFileError, WimError
+from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone
+from wim_kernel.files import STDIN, read_document
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from wim_kernel.kernel import WimKernel
+    from wim_kernel.kernel import Reading, WimKernel
 
 _CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 512 for the embedded model."
+_CACHE_HELP = "Where readings are kept for the next run. By default in the user's cache folder."
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
-
-
-class Interrupts:
-    """Ctrl-C: while reading, once to stop reading and twice to leave; at any other time once to leave.
-
-    A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.reading = False
-        self.stopping = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupted)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self.stopping or not self.reading:
-            raise KeyboardInterrupt
-        self.stopping = True
-        # Straight to the descriptor: the interrupted code may be within a buffered write of its own.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nwim: no more is read; Ctrl-C again leaves at once\n")
+CACHE_BYTES = 8 * 2**30
+"""Most that the default cache folder takes, or half of what is free on its disk."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="wim-integrations", prog_name="wim")
 def main() -> None:
     """Ask questions of documents with a language model that takes notes while it reads."""
 
 
 @main.command()
-@click.argument("question")
+@click.argument("question", required=False)
 @click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.option(
+    "--question", "-Q", "more", metavar="TEXT", multiple=True, help="Another question; again for more."
+)
+@click.option("--chat", "-i", is_flag=True, help="At a terminal: go on asking about the same document.")
 @click.option(
     "--model", default="embedded", show_default=True, help="A hub id, a path, or the embedded model."
 )
@@ -92,8 +70,12 @@ def main() -> None:
     help="An OpenAI-compatible API that runs --model; again for more.",
 )
 @click.option("--tokenizer", metavar="NAME", help="The server's model's tokenizer: a hub id or a folder.")
+@click.option("--cache-dir", metavar="FOLDER", help=_CACHE_HELP)
+@click.option(
+    "--no-cache", is_flag=True, help="Keep nothing for the next run, and use nothing that was kept."
+)
 @click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Relevance from which a margin is kept.")
+@click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
 @click.option(
     "--stop-after", type=click.IntRange(min=1), metavar="N", help="Stop reading after N kept margins."
@@ -112,12 +94,16 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Write each event as a line of JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Write the answer alone.")
 def ask(
-    question: str,
+    question: str | None,
     files: tuple[str, ...],
+    more: tuple[str, ...],
+    chat: bool,
     model: str,
     gguf_file: str | None,
     servers: tuple[str, ...],
     tokenizer: str | None,
+    cache_dir: str | None,
+    no_cache: bool,
     chunk_tokens: int | None,
     margins_only: bool,
     as_json: bool,
@@ -127,15 +113,30 @@ def ask(
     """Answer QUESTION from the text, Markdown, HTML or PDF FILEs, read in order as one document.
 
     FILE `-`, and no FILE where something is piped in, is standard input. With `--task summarise` QUESTION
-    says what to look for and may be empty. Ctrl-C while reading answers from what was read; again, it leaves.
+    says what to look for and may be empty. With --question or --chat, QUESTION may be left out: a first
+    argument that is a file is read. Ctrl-C while reading answers from what was read; again, it leaves.
+
+    What was read is kept for the next run, in a folder that `--cache-dir` names.
     """
-    _set_encoding(as_json)
+    check_output()
+    set_encoding(as_json)
     display = make_display(as_json, quiet, margins_only)
-    with _guarded(display), Interrupts() as interrupts, _quietened(show_downloads=not (as_json or quiet)):
-        if not question.strip() and options["task"] != "summarise":
-            raise click.UsageError("QUESTION is empty.")
-        if not files and sys.stdin.isatty():
-            raise click.UsageError("Give at least one FILE, or pipe a document in.")
+    with guarded(display), Interrupts() as interrupts, quietened(show_downloads=not (as_json or quiet)):
+        if (more or chat) and question is not None and (question == STDIN or os.path.exists(question)):
+            files = (question, *files)
+            question = None
+        questions = [*([question] if question is not None else []), *more]
+        folder = None if no_cache or servers else Path(cache_dir or _cache_folder())
+        check_use(questions, files, chat, options["task"])
+        if servers and cache_dir:
+            raise click.UsageError(
+                "--cache-dir is of no use with --server: servers keep what they read themselves."
+            )
+        if tokenizer and not servers:
+            raise click.UsageError("--tokenizer belongs to --server: a model has its own.")
+        if no_cache and cache_dir:
+            raise click.UsageError("Use --cache-dir or --no-cache, not both.")
+        check_options(questions, _asked(options))
         document = read_document(files or (STDIN,))
         if servers:
             display.status(f"Asking {', '.join(servers)}")
@@ -145,13 +146,19 @@ def ask(
                     "Of servers only SGLang can choose verbatim margins, given --tokenizer."
                 )
         else:
+            check_settings(questions, _asked(options))
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
-        display.status(f"Reading {', '.join(files) or 'standard input'}")
-        reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
-        stream = reading.stream_margins if margins_only else reading.stream
-        events = stream(question, stop_when=lambda _: interrupts.stopping, **_asked(options))
-        _follow(events, display, interrupts)
+        with _kept_in(kernel, folder, default=not cache_dir):
+            display.status(f"Reading {', '.join(files) or 'standard input'}")
+            reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
+            named = chat or len(questions) > 1
+            for position, each in enumerate(questions):
+                display.begin(each if named else None)
+                events = _events(reading, each, margins_only, interrupts, _asked(options))
+                _follow(events, position, display, interrupts)
+            if chat:
+                _chat(reading, len(questions), margins_only, display, interrupts, _asked(options))
 
 
 @main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -161,15 +168,6 @@ def evaluate(arguments: tuple[str, ...]) -> None:
     from wim_integrations.evaluation.cli import evaluate as command  # its options are its own
 
     command.main(args=list(arguments), prog_name="wim eval")
-
-
-def _set_encoding(as_json: bool) -> None:
-    """JSON is UTF-8; for people, characters that their encoding lacks are replaced."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if as_json:
-            sys.stdout.reconfigure(encoding="utf-8")
-        else:
-            sys.stdout.reconfigure(errors="replace")
 
 
 def _load(model: str, gguf_file: str | None) -> WimKernel:
@@ -182,6 +180,7 @@ def _load(model: str, gguf_file: str | None) -> WimKernel:
 
 
 def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None) -> WimKernel:
+    check_reachable(servers)
     from wim_kernel.kernel import WimKernel
 
     try:
@@ -190,66 +189,89 @@ def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None)
         raise click.UsageError(str(error)) from error
 
 
+def _cache_folder() -> str:
+    """Where readings are kept: in the folder that WIM_CACHE_DIR names, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    folder = os.environ.get("WIM_CACHE_DIR") or user_cache_dir("wim-integrations", appauthor=False)
+    return str(Path(folder).expanduser() / "readings")
+
+
+@contextlib.contextmanager
+def _kept_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Generator[None, None, None]:
+    """Use the readings in a folder, and leave those of this run there."""
+    if folder is None:
+        yield
+        return
+    try:
+        kernel.readings.keep_in(folder.expanduser(), most_bytes=CACHE_BYTES if default else None)
+    except ReadingFileError as error:
+        if not default:
+            raise
+        warnings.warn(f"{error} --no-cache does without.", stacklevel=2)
+    try:
+        yield
+    finally:
+        kernel.readings.flush()
+
+
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
     names = {"max_answer_tokens": "answer_tokens", "max_margin_tokens": "margin_tokens"}
     return {names.get(name, name): value for name, value in options.items() if value is not None}
 
 
-def _follow(events: Generator[Event, None, None], display: Display, interrupts: Interrupts) -> None:
+def _events(
+    reading: Reading, question: str, margins_only: bool, interrupts: Interrupts, options: dict[str, Any]
+) -> Generator[Event, None, None]:
+    interrupts.stopping = False
+    stream = reading.stream_margins if margins_only else reading.stream
+    try:
+        return stream(question, stop_when=lambda _: interrupts.stopping, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _follow(
+    events: Generator[Event, None, None], position: int, display: Display, interrupts: Interrupts
+) -> None:
     """Show a stream's events; leaving midway closes the stream, which stops the model."""
     with contextlib.closing(events):
         interrupts.reading = True
         for event in events:
             if isinstance(event, AnswerToken):
                 interrupts.reading = False
-            display.show(event)
+            display.show(
+                event if isinstance(event, ChunkRead | MarginsDone) else replace(event, question=position)
+            )
+        interrupts.reading = False
 
 
-@contextlib.contextmanager
-def _guarded(display: Display) -> Iterator[None]:
-    """Turn what can go wrong into one line and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("\nwim: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # What is buffered must go nowhere, or Python complains of it at exit.
-        with contextlib.suppress(OSError, io.UnsupportedOperation):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_PIPE)
-    except FileError as error:
-        display.fail(str(error))
-        sys.exit(EXIT_USAGE)
-    except (WimError, OSError) as error:
-        display.fail(str(error))
-        sys.exit(EXIT_FAILED)
-    except Exception as error:
-        if isinstance(display, JsonDisplay):
-            display.fail(error.format_message() if isinstance(error, click.UsageError) else repr(error))
-        raise  # click explains wrong use; anything else is a bug, and its traceback says where
-    finally:
-        display.close()
-
-
-@contextlib.contextmanager
-def _quietened(show_downloads: bool) -> Iterator[None]:
-    """Keep libraries' chatter off the screen and show warnings as one line each."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not (show_downloads and sys.stderr.isatty()):  # a person waits gladly when told for how long
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    # it names byte offsets of files that are read all the same
-    logging.getLogger("pypdf").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            for library in ("torch", "transformers", "huggingface_hub", "accelerate"):
-                warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
-        warnings.showwarning = lambda message, *_: click.echo(
-            f"wim: warning: {harmless(str(message))}", err=True
-        )
-        yield
+def _chat(
+    reading: Reading,
+    asked: int,
+    margins_only: bool,
+    display: Display,
+    interrupts: Interrupts,
+    options: dict[str, Any],
+) -> None:
+    """Answer what is typed, until nothing is."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (lines can be edited then)
+    while True:
+        try:
+            question = input("\n? ").strip()
+        except EOFError:
+            click.echo()
+            return
+        if not question:
+            return
+        display.begin(None)
+        try:
+            _follow(_events(reading, question, margins_only, interrupts, options), asked, display, interrupts)
+        except WimError as error:  # about this question: the next may do
+            display.fail(str(error))
+        asked += 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -23,6 +24,10 @@ from wim_kernel.margins import Margin, WimResult
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+NARROWEST = 10
+"""Columns of a terminal that is believed; with fewer (``COLUMNS=0``), rich shows nothing."""
+
+
 def harmless(text: str) -> str:
     """Text with every character that a terminal could obey shown as a picture or a replacement character."""
     return _CONTROLS.sub(lambda match: _picture(match[0]), text)
@@ -39,11 +44,26 @@ def json_line(data: object) -> str:
     return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def say(message: str) -> None:
+    """Write a line to standard error, if that can be done: nobody loses an answer for a message about it."""
+    with contextlib.suppress(OSError):
+        click.echo(message, err=True)
+
+
 class Display(Protocol):
-    """Somewhere to show a run of `wim ask`."""
+    """Somewhere to show a run of `wim ask`.
+
+    Attributes:
+        is_json: whether a program reads it, which is told of errors there, too.
+    """
+
+    is_json: bool
 
     def status(self, message: str) -> None:
         """Say what is being waited for."""
+
+    def begin(self, question: str | None) -> None:
+        """What is shown from now on is about another question, which is named if there are several."""
 
     def show(self, event: Event) -> None:
         """Show one event of a stream."""
@@ -57,6 +77,11 @@ class Display(Protocol):
 
 class JsonDisplay:
     """One event a line on standard output, and nothing else there."""
+
+    is_json = True
+
+    def begin(self, question: str | None) -> None:
+        """Nothing: events say which question they are about."""
 
     def status(self, message: str) -> None:
         """Say nothing."""
@@ -80,8 +105,13 @@ class QuietDisplay:
         margins_only: whether the margins are what was asked for.
     """
 
+    is_json = False
+
     def __init__(self, margins_only: bool) -> None:
         self._margins_only = margins_only
+
+    def begin(self, question: str | None) -> None:
+        """Nothing: answers follow each other, a line or more each."""
 
     def status(self, message: str) -> None:
         """Say nothing."""
@@ -98,7 +128,7 @@ class QuietDisplay:
 
     def fail(self, message: str) -> None:
         """Write the message to standard error."""
-        click.echo(f"wim: {harmless(message)}", err=True)
+        say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
         """Nothing to put back."""
@@ -107,20 +137,28 @@ class QuietDisplay:
 class PlainDisplay:
     """Lines without colour: margins, answer and cost on standard output, the rest on standard error."""
 
+    is_json = False
+
     def __init__(self) -> None:
         self._pace = Pace()
         self._answering = False
 
     def status(self, message: str) -> None:
         """Write the message to standard error."""
-        click.echo(harmless(message), err=True)
+        say(harmless(message))
         self._pace = Pace()
+
+    def begin(self, question: str | None) -> None:
+        """Write the question."""
+        self._answering, self._pace = False, Pace()
+        if question is not None:
+            click.echo(f"\nQuestion: {harmless(question)}\n")
 
     def show(self, event: Event) -> None:
         """Write the event's lines."""
         match event:
             case ChunkRead():
-                click.echo(self._pace.line(event), err=True)
+                say(self._pace.line(event))
             case MarginWritten(margin):
                 click.echo(margin_head(margin))
                 if margin.kept and margin.text:
@@ -135,7 +173,7 @@ class PlainDisplay:
 
     def fail(self, message: str) -> None:
         """Write the message to standard error."""
-        click.echo(f"wim: {harmless(message)}", err=True)
+        say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
         """Nothing to put back."""
@@ -150,8 +188,13 @@ class TerminalDisplay:
         console: where to draw; by default standard output.
     """
 
+    is_json = False
+
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        self._console = console or _console()
+        self._reset()
+
+    def _reset(self) -> None:
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}", style="dim", markup=False))
         self._progress = Progress(
             *columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -159,6 +202,13 @@ class TerminalDisplay:
         self._task: TaskID | None = None
         self._pace = Pace()
         self._answering = False
+
+    def begin(self, question: str | None) -> None:
+        """Print the question."""
+        self.close()
+        self._reset()
+        if question is not None:
+            self._console.print(Text(f"\n{harmless(question)}\n", style="bold"))
 
     def status(self, message: str) -> None:
         """Print the message dim."""
@@ -185,7 +235,7 @@ class TerminalDisplay:
     def fail(self, message: str) -> None:
         """Print the message on standard error."""
         self.close()
-        click.echo(f"wim: {harmless(message)}", err=True)
+        say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
         """Take the progress bar off the screen."""
@@ -203,6 +253,15 @@ class TerminalDisplay:
         self._console.print(Text(margin_head(margin), style="bold" if margin.kept else "dim"))
         if margin.kept and margin.text:
             self._console.print(Padding(Text(harmless(margin.text)), (0, 0, 0, 4), expand=False))
+
+
+def _console() -> Console:
+    """Standard output, with room to write in whatever its size is said to be."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.width >= NARROWEST and console.height >= 1:
+        return console
+    width = console.width if console.width >= NARROWEST else 80
+    return Console(highlight=False, markup=False, emoji=False, width=width, height=max(25, console.height))
 
 
 class Pace:
@@ -268,4 +327,4 @@ def make_display(as_json: bool, quiet: bool, margins_only: bool) -> Display:
         return JsonDisplay()
     if quiet:
         return QuietDisplay(margins_only)
-    return TerminalDisplay() if sys.stdout.isatty() else PlainDisplay()
+    return TerminalDisplay() if sys.stdout is not None and sys.stdout.isatty() else PlainDisplay()

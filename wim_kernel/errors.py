@@ -48,9 +48,9 @@ class ContextOverflowError(WimError, ValueError):
     """
 
     def __init__(self, what: str, tokens: int, fits: int, advice: str) -> None:
-        super().__init__(f"{what} has {tokens} tokens and {fits} fit. {advice}")
+        super().__init__(f"{what} has {tokens} tokens and {max(0, fits)} fit. {advice}")
         self.tokens = tokens
-        self.fits = fits
+        self.fits = max(0, fits)
 
 
 class UnsupportedModelError(WimError):
@@ -86,6 +86,18 @@ class DeviceMemoryError(WimError, MemoryError):
             f"The device has no memory to {what} ({detail}). Give the kernel a smaller `budget_bytes`, ask for fewer "
             "new tokens, or read a shorter document."
         )
+
+
+class OptionError(WimError, TypeError, ValueError):
+    """An option is of the wrong type."""
+
+
+class SchemaError(WimError, ValueError):
+    """No answer can be written to a JSON schema: it is none, has no end, or needs more tokens than there are."""
+
+
+class ForkError(WimError, RuntimeError):
+    """A forked process was asked for what only its parent has: an accelerator, or a call under way."""
 
 
 class ServerError(WimError, ConnectionError):
@@ -127,7 +139,8 @@ class ServerError(WimError, ConnectionError):
                 f" Before that, {self.chunks_read} chunks were read and {len(self.margins)} margins written"
             )
             done += " (they are in this error's `margins`)." if self.margins else "."
-        return f"The server at {self.base_url}: {self.reason}.{done} Asking again continues from what it has cached."
+            done += " Asking again continues from what it has cached."
+        return f"The server at {self.base_url}: {self.reason}.{done}"
 
 
 class ReadingFileError(WimError, OSError):
@@ -138,9 +151,14 @@ class ReadingFileError(WimError, OSError):
         reason: why.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} cannot be used as a saved reading: {reason}. Read the document again instead."
-        )
+    def __init__(
+        self,
+        path: Path,
+        reason: str,
+        advice: str = "Read the document again instead.",
+        *,
+        use: str = "as a saved reading",
+    ) -> None:
+        super().__init__(f"{path} cannot be used {use}: {reason}. {advice}")
         self.path = path
         self.reason = reason

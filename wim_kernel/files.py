@@ -12,14 +12,10 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.errors import WimError
-
-if TYPE_CHECKING:
-    from bs4 import BeautifulSoup
-    from bs4.element import Tag
 
 STDIN = "-"
 
@@ -33,30 +29,6 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_UNSEEN_TAGS = ["head", "title", "script", "style", "template", "noscript", "svg", "object", "iframe"]
-_HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-_PARAGRAPH_TAGS = [
-    *("address", "article", "aside", "blockquote", "body", "details", "div", "dl", "fieldset", "figcaption"),
-    *(
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "main",
-        "nav",
-        "ol",
-        "p",
-    ),
-    *("pre", "section", "summary", "table", "ul"),
-]
-_LINE_TAGS = ["br", "caption", "dd", "dt", "li", "option", "tr"]
 
 
 class FileError(WimError):
@@ -67,9 +39,10 @@ def read_file(path: str | os.PathLike[str]) -> str:
     """Read one file's text.
 
     A PDF is known by its first bytes, HTML by its suffix or, where there is none, by its first bytes;
-    all else is text as it stands. Text is UTF-8 or what a byte order mark says; other text is read as
-    Windows-1252, with a warning, since guessing an encoding goes wrong silently. HTML's own declaration
-    of its encoding is followed. Line ends become line feeds, as when Python opens a text file.
+    all else is text as it stands. Text is UTF-8 or what a byte order mark says, and single bytes that are not are
+    replaced, with a warning. Other text is read as Windows-1252, with a warning, since guessing an encoding goes wrong
+    silently. HTML's own declaration of its encoding is followed. Line ends become line feeds, as when Python opens a
+    text file.
 
     Args:
         path: a file; ``-`` is standard input.
@@ -125,7 +98,7 @@ def _read(name: str) -> Chunk:
 def _bytes(name: str, shown: str) -> bytes:
     try:
         if name == STDIN:
-            return sys.stdin.buffer.read()
+            return _stdin()
         with open(name, "rb") as file:
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -133,18 +106,48 @@ def _bytes(name: str, shown: str) -> bytes:
         raise FileError(f"{shown} cannot be read: {reason}.") from error
 
 
+def _stdin() -> bytes:
+    """All of standard input.
+
+    Raises:
+        OSError: if there is none.
+    """
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    return sys.stdin.buffer.read()
+
+
 def _decode(data: bytes, shown: str, declared: str | None = None) -> str:
     marked = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    encoding = marked or declared or "utf-8"
     try:
-        text = data.decode(marked or declared or "utf-8")
+        text = data.decode(encoding)
     except UnicodeError as error:
-        if marked or b"\0" in data:
+        if b"\0" in data and not encoding.startswith(("utf-16", "utf-32")):
             raise _binary(shown) from error
-        warnings.warn(f"{shown} is not {declared or 'UTF-8'} and was read as Windows-1252.", stacklevel=2)
-        text = data.decode("cp1252", "replace")
+        text = _repaired(data, encoding, shown, marked=marked is not None)
     if "\0" in text:
         raise _binary(shown)
     return _with_plain_line_ends(text)
+
+
+def _repaired(data: bytes, encoding: str, shown: str, *, marked: bool) -> str:
+    """Text some of whose bytes are none in its encoding: replaced if they are few, or else another encoding's.
+
+    Raises:
+        FileError: if it says by a mark what it is, and is not.
+    """
+    text = data.decode(encoding, "replace")
+    bad = text.count("\ufffd")
+    if marked and bad * 100 > len(text):
+        raise _binary(shown)
+    is_utf_8 = encoding in ("utf-8", "utf-8-sig")
+    if not marked and is_utf_8 and bad > sum(character > "\x7f" for character in text) - bad:
+        warnings.warn(f"{shown} is not UTF-8 and was read as Windows-1252.", stacklevel=2)
+        return data.decode("cp1252", "replace")
+    name = "UTF-8" if is_utf_8 else encoding
+    warnings.warn(f"Some bytes of {shown} (about {bad:,}) are not {name} and were replaced.", stacklevel=2)
+    return text
 
 
 def _binary(shown: str) -> FileError:
@@ -185,64 +188,12 @@ def _well_formed(text: str) -> str:
 
 
 def _html_text(data: bytes, shown: str) -> str:
-    """The text a browser would show, with an empty line between paragraphs."""
+    from wim_kernel.html_text import declared_encoding, text_of
+
     try:
-        from bs4 import BeautifulSoup
-        from bs4.dammit import EncodingDetector
-        from bs4.element import NavigableString
+        return text_of(_decode(data, shown, declared_encoding(data)))
     except ModuleNotFoundError as error:
-        raise _missing("beautifulsoup4", "HTML", shown) from error
-
-    declared = _usable_encoding(EncodingDetector.find_declared_encoding(data, is_html=True))
-    markup = _decode(data, shown, declared)  # bs4's own choice may be a guess
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bs4 warns of XHTML and of short texts
-        soup = BeautifulSoup(markup, "html.parser")
-    _drop_unseen(soup)
-    for string in soup.find_all(string=True):
-        if type(string) is NavigableString and string.find_parent("pre") is None:  # comments are subclasses
-            string.replace_with(re.sub(r"[ \t\r\n\f]+", " ", string))
-    _lay_out(soup)
-    text = soup.get_text().replace("\xa0", " ")
-    text = re.sub(r"^ (?=\S)|[ \t]+$", "", text, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
-
-
-def _usable_encoding(declared: str | None) -> str | None:
-    """A declared encoding as browsers take it: Latin-1 is Windows-1252, and UTF-16 cannot be declared so."""
-    try:
-        name = codecs.lookup(declared or "").name
-    except LookupError:
-        return None
-    return (
-        "cp1252"
-        if name in ("ascii", "iso8859-1")
-        else None
-        if name.startswith(("utf-16", "utf-32"))
-        else name
-    )
-
-
-def _drop_unseen(soup: BeautifulSoup) -> None:
-    for tag in soup.find_all(_UNSEEN_TAGS):
-        tag.decompose()
-    for tag in soup.find_all(_is_hidden):
-        tag.decompose()
-
-
-def _is_hidden(tag: Tag) -> bool:
-    return tag.has_attr("hidden") or _HIDING_STYLE.search(str(tag.get("style", ""))) is not None
-
-
-def _lay_out(soup: BeautifulSoup) -> None:
-    """Put line ends and tabs into the tree where a browser breaks lines and cells."""
-    for tag in soup.find_all(_PARAGRAPH_TAGS):
-        tag.insert_before("\n\n")
-        tag.insert_after("\n\n")
-    for tag in soup.find_all(_LINE_TAGS):
-        tag.insert_after("\n")
-    for tag in soup.find_all(["td", "th"]):
-        tag.append("\t")
+        raise _missing(error.name or "lxml", "HTML", shown) from error
 
 
 def _missing(package: str, kind: str, shown: str) -> FileError:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from wim_kernel import forks
 from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
 from wim_kernel.call import Asked, Call, Overflow, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
@@ -96,7 +97,7 @@ class WimKernel(Shared):
         self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
         folder = None
         if cache_dir is not None:
-            folder = ReadingFolder(Path(cache_dir), disk_budget_bytes)
+            folder = ReadingFolder(cache_dir, disk_budget_bytes)
         budget = Budget(
             self.engine.budget_bytes if budget_bytes is None else budget_bytes,
             self.engine.host_budget_bytes if host_budget_bytes is None else host_budget_bytes,
@@ -106,6 +107,11 @@ class WimKernel(Shared):
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
         self._calibration = calibration if isinstance(calibration, Calibration) else None
         self._may_calibrate = calibration == "auto"
+        self._calibrating = threading.Lock()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """A lock that another thread held at the fork is nobody's in the child."""
         self._calibrating = threading.Lock()
 
     def find_calibration(self) -> Calibration:
@@ -351,8 +357,11 @@ class WimKernel(Shared):
         saved = read_file(path, self.engine.identity())
         if not saved.document:
             raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
-        chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
-        reading = Reading(self, chunks, saved.document["separator"])
+        try:
+            chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
+            reading = Reading(self, chunks, saved.document["separator"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
         if reading._pieces[0] != saved.pieces[0]:
             raise ReadingFileError(path, "its chat template or frame is another")
         if reading._pieces[: len(saved.pieces)] != saved.pieces:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from wim_kernel import forks
 from wim_kernel.engines.base import Prefix
 from wim_kernel.errors import DeviceMemoryError
 from wim_kernel.margins import BranchRecord
@@ -32,6 +33,7 @@ class Lease:
         self.pieces = pieces
         self.prefilled = [0] * len(pieces)
         self.entry: Entry | None = None
+        self._born = forks.generation()
         self._ends = [0, *itertools.accumulate(map(len, pieces))]
         self._same = 0  # leading pieces of the entry known to be these; it only ever grows at its end
 
@@ -71,6 +73,9 @@ class Lease:
 
     @property
     def _held(self) -> Entry:
+        forks.check_same_process(
+            self._born
+        )  # another thread may have been writing to the prefix when it was copied
         assert self.entry is not None, "the lease was given back"
         return self.entry
 

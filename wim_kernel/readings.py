@@ -7,12 +7,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from wim_kernel import forks
 from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Prefix
-from wim_kernel.errors import MemoryBudgetError, ReadingFileError
+from wim_kernel.errors import MemoryBudgetError
 from wim_kernel.leases import Lease
 from wim_kernel.storage import Packed, Pieces, ReadingFolder, leading
 
@@ -113,12 +115,18 @@ class Readings(Shared):
         self.engine = engine
         self.budget = budget
         self._entries: list[Entry] = []
+        self.clock = itertools.count(1)
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Fresh locks. What was in use at the fork is forgotten: a parent's thread may have been writing to it."""
         # for the entries' fields; never held while anything is computed or moved
         self.lock = threading.RLock()
         # one finds or moves a reading at a time; taken before the lock, never under it
         self._door = threading.RLock()
         self._moving = 0  # bytes where the engine keeps them, of what is on its way there or from there
-        self.clock = itertools.count(1)
+        self._entries = [entry for entry in self._entries if not entry.users]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -164,17 +172,32 @@ class Readings(Shared):
             ]
 
     def flush(self) -> int:
-        """Write every reading to the folder, if there is one; says how many were written.
+        """Write every reading to the folder, if there is one; says how many are there.
 
-        Raises:
-            ReadingFileError: if one cannot be written.
+        One that cannot be written is left out, with a warning.
         """
+        forks.check(self.engine)
         written = 0
         with self._door:
             for entry in list(self._entries):
                 if self._to_disk(entry):
                     written += 1
         return written
+
+    def keep_in(self, path: Path, most_bytes: int | None = None) -> None:
+        """Use a folder from now on, for what has to make way and for what is in it.
+
+        Args:
+            path: the folder; made where it is missing.
+            most_bytes: most that its files may take; half of what is free on the disk in any case, if not given.
+
+        Raises:
+            ReadingFileError: if there can be no such folder.
+        """
+        folder = ReadingFolder(path)
+        if most_bytes is not None:
+            folder.budget_bytes = min(folder.budget_bytes + folder.nbytes, most_bytes)
+        self.budget = replace(self.budget, folder=folder)
 
     def hold(self, pieces: Pieces) -> Lease:
         """Hold the prefix that shares most leading pieces, or a new one, until the lease is given back.
@@ -243,6 +266,7 @@ class Readings(Shared):
             return self.nbytes + self._moving + coming <= self.budget.engine
 
     def _check(self, pieces: Pieces) -> None:
+        forks.check(self.engine)
         needed = self.engine.prefix_bytes(sum(map(len, pieces)))
         if needed > self.budget.engine:
             raise MemoryBudgetError(needed, self.budget.engine)
@@ -350,14 +374,7 @@ class Readings(Shared):
         packed = self._pack(entry) if folder is not None else None
         if folder is None or packed is None or packed.packed is None:
             return False
-        if packed.packed.nbytes > folder.budget_bytes:
-            return False
-        try:
-            folder.put(packed.pieces, packed.packed, self.engine.identity())
-        except ReadingFileError as error:
-            logger.warning("%s", error)
-            return False
-        return True
+        return folder.keep(packed.pieces, packed.packed, self.engine.identity())
 
     def _size(self, entry: Entry) -> int:
         if entry.prefix is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
@@ -11,9 +10,11 @@ from transformers import GenerationConfig
 
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.margins import Margin
+from wim_kernel.option_checks import check_types
 from wim_kernel.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.relevance.calibration import SIGNALS
 from wim_kernel.relevance.scores import Evidence, QuestionLikelihood, RelevanceLike, resolve
+from wim_kernel.schemas import grammar_schema
 
 MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
@@ -191,6 +192,7 @@ def settle(options: Options) -> Settings:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise TypeError(f"Unknown option: {', '.join(sorted(unknown))}. Options are {known}.")
+    check_types(options)
     for name in ("top_k", "margin_batch", "stop_after", "margin_tokens", "answer_tokens", "rounds"):
         count = options.get(name)
         if count is not None and (not isinstance(count, int) or count < 1):
@@ -262,21 +264,7 @@ def _stop_rule(stop_when: StopRule | None, stop_after: int | None) -> StopRule |
 
 
 def _schema(given: Mapping[str, Any] | None) -> str | None:
-    return None if given is None else json.dumps(_bare(given), separators=(",", ":"))
-
-
-def _bare(schema: Any) -> Any:
-    """A schema without titles, which only repeat names, and whose objects have no keys but those they name."""
-    if isinstance(schema, list):
-        return [_bare(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    bare = {
-        name: _bare(item) for name, item in schema.items() if not (name == "title" and isinstance(item, str))
-    }
-    if isinstance(bare.get("properties"), dict) and bare.get("type") == "object":
-        bare.setdefault("additionalProperties", False)
-    return bare
+    return None if given is None else grammar_schema(given)
 
 
 def _quote_tokens(options: Options) -> int:

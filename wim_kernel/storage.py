@@ -13,9 +13,11 @@ import json
 import logging
 import os
 import shutil
+import stat
 import struct
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +98,7 @@ def write(
     Raises:
         ReadingFileError: if it cannot be written, on a full disk for example.
     """
+    _check_replaceable(path)
     ids = torch.tensor(list(itertools.chain.from_iterable(pieces)), dtype=torch.int32)
     tensors = {IDS: ids, **{f"kv.{name}": tensor for name, tensor in packed.tensors.items()}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -126,6 +129,35 @@ def write(
             unfinished.unlink()
 
 
+def _check_replaceable(path: Path) -> None:
+    """See that a file can be put in a path's place without taking anything else away.
+
+    Raises:
+        ReadingFileError: if there is a link, a device, a pipe or a folder.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing is there, or the writing says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        kind = next(
+            (name for is_kind, name in _KINDS_OF_FILES if is_kind(mode)), "something else than a file"
+        )
+        raise ReadingFileError(
+            path, f"{kind} is there, which would be replaced", "Name a file.", use="to save to"
+        )
+
+
+_KINDS_OF_FILES: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
 def read(path: Path, identity: Mapping[str, str]) -> Saved:
     """Read a file back, its tensors mapped into memory, after checking all of it.
 
@@ -146,7 +178,7 @@ def read(path: Path, identity: Mapping[str, str]) -> Saved:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
     except (OSError, SafetensorError) as error:
         raise ReadingFileError(path, f"it is damaged: {error}") from error
-    if set(tensors) != set(said["digests"]):
+    if not set(tensors) == set(said["digests"]) == set(said["shapes"]) or IDS not in tensors:
         raise ReadingFileError(path, "it is damaged: tensors are missing")
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
     digests = _digests(tensors)
@@ -167,21 +199,40 @@ def describe(path: Path) -> dict[str, Any]:
         ReadingFileError: if it is no such file, or its description is damaged.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = file.read(length) if length <= path.stat().st_size else b""
         metadata = json.loads(header).get("__metadata__", {})
-    except (OSError, struct.error, ValueError, AttributeError) as error:
+        text = metadata.get("wim")
+    except (OSError, struct.error, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise ReadingFileError(path, f"it cannot be read: {error}") from error
-    text = metadata.get("wim")
     if not isinstance(text, str):
         raise ReadingFileError(path, "it is no saved reading")
     if metadata.get("digest") != _digest(text.encode()):
         raise ReadingFileError(path, "it is damaged: its description is not what was written")
-    said: dict[str, Any] = json.loads(text)
-    if said["format"] != FORMAT:
-        raise ReadingFileError(path, f"its format is {said['format']} and this version reads {FORMAT}")
+    try:
+        said: dict[str, Any] = json.loads(text)
+        if said["format"] != FORMAT:
+            raise ReadingFileError(path, f"its format is {said['format']} and this version reads {FORMAT}")
+        for name, kind in _DESCRIPTION.items():
+            if not isinstance(said[name], kind):
+                raise TypeError(name)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ReadingFileError(path, f"its description is not what `save` writes: {error}") from error
     return said
+
+
+_DESCRIPTION: dict[str, type] = {
+    "identity": dict,
+    "pieces": list,
+    "chain": list,
+    "state": dict,
+    "document": dict,
+    "digests": dict,
+    "shapes": dict,
+}
 
 
 def chain(pieces: Pieces) -> list[str]:
@@ -224,13 +275,51 @@ class ReadingFolder:
         path: the folder; made where it is missing.
         budget_bytes: most that its files may take, by default half of what is free on the disk; those used longest ago
             go first.
+
+    Raises:
+        ReadingFileError: if there can be no such folder.
     """
 
-    def __init__(self, path: Path, budget_bytes: int | None = None) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: str | Path, budget_bytes: int | None = None) -> None:
+        if not str(path).strip():
+            raise ReadingFileError(
+                Path(path), "its name is empty", "Name a folder, or give None.", use="as a folder of readings"
+            )
+        path = Path(path).expanduser()
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, exist_ok=True)  # documents can be read out of it
+            elif not path.is_dir():
+                raise NotADirectoryError("it is no folder")
+            free = shutil.disk_usage(path).free
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ReadingFileError(
+                path, reason, "Name another folder.", use="as a folder of readings"
+            ) from error
         self.path = path
-        self.budget_bytes = shutil.disk_usage(path).free // 2 if budget_bytes is None else budget_bytes
+        self.budget_bytes = free // 2 if budget_bytes is None else budget_bytes
         self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._warned = False
+
+    def keep(self, pieces: Pieces, packed: Packed, identity: Mapping[str, str]) -> bool:
+        """Keep a reading, if that can be done, and say whether it is there. The first that cannot be is warned of."""
+        reason = f"it takes {packed.nbytes:,} bytes and the folder may take {self.budget_bytes:,}"
+        if packed.nbytes <= self.budget_bytes:
+            try:
+                self.put(pieces, packed, identity)
+                return True
+            except ReadingFileError as error:
+                reason = error.reason
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A reading cannot be kept in {self.path} ({reason}), so it will be read again when it is needed: name "
+                "a folder that can be written to, on a disk with room.",
+                stacklevel=2,
+            )
+        return False
 
     def put(self, pieces: Pieces, packed: Packed, identity: Mapping[str, str]) -> Path:
         """Keep a reading; does nothing if it is there.

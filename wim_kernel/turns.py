@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
+from wim_kernel import forks
+
 PATIENCE = 0.2
 """For how long one who will be right back is waited for, as a part of what the last turn took."""
 MOST_PATIENCE = 0.02  # seconds
@@ -66,10 +68,15 @@ class Turn:
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self._waiting: list[_Wish] = []
         self._tickets = itertools.count()
         self._least = 0.0
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Nobody waits and nobody has the turn: those threads are the parent's."""
+        self.changed = threading.Condition()
+        self._waiting: list[_Wish] = []
         self._holder: tuple[_Wish, float] | None = None  # and since when
         self._expected: tuple[Share, float] | None = None  # and until when
 
@@ -82,7 +89,11 @@ class Turn:
 
         Returns:
             Whether it is our turn; False if ``unless`` said yes.
+
+        Raises:
+            ForkError: if the model cannot be used in this process.
         """
+        forks.check(self)
         with self.changed:
             new = share.had is None
             share.had = self._least if share.had is None else max(share.had, self._least - CREDIT)
@@ -112,7 +123,8 @@ class Turn:
             returning: whether the caller will be right back.
         """
         with self.changed:
-            assert self._holder is not None
+            if self._holder is None:  # the process was forked within the turn
+                return 0.0
             (wish, since), now = self._holder, time.perf_counter()
             self._holder, share = None, wish.share
             share.charge(now - since)

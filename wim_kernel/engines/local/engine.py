@@ -17,6 +17,7 @@ import psutil
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from wim_kernel import forks
 from wim_kernel.copying import Shared
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
@@ -27,6 +28,7 @@ from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
 from wim_kernel.engines.local.shared import SharedPrefix
 from wim_kernel.engines.local.snapshot import SnapshotPrefix
+from wim_kernel.engines.local.soundness import refuse_without_numbers
 from wim_kernel.engines.local.together import Together
 from wim_kernel.engines.local.tokens import Codec
 from wim_kernel.errors import DeviceMemoryError, UnsupportedModelError
@@ -74,6 +76,7 @@ class LocalEngine(Shared):
         self.codec = Codec(tokenizer)
         self.turn = Turn()
         self.runner = ModelRunner(model)
+        forks.check_device(self.runner.device)
         self.paths = Paths(attention, self.runner)
         self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
@@ -93,6 +96,13 @@ class LocalEngine(Shared):
             self.max_branches = 4  # each has a copy of the prefix
         self.reads_text = self._reads_text()
         self.together = Together(self.turn, most_rows=64)
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """An accelerator's memory stays with the parent."""
+        if self.runner.device.type != "cpu" or self.runner.spread:
+            forks.lose(self)
+            forks.lose(self.turn)
 
     @classmethod
     def from_pretrained(
@@ -287,6 +297,8 @@ class LocalEngine(Shared):
         for path in ("shared", "snapshot") if wanted is None else (wanted,):
             try:
                 size = self._tried(path)
+            except _NoNumbersError:
+                refuse_without_numbers(self.model)
             except Exception as error:  # whatever a model's code raises here, the path does not fit it
                 reasons.append(f"{path}: {error}")
                 self.runner.uninstall()
@@ -308,6 +320,8 @@ class LocalEngine(Shared):
         try:
             with torch.inference_mode():
                 return self._check_path(path)
+        except _NoNumbersError:
+            raise
         except Exception as error:  # no compiler, too little shared memory, a driver too old, ...
             if path != "shared" or not self.paths.kernels or self.paths.attention != "auto":
                 raise
@@ -334,6 +348,8 @@ class LocalEngine(Shared):
             ).logits[0, -2:]
             for length, suffix in zip(lengths, suffixes, strict=True)
         ]
+        if not all(bool(torch.isfinite(logits).all()) for logits in plain):
+            raise _NoNumbersError
         prefix = SharedPrefix(self.runner, self.paths) if path == "shared" else SnapshotPrefix(self.model)
         prefix.reserve(len(document))
         for start, end in ((0, 7), (7, 13), (13, 24)):
@@ -364,6 +380,10 @@ class LocalEngine(Shared):
                 raise UnsupportedModelError(
                     f"layer {index} attends within {expected} positions and does not tell its attention function"
                 )
+
+
+class _NoNumbersError(Exception):
+    """A plain forward pass gives NaN or infinity."""
 
 
 @contextmanager

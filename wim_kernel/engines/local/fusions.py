@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from wim_kernel import forks
 from wim_kernel.engines.local.branch_attention import DTYPES, available, interpreted
 from wim_kernel.engines.local.lending import Lender
 from wim_kernel.engines.local.small_kernels import gated, rms_norm, rotate
@@ -185,7 +186,13 @@ class Fusions(Lender):
             self._rotaries[home.__name__] = rotary
 
 
+def _renew_after_fork() -> None:
+    global _rotaries_lock
+    _rotaries_lock = threading.Lock()
+
+
 _rotaries_lock = threading.Lock()
+forks.in_child(_renew_after_fork)
 Form = Callable[[Any, Tensor], Tensor]
 
 

@@ -1,13 +1,15 @@
 """Answers that are JSON of a given schema: at every step only tokens that the schema allows can be chosen.
 
-The grammar is llguidance's. What is added here is an end: a small model may never close a string or a number by itself,
-so when the tokens that are left run short, the shortest way to a complete value is taken.
+The grammar is llguidance's. What is added here is an end: a small model may never close a string or a number by
+itself, so when the tokens that are left run short, the shortest way to a complete value is taken. How long that is, is
+found out now and then, the more often the fewer tokens are left.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,16 +18,27 @@ import torch
 from torch import FloatTensor, LongTensor, Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from wim_kernel.errors import WimError
+from wim_kernel.engines.local.samples import samples
+from wim_kernel.engines.local.shortest import Place, ShortestWays
+from wim_kernel.errors import SchemaError
+from wim_kernel.schemas import Sizes
 
-# What brings a value to its end the soonest, the most wanted first: within a string, and elsewhere.
-_IN_STRING = ('"',)
-_ELSEWHERE = ("}", "]", "null", ",", "1", "0", "false", '"', "{", "[")
-SLACK = 8  # tokens to finish what is under way when the shortest way begins
+SLACK = 8  # tokens by which one token may put off the end beyond what `Sizes.jump` says
 
 
-class SchemaError(WimError, ValueError):
-    """A JSON schema that no grammar can be made of."""
+@dataclass(frozen=True)
+class Ends:
+    """What is known of how texts of one schema end.
+
+    Attributes:
+        ways: finds the shortest one from any state.
+        whole: the shortest whole text's tokens; None if it was not found.
+        jump: by how many tokens one token may put off the end.
+    """
+
+    ways: ShortestWays
+    whole: list[int] | None
+    jump: int
 
 
 class Grammars:
@@ -41,7 +54,7 @@ class Grammars:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.eos = eos
-        self._lengths: dict[str, int] = {}
+        self._ends: dict[str, Ends] = {}
 
     def processor(self, schema: str, prompt_tokens: int, room: int) -> JsonGrammar:
         """What lets a branch choose only tokens of JSON that fits ``schema``, complete within ``room`` tokens.
@@ -49,50 +62,32 @@ class Grammars:
         Raises:
             SchemaError: if there is no such grammar, or nothing that fits it is so short.
         """
-        grammar = JsonGrammar(self, self._matcher(schema), prompt_tokens)
-        grammar.closing_from = room - self._shortest(schema, room) - SLACK
-        return grammar
+        matcher = self._matcher(schema)
+        ends = self._ends_of(schema, matcher)
+        if ends.whole is not None and len(ends.whole) > room:
+            raise SchemaError(
+                f"What this JSON schema asks for takes {len(ends.whole)} tokens and there are {room}: give more "
+                "answer_tokens."
+            )
+        return JsonGrammar(self, matcher, ends, prompt_tokens, room)
+
+    def _ends_of(self, schema: str, matcher: Any) -> Ends:
+        """Looked into once for each schema."""
+        if schema not in self._ends:
+            plain = json.loads(schema)
+            ways = ShortestWays(self.tokens, samples(plain))
+            sizes = Sizes(plain, cost=lambda text: len(self.tokens.tokenize_str(text)))
+            self._ends[schema] = Ends(ways, ways.find(matcher, Place()), sizes.jump + SLACK)
+        return self._ends[schema]
 
     def _matcher(self, schema: str) -> Any:
         library = _library()
         grammar = library.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         matcher = library.LLMatcher(self.tokens, grammar, log_level=0)
         if matcher.is_error():
-            raise SchemaError(f"No grammar can be made of this JSON schema: {matcher.get_error()}")
+            reason = " ".join(matcher.get_error().split())
+            raise SchemaError(f"No grammar can be made of this JSON schema, so change it: {reason}")
         return matcher
-
-    def _shortest(self, schema: str, room: int) -> int:
-        """How many tokens the shortest way through a schema takes; walked once."""
-        if schema not in self._lengths:
-            grammar = JsonGrammar(self, self._matcher(schema), 0)
-            for taken in range(room + 1):
-                allowed = grammar.shortest_way(grammar.allowed(self.vocabulary))
-                token = int(allowed.int().argmax())
-                if token in self.eos:
-                    self._lengths[schema] = taken
-                    break
-                grammar.take([token])
-        if self._lengths.get(schema, room + 1) <= room:
-            return self._lengths[schema]
-        raise SchemaError(
-            f"What this JSON schema asks for takes more than {room} tokens at the least: give more answer_tokens."
-        )
-
-    def closing(self, in_string: bool) -> list[int]:
-        """Tokens that bring a value to its end, the most wanted first."""
-        return self._in_string if in_string else self._elsewhere
-
-    @cached_property
-    def _in_string(self) -> list[int]:
-        return self._single(_IN_STRING)
-
-    @cached_property
-    def _elsewhere(self) -> list[int]:
-        return [*self.eos, *self._single(_ELSEWHERE)]
-
-    def _single(self, texts: Sequence[str]) -> list[int]:
-        found = (self.tokens.greedy_tokenize(text) for text in texts)
-        return [ids[0] for ids in found if len(ids) == 1]
 
     @cached_property
     def tokens(self) -> Any:
@@ -104,25 +99,39 @@ class Grammars:
 
 
 class JsonGrammar(LogitsProcessor):
-    """Masks what the grammar forbids; from the token ``closing_from`` on, all but the way to the end."""
+    """Masks what the grammar forbids; once the tokens run short, all but the shortest way to the end.
 
-    def __init__(self, grammars: Grammars, matcher: Any, prompt_tokens: int) -> None:
+    Args:
+        grammars: whose it is.
+        matcher: the grammar's state.
+        ends: what is known of the schema's ends.
+        prompt_tokens: how many tokens stand before the text.
+        room: most tokens of the text.
+    """
+
+    def __init__(self, grammars: Grammars, matcher: Any, ends: Ends, prompt_tokens: int, room: int) -> None:
         self.grammars = grammars
         self.matcher = matcher
+        self.ends = ends
         self.prompt_tokens = prompt_tokens
-        self.closing_from = 0
+        self.room = room
+        self.place = Place()
         self._taken = 0
-        self._in_string = False
-        self._escaped = False
+        self._way = (
+            list(ends.whole) if ends.whole is not None else None
+        )  # known to lead to the end, when last looked
+        self._closing = False
+        self._look_at = 0
         self._warned = False
 
     def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
         """Scores (1, vocabulary) with minus infinity for every token that cannot come next."""
         self.take(input_ids[0, self.prompt_tokens + self._taken :].tolist())
         allowed = self.allowed(scores.shape[-1])
-        if self._taken >= self.closing_from and not any(allowed[token] for token in self.grammars.eos):
-            self._warn()
-            allowed = self.shortest_way(allowed)
+        if not self._closing and self._taken >= self._look_at:
+            self._look_ahead()
+        if self._closing:
+            allowed = self._next_of_the_way(allowed)
         masked: FloatTensor = scores.masked_fill(~allowed.to(scores.device), -torch.inf)  # type: ignore[assignment]
         return masked
 
@@ -133,13 +142,9 @@ class JsonGrammar(LogitsProcessor):
                 f"A token was chosen that the schema does not allow: {self.matcher.get_error()}"
             )
         self._taken += len(tokens)
-        for byte in self.grammars.tokens.decode_bytes(tokens):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string and byte == ord("\\"):
-                self._escaped = True
-            elif byte == ord('"'):
-                self._in_string = not self._in_string
+        self.place = self.place.after(self.grammars.tokens.decode_bytes(tokens))
+        if self._closing and self._way is not None:
+            del self._way[: len(tokens)]
 
     def allowed(self, vocabulary: int) -> Tensor:
         """Which tokens can come next, (vocabulary,)."""
@@ -149,14 +154,35 @@ class JsonGrammar(LogitsProcessor):
         allowed[:count] = torch.from_numpy(bits[:count].astype(bool))
         return allowed
 
-    def shortest_way(self, allowed: Tensor) -> Tensor:
-        """Of the allowed tokens the one that leads to the end the soonest, or all if none does more than others."""
-        for token in self.grammars.closing(self._in_string):
-            if allowed[token]:
-                only = torch.zeros_like(allowed)
-                only[token] = True
-                return only
-        return allowed
+    def _look_ahead(self) -> None:
+        """See how far the end is, and whether the way there has to be taken now; if not, when to look again."""
+        left = self.room - self._taken
+        if not self._still_leads_to_the_end():
+            self._way = self.ends.ways.find(self.matcher, self.place)
+        if self._way is None:  # too far to be found: half of the tokens are for a blind try
+            self._closing = left <= self.room // 2
+            self._look_at = self.room - self.room // 2
+            return
+        spare = left - len(self._way) - self.ends.jump
+        self._closing = spare <= 0
+        self._look_at = self._taken + 1 + max(0, spare) // (self.ends.jump + 1)
+
+    def _still_leads_to_the_end(self) -> bool:
+        """Whether the way that was found last does so from here, too, as within a string it does."""
+        if self._way is None:
+            return False
+        ahead = self.matcher.deep_copy()
+        return bool(ahead.try_consume_tokens(self._way) == len(self._way) and ahead.is_accepting())
+
+    def _next_of_the_way(self, allowed: Tensor) -> Tensor:
+        """The one token that is allowed on the way to the end; an end of the text as soon as there can be one."""
+        ends = [token for token in self.grammars.eos if allowed[token]]
+        if not ends:
+            self._warn()
+        way = self._way[:1] if self._way else self.ends.ways.ending(self.matcher, self.place)
+        only = torch.zeros_like(allowed)
+        only[ends or way] = True
+        return only if bool(only.any()) else allowed
 
     def _warn(self) -> None:
         if not self._warned:

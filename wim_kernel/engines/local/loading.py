@@ -12,16 +12,19 @@ import json
 import logging
 import os
 import shutil
+import socket
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
@@ -36,6 +39,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wim_kernel import forks
 from wim_kernel.errors import ModelNotFoundError, UnsupportedModelError
 
 EMBEDDED = "embedded"
@@ -50,6 +54,7 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1  # of the kept copies: raise it when what is written changes
 _SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
 _BUFFER = 1 << 20
+_PATIENCE = 5.0  # seconds for which the Hub is waited for
 
 _UNKNOWN_TO_TRANSFORMERS = (
     "The checkpoint you are trying to load has model type",
@@ -106,7 +111,7 @@ def load_model(
         >>> model.config.model_type
         'llama'
     """
-    hub = {key: model_kwargs.pop(key) for key in _HUB_OPTIONS if key in model_kwargs}
+    hub = hub_options(name, {key: model_kwargs.pop(key) for key in _HUB_OPTIONS if key in model_kwargs})
     if revision is not None:
         hub["revision"] = revision
     target = _Target(_as_dtype(dtype), *_place(device, model_kwargs))
@@ -172,9 +177,46 @@ def _place(
     if "device_map" in model_kwargs and device is not None:
         raise ValueError("Give `device` or `device_map`, not both.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    forks.check_device(place)
     if place.type == "cpu" or "device_map" in model_kwargs:
         return place, model_kwargs
     return place, {**model_kwargs, "device_map": {"": place}}  # straight there, with no copy on the CPU first
+
+
+def hub_options(name: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """How the Hub is asked for something: only its cache is, where nobody answers, instead of trying for a minute."""
+    local = Path(name).expanduser().exists() or (name == EMBEDDED and _embedded_file() is not None)
+    if local or "local_files_only" in options or _hub_answers():
+        return dict(options)
+    return {**options, "local_files_only": True}
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub's address can be reached; with a proxy in between that is the proxy's to find out."""
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or address.scheme in getproxies() or not address.hostname:
+        return True  # it knows by itself
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer alone: of a hub id or a folder.
+
+    Raises:
+        ModelNotFoundError: if there is none.
+    """
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_options(name, {}))
+        return loaded
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"No tokenizer {name!r} can be loaded: {_first_line(error)} Give a folder or a hub id."
+        ) from error
 
 
 def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -> _Loaded:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ class Next(NamedTuple):
         return cls(logits, logits.argmax(-1).tolist())
 
 
+_NOT_FOLLOWED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
 _HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 
 
@@ -63,6 +66,8 @@ class Policy:
         generating._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
         self.config = ready
         self.max_new_tokens: int = ready.max_new_tokens
+        self.max_time: float | None = ready.max_time
+        _warn_of_others(ready)
         eos = ready.eos_token_id
         self.eos = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
         self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
@@ -84,6 +89,16 @@ class Policy:
             device=str(self.device),
         )
         return Sampler(self, processors, prompt, stops=json_schema is None)
+
+
+def _warn_of_others(config: GenerationConfig) -> None:
+    """Say which settings change what ``generate`` writes and nothing here."""
+    found = [name for name in _NOT_FOLLOWED if getattr(config, name, None)]
+    if found:
+        warnings.warn(
+            f"Branches do not follow {', '.join(found)} of a GenerationConfig: leave it out.",
+            stacklevel=2,
+        )
 
 
 def _without_bans(config: GenerationConfig) -> GenerationConfig:
@@ -110,6 +125,7 @@ class Sampler:
         self._written = self.prompt_tokens
         self.token_ids: list[int] = []
         self.greedy = not policy.config.do_sample
+        self._until = time.monotonic() + policy.max_time if stops and policy.max_time is not None else None
         self._held_back_only = self.greedy and all(
             isinstance(item, _HOLD_BACK_THE_END) for item in processors
         )
@@ -146,6 +162,8 @@ class Sampler:
             return True
         self.token_ids.append(token)
         if len(self.token_ids) >= self.policy.max_new_tokens:
+            return True
+        if self._until is not None and time.monotonic() > self._until:
             return True
         if self.stop is None:
             return False

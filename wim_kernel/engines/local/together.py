@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from wim_kernel import forks
 from wim_kernel.engines.local.decoder import Batch
 from wim_kernel.engines.local.sampling import Next
 from wim_kernel.turns import Share, Turn, patience
@@ -106,6 +107,11 @@ class Together:
         self.most_rows = most_rows
         self.took = 0.0  # seconds, the last step
         self._seats: list[Seat] = []
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Nobody decodes: those threads are the parent's."""
+        self._seats = []
 
     @property
     def busy(self) -> bool:
@@ -124,7 +130,8 @@ class Together:
             yield seat
         finally:
             with self.turn.changed:
-                self._seats.remove(seat)
+                if seat in self._seats:  # not after a fork
+                    self._seats.remove(seat)
                 self.turn.leave(seat.share)
                 self.turn.changed.notify_all()
 

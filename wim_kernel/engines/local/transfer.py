@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from wim_kernel import forks
+
 PIECE = 2**24
 """Bytes of each of a device's two buffers."""
 
@@ -56,6 +58,9 @@ def _accelerator(pair: tuple[Tensor, Tensor]) -> torch.device | None:
 @functools.cache
 def _transfer(device: torch.device) -> Transfer:
     return Transfer(device)
+
+
+forks.in_child(_transfer.cache_clear)
 
 
 class Transfer:

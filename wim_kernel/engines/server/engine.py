@@ -9,10 +9,11 @@ from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from wim_kernel.copying import Shared
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
+from wim_kernel.engines.local.loading import load_tokenizer
 from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.pieces import Said
@@ -242,7 +243,7 @@ class ServerEngine(Shared):
 
 
 def _loaded(tokenizer: PreTrainedTokenizerBase | str) -> Any:
-    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
 def _chosen(model: str | None, models: Sequence[dict[str, Any]]) -> str:

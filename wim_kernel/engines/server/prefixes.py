@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+from wim_kernel import forks
 from wim_kernel.engines.server.transport import Server
 
 
@@ -28,9 +29,14 @@ class ServerPrefix:
         self.server = server
         self.held = held
         self.counted: dict[int, int] = {}
+        self.read_again = 0
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Nobody reads on: those threads are the parent's."""
         self.lock = threading.Lock()
         self.moving = asyncio.Lock()
-        self.read_again = 0
 
     @property
     def tokens(self) -> int:

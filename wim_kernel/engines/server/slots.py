@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from wim_kernel import forks
 from wim_kernel.engines.server.transport import Server
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ class Slot:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.saves: bool | None = None  # None: not asked yet
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Nothing is known of the slot, which the parent goes on using, nor of the files, which it goes on writing."""
         self._holds: list[int] = []  # tokens of a document, as far as it is known
         self._files: dict[str, list[int]] = {}  # what is in them, the oldest first
         self._turn = asyncio.Lock()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
+from wim_kernel import forks
 from wim_kernel.asynchrony import stoppable
 from wim_kernel.engines.server.pieces import Piece, piece_of, piece_of_likelihoods
 from wim_kernel.errors import ServerError
@@ -27,19 +28,30 @@ NO_KEY = "none"
 _END = object()
 
 
-_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: a forked one has no thread of its parent's
-_loops_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
+_of_the_parent: list[object] = []
+"""Loops and clients of the process that was forked. Collecting them here would close what the parent still uses."""
 _THREAD = "wim-requests"
 
 
 def background() -> asyncio.AbstractEventLoop:
     """An event loop in a thread of its own, for all requests of this process."""
-    with _loops_lock:
-        loop = _loops.get(os.getpid())
-        if loop is None:
-            loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name=_THREAD, daemon=True).start()
-        return loop
+    global _loop
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
+        return _loop
+
+
+def _renew_after_fork() -> None:
+    global _loop, _loop_lock
+    _of_the_parent.append(_loop)
+    _loop, _loop_lock = None, threading.Lock()
+
+
+forks.in_child(_renew_after_fork)
 
 
 def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
@@ -82,17 +94,18 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
         loop.call_soon_threadsafe(lambda: running[0].cancel())
 
     loop.call_soon_threadsafe(begin)
-    ended = False
+    ended, born = False, forks.generation()
     try:
         with stoppable(stop):
             while (item := found.get()) is not _END:
                 yield item
+                forks.check_same_process(born)
         ended = True
         if running[0].cancelled():
             raise CancelledError("The requests were stopped.")
         running[0].result()
     finally:
-        if not ended:
+        if not ended and born == forks.generation():
             stop()
             if threading.current_thread().name != _THREAD:  # collected there, it would wait for itself
                 while found.get() is not _END:
@@ -116,18 +129,32 @@ class Server:
         self.base_url = base_url.rstrip("/")
         self.name = _without_login(self.base_url)
         self.timeout = timeout
-        self.client = openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY,
-            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
-            max_retries=0,  # the engine tries again, for more reasons
-            # a redirect could take the key elsewhere
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
-        )
+        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
         self.concurrency = concurrency
-        self._gate: asyncio.Semaphore | None = None
         self._away_until = 0.0
+        self._client: openai.AsyncOpenAI | None = None
+        self._gate: asyncio.Semaphore | None = None
         self.running = 0
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Connections and requests under way are the parent's."""
+        _of_the_parent.append(self._client)
+        self._client, self._gate, self.running = None, None, 0
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The API's client, made when it is first needed."""
+        if self._client is None:
+            self._client = openai.AsyncOpenAI(
+                base_url=self.base_url,
+                api_key=self._api_key,
+                timeout=openai.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
+                max_retries=0,  # the engine tries again, for more reasons
+                # a redirect could take the key elsewhere
+                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            )
+        return self._client
 
     def __repr__(self) -> str:
         return f"Server({self.name!r})"

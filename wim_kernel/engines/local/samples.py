@@ -1,0 +1,122 @@
+"""Short strings that match the patterns of a schema, as hints for a search; whoever uses one checks it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    from re import _parser as parser  # type: ignore[attr-defined]
+else:
+    import sre_parse as parser
+
+MOST = 4096
+"""Longest sample that is made."""
+LONGEST_ENDING = 16
+"""Longest ending of a sample that is a hint of its own; with a longer one missing, a search finds its way."""
+_CANDIDATES = [
+    *range(ord("a"), ord("z") + 1),
+    *range(ord("0"), ord("9") + 1),
+    *range(32, 127),
+    9,
+    10,
+    233,
+    0x4E2D,
+]
+
+
+def samples(schema: Any) -> list[bytes]:
+    """A string for each pattern in a schema and its endings, as they stand within JSON, the shortest first."""
+    found: set[bytes] = set()
+    for pattern in _patterns(schema):
+        text = sample(pattern)
+        if text:
+            starts = {0, *range(max(0, len(text) - LONGEST_ENDING), len(text))}
+            found |= {json.dumps(text[start:], ensure_ascii=False)[1:-1].encode() for start in starts}
+    return sorted(found, key=len)[:256]
+
+
+def sample(pattern: str) -> str | None:
+    """A short string that a pattern finds itself in; None if there is none that can be told."""
+    try:
+        text = _of_all(parser.parse(pattern))
+        return text if re.search(pattern, text) else None
+    except (re.error, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _patterns(schema: Any) -> Iterable[str]:
+    pending = [schema]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list):
+            pending += item
+        elif isinstance(item, dict):
+            pending += item.values()
+            if isinstance(item.get("pattern"), str):
+                yield item["pattern"]
+            if isinstance(item.get("patternProperties"), dict):
+                yield from item["patternProperties"]
+
+
+def _of_all(parts: Any) -> str:
+    return "".join(_of(str(kind), given) for kind, given in parts)
+
+
+def _of(kind: str, given: Any) -> str:
+    """The shortest text of one part of a parsed pattern.
+
+    Raises:
+        ValueError: for a part of which that cannot be told.
+    """
+    match kind:
+        case "LITERAL":
+            return chr(given)
+        case "ANY":
+            return "a"
+        case "NOT_LITERAL":
+            return "a" if given != ord("a") else "b"
+        case "IN":
+            return _of_class(given)
+        case "BRANCH":
+            return min((_of_all(branch) for branch in given[1]), key=len)
+        case "SUBPATTERN":
+            return _of_all(given[3])
+        case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            least, _, repeated = given
+            if least > MOST:
+                raise ValueError("too long")
+            return _of_all(repeated) * int(least) if least else ""
+        case "ATOMIC_GROUP":
+            return _of_all(given)
+        case "AT":
+            return ""
+    raise ValueError(kind)
+
+
+def _of_class(members: list[tuple[Any, Any]]) -> str:
+    negated = bool(members) and str(members[0][0]) == "NEGATE"
+    for code in [*_CANDIDATES, *(code for kind, code in members if str(kind) == "LITERAL")]:
+        if any(_is_in(code, str(kind), given) for kind, given in members) is not negated:
+            return chr(code)
+    for kind, given in members:
+        if str(kind) == "RANGE" and not negated:
+            return chr(given[0])
+    raise ValueError("an empty class")
+
+
+def _is_in(code: int, kind: str, given: Any) -> bool:
+    match kind:
+        case "LITERAL":
+            return bool(code == given)
+        case "RANGE":
+            return bool(given[0] <= code <= given[1])
+        case "CATEGORY":
+            name = str(given)
+            plain = {"DIGIT": str.isdigit, "SPACE": str.isspace, "WORD": lambda c: c.isalnum() or c == "_"}
+            fits: Any = plain[name.rsplit("_", 1)[1]]
+            return bool(fits(chr(code))) is not ("NOT" in name)
+    return False
