@@ -29,6 +29,7 @@ from wim_kernel.display import Display, JsonDisplay, harmless, make_display
 from wim_kernel.errors import WimError
 from wim_kernel.events import AnswerToken, Event
 from wim_kernel.files import STDIN, FileError, read_document
+from wim_kernel.relevance.scores import BY_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,10 +94,21 @@ def main() -> None:
 )
 @click.option("--tokenizer", metavar="NAME", help="The server's model's tokenizer: a hub id or a folder.")
 @click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
+@click.option(
+    "--relevance",
+    type=click.Choice(list(BY_NAME)),
+    help="What relevance is taken from. By default all signals.",
+)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
 @click.option(
     "--stop-after", type=click.IntRange(min=1), metavar="N", help="Stop reading after N kept margins."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look for evidence N times, knowing what was found.",
 )
 @click.option("--margins-only", is_flag=True, help="Write margins and no answer.")
 @click.option(
@@ -147,6 +159,7 @@ def ask(
         else:
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
+        _check(options, kernel)
         display.status(f"Reading {', '.join(files) or 'standard input'}")
         reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
         stream = reading.stream_margins if margins_only else reading.stream
@@ -194,6 +207,16 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
     names = {"max_answer_tokens": "answer_tokens", "max_margin_tokens": "margin_tokens"}
     return {names.get(name, name): value for name, value in options.items() if value is not None}
+
+
+def _check(options: dict[str, Any], kernel: WimKernel) -> None:
+    """See that the model, wherever it runs, can do what is asked."""
+    from wim_kernel.settings import fitting, settle
+
+    try:
+        fitting(settle(_asked(options)), kernel.engine)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _follow(events: Generator[Event, None, None], display: Display, interrupts: Interrupts) -> None:
