@@ -1,4 +1,4 @@
-"""The names of options: what both frameworks' parts say of one that they do not have."""
+"""Options that both frameworks' parts have: what is said of one that does not exist, and defaults that they share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from wim_kernel import Options, UnknownOptionError, WimKernel
+from wim_kernel.settings import fitting, settle
 
 OPTION_NAMES = tuple(Options.__annotations__)
+RECALL_THRESHOLD = 0.1  # of a probability that there is evidence, where what is dropped is lost
 
 # Names that the replaced parts have, and what stands in their place.
 _RETIRED = {
@@ -83,6 +85,27 @@ def check_kernel(kernel: Any, owner: str) -> None:
             f"{owner} reads with a WimKernel, not a {type(kernel).__name__}: make one with "
             "WimKernel.from_pretrained(name) or WimKernel(model, tokenizer)."
         )
+
+
+def leaning_to_recall(options: Options, kernel: WimKernel) -> Options:
+    """Options for parts whose readers never see what was dropped, unlike the kernel's own answers.
+
+    Those stand behind the whole document, so that a margin too few costs them little. Where only margins are handed on,
+    one too few is evidence lost, and one too many is a passage more to read.
+
+    Args:
+        options: the caller's; a threshold, ``top_k`` or ``keep`` among them is left alone.
+        kernel: reads.
+    """
+    chosen = any(options.get(name) is not None for name in ("threshold", "top_k", "keep"))
+    if chosen:
+        return options
+    try:
+        settings = fitting(settle(options), kernel.engine)
+    except ValueError:  # the call itself says what is wrong
+        return options
+    is_probability = bool(getattr(settings.relevance, "searches", ()))
+    return {**options, "threshold": RECALL_THRESHOLD} if is_probability else options
 
 
 def _said(name: str, known: list[str]) -> str:

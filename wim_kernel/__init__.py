@@ -28,11 +28,26 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WimError,
     )
-    from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
+    from wim_kernel.events import (
+        Answered,
+        AnswerToken,
+        ChunkRead,
+        Event,
+        MarginRevised,
+        MarginsDone,
+        MarginWritten,
+    )
     from wim_kernel.kernel import Reading, WimKernel
     from wim_kernel.margins import Margin, Timings, Usage, WimResult
     from wim_kernel.prompts import PROMPTS, Frame, Prompts
-    from wim_kernel.relevance import Decision, Evidence, QuestionLikelihood, Relevance, SecondCall
+    from wim_kernel.relevance import (
+        Decision,
+        Evidence,
+        EvidenceProbability,
+        QuestionLikelihood,
+        Relevance,
+        SecondCall,
+    )
     from wim_kernel.settings import Options
 
 __all__ = [
@@ -47,9 +62,11 @@ __all__ = [
     "EmptyDocumentError",
     "Event",
     "Evidence",
+    "EvidenceProbability",
     "ForkError",
     "Frame",
     "Margin",
+    "MarginRevised",
     "MarginWritten",
     "MarginsDone",
     "MarginsError",
@@ -97,11 +114,26 @@ _HOMES = {
         "UnsupportedModelError",
         "WimError",
     ),
-    "events": ("Answered", "AnswerToken", "ChunkRead", "Event", "MarginsDone", "MarginWritten"),
+    "events": (
+        "Answered",
+        "AnswerToken",
+        "ChunkRead",
+        "Event",
+        "MarginRevised",
+        "MarginsDone",
+        "MarginWritten",
+    ),
     "kernel": ("Reading", "WimKernel"),
     "margins": ("Margin", "Timings", "Usage", "WimResult"),
     "prompts": ("PROMPTS", "Frame", "Prompts"),
-    "relevance": ("Decision", "Evidence", "QuestionLikelihood", "Relevance", "SecondCall"),
+    "relevance": (
+        "Decision",
+        "Evidence",
+        "EvidenceProbability",
+        "QuestionLikelihood",
+        "Relevance",
+        "SecondCall",
+    ),
     "settings": ("Options",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

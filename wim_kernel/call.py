@@ -198,7 +198,8 @@ class Call:
     def revise(self) -> Steps[None]:
         """Once nothing more is read: weigh all chunks by all that is known now, and change the margins that change.
 
-        A margin that is no longer relevant enough loses its note; one that now is gets one.
+        A margin that is no longer relevant enough loses its note; one that now is gets one. What was told last of each
+        margin is what it is in the end.
         """
         if not self.writer.may_revise:
             return
@@ -212,10 +213,11 @@ class Call:
         for place in places:
             before = place.inquiry.margins[place.index]
             if self.writer.passes(place) == (bool(before.text) or before.kept):
-                after = self.writer.margin(place)
-                place.inquiry.margins[place.index] = replace(
-                    before, relevance=after.relevance, evidence=after.evidence
-                )
+                now = self.writer.margin(place)
+                if (now.relevance, now.evidence) != (before.relevance, before.evidence):
+                    margin = replace(before, relevance=now.relevance, evidence=now.evidence)
+                    place.inquiry.margins[place.index] = margin
+                    yield MarginRevised(margin, place.inquiry.position)
             elif self.writer.passes(place):
                 waiting.append(place)
             else:

@@ -52,6 +52,8 @@ class MarginWritten:
 class MarginRevised:
     """A margin that was written before is another, now that more of the document is known.
 
+    It may have gained or lost its note, or only be more or less relevant than it seemed.
+
     Attributes:
         margin: the margin that takes the place of the one with the same index.
         question: which of the call's questions it is for, from 0.

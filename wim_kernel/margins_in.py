@@ -94,6 +94,7 @@ def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindS
         chunk=_chunk(place, item["chunk"]) if item.get("chunk") is not None else chunks[index],
         spans=find_spans(index, item),
         note=_text("note", item.get("note") or ""),
+        evidence=_evidence(item.get("evidence")),
     )
 
 
@@ -130,6 +131,15 @@ def _relevance(value: object) -> float:
     if not 0 <= number <= 1:
         raise MarginsError(f"A margin's relevance is a number from 0 to 1, not {value!r}.")
     return number
+
+
+def _evidence(value: object) -> dict[str, float]:
+    """What the relevance is made of, as it was written; none for a margin of one's own."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(item, int | float) for item in value.values()):
+        raise MarginsError(f"A margin's evidence is numbers by name, not {value!r}: leave it out.")
+    return {str(name): float(item) for name, item in value.items()}
 
 
 def _kept(value: object) -> bool:

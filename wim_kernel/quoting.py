@@ -126,6 +126,20 @@ def quote(chunk: Chunk, ranked: Sequence[Span2], most_tokens: int, size: Callabl
     return Quote(text, tuple(source for span in chosen for source in chunk.locate(*span)))
 
 
+def reads(text: str, sentences: Sequence[str]) -> bool:
+    """Whether a margin's text is a quotation of these sentences: nothing but white space or a gap between them."""
+    first, *rest = sentences
+    if not text.startswith(first):
+        return False
+    end = len(first)
+    for sentence in rest:
+        start = text.find(sentence, end)
+        if start < 0 or (text[end:start].strip() and text[end:start] != GAP):
+            return False
+        end = start + len(sentence)
+    return end == len(text)
+
+
 def _cut_short(text: str, span: Span2, most_tokens: int, size: Callable[[str], int]) -> Span2:
     """As many whole words from the beginning of a sentence as fit."""
     start, end = span

@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
         rounds: how often evidence is looked for. From the second round on, what was found goes into the question's
             prompt, so that evidence a step away from the question's words is found too; nothing is read again.
         margin_style: ``"verbatim"``, whole sentences of the chunk, the default where the engine can choose them; or
-            ``"free"``, the model's own words.
+            ``"free"``, the model's own words, the default where ``prompts`` ask for margins in another way.
         task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
         prompts: all the prompts; by default the task's.
         variables: data for further ``{name}`` holes that the caller's own prompts have.
@@ -220,6 +220,8 @@ def settle(options: Options) -> Settings:
         raise ValueError(
             "The question's prompt must begin with text: the question's likelihood is taken behind it."
         )
+    if style is None and prompts.margin != PROMPTS[task].margin:
+        style = "free"  # sentences are copied unasked, and the caller has something to ask
     return Settings(
         threshold=threshold,
         top_k=options.get("top_k"),

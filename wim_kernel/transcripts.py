@@ -33,14 +33,16 @@ class Transcript:
         self._question = question
         self._settings = settle(options)
         with contextlib.suppress(ValueError):  # what the engine cannot do is said by the call itself
-            self._settings = fitting(self._settings, reading.kernel.engine)
+            self._settings = fitting(self._settings, reading.kernel.engine, blank=not question.strip())
         self.system = reading.kernel.frame.system
 
     def margin(self, index: int) -> str:
-        """The user's turn behind which the margin of chunk ``index`` is written."""
+        """The user's turn behind which the margin of chunk ``index`` is written, or looked for if it is a quotation."""
         prompts, variables = self._settings.prompts, self._settings.variables
         asks = prompts.decision if self._settings.asks == "decision" else prompts.margin
         lead = fill(prompts.question, **variables, question=self._question)
+        if self._settings.margin_style == "verbatim" and not self._settings.measures_boundaries:
+            return self._turn(index + 1, lead)  # nothing more is asked
         return self._turn(index + 1, lead + fill(asks, **variables, question=self._question))
 
     def answer(self, margins: Sequence[Margin], chunks_read: int | None = None) -> str:

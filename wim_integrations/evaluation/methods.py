@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ def _gold(kernel: WimKernel, limits: Limits) -> Method:
 
 
 def _rag(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Method:
+    # Where JAX is installed, bm25s imports it, and JAX takes most of a GPU's memory at its first use.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     bm25s = require("bm25s", "The method rag")
     top_k = int(options.get("top_k", 3))
 

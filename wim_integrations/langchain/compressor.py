@@ -21,7 +21,7 @@ from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.fields import CompressorFields
 from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templates
-from wim_integrations.options import check_kernel
+from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.settings import settle, together
@@ -33,6 +33,11 @@ class WimDocumentCompressor(CompressorFields):
     All documents are read as one, in their order, so that a margin is written in the light of those before it. Each
     kept margin becomes a document with its source's metadata, ``relevance_score``, and ``wim``, which says where in the
     source it stands. By default margins are whole sentences of the source, copied.
+
+    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
+    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
+    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
+    ``top_k`` or ``keep`` choose.
 
     Args:
         kernel: reads.
@@ -147,7 +152,7 @@ class WimDocumentCompressor(CompressorFields):
     def _options(self, query: str, source: DocumentReading | None) -> Options:
         options: Options = {"margin_style": "verbatim", **self.given_options()}
         if source is not None:
-            options = together(options, len(source.reading.chunks))
+            options = together(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
         prompts = PromptSet(self.task, self.prompts).for_call(query, "question", {"question": query})
         variables = {**(self.variables or {}), **prompts.variables}
         return {**options, "prompts": prompts.prompts, "variables": variables}

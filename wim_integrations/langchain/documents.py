@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from wim_integrations.langchain.outputs import MarginData, Quote
 from wim_kernel import Chunk, Margin, MarginsError, Reading, Span, WimKernel
 from wim_kernel.margins_in import margins_in
+from wim_kernel.quoting import reads
 
 Documents = str | Document | Sequence[str | Document | Mapping[str, Any]]
 
@@ -84,10 +85,10 @@ class DocumentReading:
         """A margin as plain JSON data.
 
         Returns:
-            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``document``, which of the
-            documents it is about, with that document's ``metadata``; ``start`` and ``end``, the characters of its page
-            content that the margin's chunk holds (None where the document's prompt hides them); ``quotes``, the
-            characters of each sentence of a verbatim margin.
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, what its relevance
+            is made of, by signal; ``document``, which of the documents it is about, with that document's
+            ``metadata``; ``start`` and ``end``, the characters of its page content that the margin's chunk holds (None
+            where the document's prompt hides them); ``quotes``, the characters of each sentence of a verbatim margin.
         """
         place = self._place(margin.index)
         quotes = [
@@ -99,6 +100,7 @@ class DocumentReading:
             "text": margin.text,
             "relevance": margin.relevance,
             "kept": margin.kept,
+            "evidence": dict(margin.evidence),
             "note": margin.note,
             "document": place["document"],
             "start": place["start"],
@@ -130,7 +132,7 @@ class DocumentReading:
     def margin_document(self, margin: Margin) -> Document:
         """A margin as a document of its own: its source's metadata, ``relevance_score``, and where it stands."""
         data = self.margin_data(margin)
-        names = ("index", "document", "start", "end", "quotes")
+        names = ("index", "evidence", "document", "start", "end", "quotes")
         place = {name: item for name, item in data.items() if name in names}
         metadata = self.documents[data["document"]].metadata
         return Document(
@@ -158,7 +160,7 @@ class DocumentReading:
         if (
             offset is None
             or not quotes
-            or " ".join(content[slice(*quote)] for quote in quotes) != data["text"]
+            or not reads(data["text"], [content[slice(*each)] for each in quotes])
         ):
             return ()
         shift = self._starts[chunk] - offset

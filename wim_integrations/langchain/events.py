@@ -26,6 +26,7 @@ from wim_kernel import (
     ChunkRead,
     Event,
     Margin,
+    MarginRevised,
     MarginsDone,
     MarginWritten,
     Options,
@@ -44,8 +45,9 @@ class Emitter:
 
     Chunks, margins and the answer go out as custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain
     JSON data: to callback handlers and event streams if there is a run, and to the graph's stream writer if there is a
-    graph. The answer's prompt, its tokens and the whole call's usage go out as a chat model's run. Each margin is a
-    run of its own beside it, with its prompt and its text; its tokens are not told.
+    graph. A margin that takes the place of the one with the same index, once more of the documents is known, goes out
+    as ``wim_margin_revised``. The answer's prompt, its tokens and the whole call's usage go out as a chat model's run.
+    Each margin is a run of its own beside it, with its prompt and its text; its tokens are not told.
 
     Args:
         manager: callbacks, as a child of the run that the events belong to.
@@ -72,7 +74,7 @@ class Emitter:
         self.question = question
         self.tags = list(tags)
         self.model_name = source.reading.kernel.engine.model_name
-        self.margins: list[Margin] = []  # that the answer will stand on
+        self.margins: list[Margin] = []  # that the answer will stand on, each as it was told last
         self._transcript = Transcript(source.reading, question, options)
         self._chunks_read = 0
         self._run: Any = None
@@ -105,6 +107,12 @@ class Emitter:
                 self.margins.append(margin)
                 yield from self._margin_run(margin)
                 yield from self._custom("wim_margin", self.source.margin_data(margin))
+            case MarginRevised(margin):
+                place = [known.index for known in self.margins].index(margin.index)
+                before, self.margins[place] = self.margins[place], margin
+                if (before.text, before.kept) != (margin.text, margin.kept):
+                    yield from self._margin_run(margin)
+                yield from self._custom("wim_margin_revised", self.source.margin_data(margin))
             case MarginsDone(margins, usage):
                 yield from self._start([NO_STREAM, *self.tags], answers=False)
                 yield from self._end("\n".join(margin.text for margin in margins if margin.kept), usage)

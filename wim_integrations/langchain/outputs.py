@@ -18,6 +18,22 @@ class Quote(TypedDict):
     end: int | None
 
 
+class Margins(list["MarginData"]):
+    """Margins in a stream: when parts are added up, a revised margin takes the place of the one it revises.
+
+    Elsewhere, and to everyone else, it is a list like any other.
+    """
+
+    def __add__(self, other: Any) -> Margins:  # type: ignore[override]
+        by_index: dict[Any, MarginData] = {}
+        for margin in (*self, *other):
+            by_index[margin["index"]] = margin  # which keeps the place of the first
+        return Margins(by_index.values())
+
+    def __radd__(self, other: list[Any]) -> Margins:
+        return Margins(other) + self
+
+
 class MarginData(TypedDict):
     """A margin; see `DocumentReading.margin_data`."""
 
@@ -25,6 +41,7 @@ class MarginData(TypedDict):
     text: str
     relevance: float
     kept: bool
+    evidence: dict[str, float]
     note: str
     document: int
     metadata: dict[str, Any]

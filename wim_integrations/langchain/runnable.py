@@ -14,7 +14,7 @@ from pydantic import BaseModel, create_model
 from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.batching import Batch
 from wim_integrations.langchain.events import Emitter, Manager, answer_data
-from wim_integrations.langchain.outputs import Inputs, Outputs, WimMarginsOutput, WimOutput
+from wim_integrations.langchain.outputs import Inputs, Margins, Outputs, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.requests import Request
 from wim_integrations.langchain.reviewing import remember, remembered
 from wim_kernel import (
@@ -22,6 +22,7 @@ from wim_kernel import (
     AnswerToken,
     Event,
     Margin,
+    MarginRevised,
     MarginsDone,
     MarginWritten,
     MissingInputError,
@@ -36,7 +37,8 @@ class WimRunnable(DocumentRunnable):
     The input has a question (``question``, ``input`` or ``query``) and documents (``documents``, ``context`` or
     ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, every one in reading
     order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call;
-    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written.
+    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written; a margin may come
+    again, revised, and takes the place of the one with the same index when parts are added up.
 
     Questions of a batch that are about the same documents are answered together, and documents that the kernel has
     read are not read again.
@@ -142,12 +144,12 @@ class WimRunnable(DocumentRunnable):
         return {**data, "margins": request.margins_data(last.result.margins)}
 
     def _first_chunk(self, request: Request) -> Outputs:
-        return AddableDict(answer="", margins=[])
+        return AddableDict(answer="", margins=Margins())
 
     def _chunk(self, request: Request, event: Event) -> Outputs | None:
         match event:
-            case MarginWritten(margin):
-                return AddableDict(margins=request.margins_data([margin]))
+            case MarginWritten(margin) | MarginRevised(margin):
+                return AddableDict(margins=Margins(request.margins_data([margin])))
             case AnswerToken(text):
                 return AddableDict(answer=text)
         return None
@@ -197,11 +199,11 @@ class WimMargins(DocumentRunnable):
         }
 
     def _first_chunk(self, request: Request) -> Outputs:
-        return AddableDict(margins=[])
+        return AddableDict(margins=Margins())
 
     def _chunk(self, request: Request, event: Event) -> Outputs | None:
-        if isinstance(event, MarginWritten):
-            return AddableDict(margins=request.margins_data([event.margin]))
+        if isinstance(event, MarginWritten | MarginRevised):
+            return AddableDict(margins=Margins(request.margins_data([event.margin])))
         return None
 
     def _streamed(self) -> tuple[str, ...]:

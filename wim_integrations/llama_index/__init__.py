@@ -1,6 +1,12 @@
 """Writing in the Margins as a LlamaIndex response synthesizer, a node postprocessor and a tool."""
 
-from wim_integrations.llama_index.events import WimAnswerEnd, WimAnswerStart, WimChunkRead, WimMarginWritten
+from wim_integrations.llama_index.events import (
+    WimAnswerEnd,
+    WimAnswerStart,
+    WimChunkRead,
+    WimMarginRevised,
+    WimMarginWritten,
+)
 from wim_integrations.llama_index.llm import WimLLM
 from wim_integrations.llama_index.postprocessor import WimNodePostprocessor
 from wim_integrations.llama_index.synthesizer import WimSynthesizer
@@ -12,6 +18,7 @@ __all__ = [
     "WimChunkRead",
     "WimLLM",
     "WimMargin",
+    "WimMarginRevised",
     "WimMarginWritten",
     "WimNodePostprocessor",
     "WimProgress",

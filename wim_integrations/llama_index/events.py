@@ -20,6 +20,7 @@ from wim_kernel import (
     ChunkRead,
     Event,
     Margin,
+    MarginRevised,
     MarginsDone,
     MarginWritten,
     Options,
@@ -75,6 +76,18 @@ class WimMarginWritten(BaseEvent):
         return "WimMarginWritten"
 
 
+class WimMarginRevised(WimMarginWritten):
+    """Now that more is known, a margin is another: it takes the place of the one with the same index.
+
+    It is a `WimMarginWritten` too, so that whoever shows margins shows it.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimMarginRevised"
+
+
 class WimAnswerStart(BaseEvent):
     """The answer's first token is there.
 
@@ -128,7 +141,8 @@ class Teller:
     """Tells of one question's events, in the span in which it was made, wherever they are told from.
 
     Args:
-        callbacks: the older callbacks: a ``TREE`` event for each margin, one ``LLM`` event for the whole call.
+        callbacks: the older callbacks: a ``TREE`` event for each margin, and again for one whose note was revised; one
+            ``LLM`` event for the whole call.
         source: the nodes.
         question: what is asked.
         options: how; they say what the model is asked.
@@ -144,7 +158,7 @@ class Teller:
         self._answering = False
         self._transcript = Transcript(source.reading, question, options)
         self._prompt = self._transcript.answer(())  # until the margins are known
-        self._margins: list[Margin] = []
+        self._margins: dict[int, Margin] = {}
         self._chunks_read = 0
         payload: dict[str, Any] = {
             EventPayload.PROMPT: self._prompt,
@@ -161,12 +175,12 @@ class Teller:
                 self._chunks_read = index + 1
                 dispatcher.event(WimChunkRead(index=index, chunks=chunks, **read, **asked))
             case MarginWritten(margin):
-                data, prompt = self.source.margin_data(margin), self._transcript.margin(margin.index)
-                self._margins.append(margin)
-                dispatcher.event(WimMarginWritten(margin=data, prompt=prompt, **asked))
-                payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question, EventPayload.PROMPT: prompt}
-                with self.callbacks.event(CBEventType.TREE, payload=payload) as told:
-                    told.on_end(payload={EventPayload.RESPONSE: data})
+                self._margins[margin.index] = margin
+                self._tell_margin(margin, WimMarginWritten, asked)
+            case MarginRevised(margin):
+                before, self._margins[margin.index] = self._margins[margin.index], margin
+                has_changed = (before.text, before.kept) != (margin.text, margin.kept)
+                self._tell_margin(margin, WimMarginRevised, asked, calls_back=has_changed)
             case AnswerToken():
                 self._start(asked)
             case Answered(result):
@@ -177,6 +191,17 @@ class Teller:
             case MarginsDone(margins, usage):
                 self._prompt = self._transcript.margin(max(0, self._chunks_read - 1))
                 self.end("\n".join(margin.text for margin in margins if margin.kept), usage)
+
+    def _tell_margin(
+        self, margin: Margin, kind: type[WimMarginWritten], asked: dict[str, Any], *, calls_back: bool = True
+    ) -> None:
+        data, prompt = self.source.margin_data(margin), self._transcript.margin(margin.index)
+        dispatcher.event(kind(margin=data, prompt=prompt, **asked))
+        if not calls_back:
+            return
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question, EventPayload.PROMPT: prompt}
+        with self.callbacks.event(CBEventType.TREE, payload=payload) as told:
+            told.on_end(payload={EventPayload.RESPONSE: data})
 
     def end(self, text: str, usage: Usage | None = None) -> None:
         """The call is over, at its end or before."""
@@ -202,7 +227,7 @@ class Teller:
     def _start(self, asked: dict[str, Any]) -> None:
         if not self._answering:
             self._answering = True
-            self._prompt = self._transcript.answer(self._margins, self._chunks_read)
+            self._prompt = self._transcript.answer(list(self._margins.values()), self._chunks_read)
             dispatcher.event(WimAnswerStart(prompt=self._prompt, **asked))
 
     @property

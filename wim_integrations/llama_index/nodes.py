@@ -68,10 +68,11 @@ class NodeReading:
         """A margin as plain data.
 
         Returns:
-            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``node_ids`` and ``ref_doc_ids``
-            of the nodes it is about; ``spans``, what its chunk holds of each node, and ``quotes``, each sentence of a
-            verbatim margin: with ``node_id``, ``start`` and ``end`` in the node's text, and ``start_char_idx`` and
-            ``end_char_idx`` in the node's document (None where that is not known).
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, what its relevance
+            is made of, by signal; ``node_ids`` and ``ref_doc_ids`` of the nodes it is about; ``spans``, what its chunk
+            holds of each node, and ``quotes``, each sentence of a verbatim margin: with ``node_id``, ``start`` and
+            ``end`` in the node's text, and ``start_char_idx`` and ``end_char_idx`` in the node's document (None where
+            that is not known).
         """
         nodes = [self.nodes[place] for place in self.nodes_of(margin)]
         return {
@@ -79,6 +80,7 @@ class NodeReading:
             "text": margin.text,
             "relevance": margin.relevance,
             "kept": margin.kept,
+            "evidence": dict(margin.evidence),
             "note": margin.note,
             "node_ids": [node.node_id for node in nodes],
             "ref_doc_ids": list(dict.fromkeys(node.ref_doc_id for node in nodes if node.ref_doc_id)),

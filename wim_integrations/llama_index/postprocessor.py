@@ -13,7 +13,7 @@ from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle
 
 from wim_integrations.llama_index.events import Teller, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
-from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
+from wim_integrations.options import OPTION_NAMES, check_kernel, check_names, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.copying import refuse_to_pickle
@@ -25,6 +25,11 @@ class WimNodePostprocessor(BaseNodePostprocessor):
 
     A margin's node has its source nodes' metadata and, as ``SOURCE``, the first of them; ``metadata["wim"]`` says
     where it stands (see `NodeReading.margin_data`). By default margins are whole sentences, copied.
+
+    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
+    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
+    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
+    ``top_k`` or ``keep`` choose.
 
     Args:
         kernel: reads.
@@ -118,7 +123,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
 
     def _options(self, source: NodeReading) -> Options:
         options: Options = {"margin_style": "verbatim", **self.options}  # type: ignore[typeddict-item]
-        return paced(source, options, self.callback_manager)
+        return paced(source, leaning_to_recall(options, self._kernel), self.callback_manager)
 
 
 def _question(query: QueryBundle | None) -> str:
@@ -136,7 +141,7 @@ def _margin_nodes(source: NodeReading, last: Event | None) -> list[NodeWithScore
 def _margin_node(source: NodeReading, margin: Margin) -> TextNode:
     data = source.margin_data(margin)
     first = source.nodes[source.nodes_of(margin)[0]]
-    place = {name: data[name] for name in ("index", "node_ids", "ref_doc_ids", "spans", "quotes")}
+    place = {name: data[name] for name in ("index", "evidence", "node_ids", "ref_doc_ids", "spans", "quotes")}
     return TextNode(
         text=margin.text,
         metadata={**first.metadata, "wim": place},

@@ -36,6 +36,7 @@ from wim_kernel import (
     EmptyDocumentError,
     Event,
     Margin,
+    MarginRevised,
     MarginWritten,
     Options,
     WimKernel,
@@ -332,6 +333,13 @@ def _note(call: Call, event: Event) -> None:
         call.margins.append(event.margin)
         call.metadata["margins"].append(call.source.margin_data(event.margin))
         call.metadata["margins"].sort(key=lambda data: data["index"])
+    elif isinstance(event, MarginRevised):
+        place = [margin.index for margin in call.margins].index(event.margin.index)
+        call.margins[place] = event.margin
+        data = call.source.margin_data(event.margin)
+        call.metadata["margins"] = [
+            data if other["index"] == data["index"] else other for other in call.metadata["margins"]
+        ]
     elif isinstance(event, Answered):
         call.margins = list(event.result.margins)
         call.metadata.update(call.source.result_data(event.result))

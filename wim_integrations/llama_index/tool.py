@@ -15,7 +15,7 @@ from llama_index.core.workflow import Context, Event
 from wim_integrations.llama_index.events import Teller
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
-from wim_kernel import Answered, ChunkRead, MarginWritten, Options, WimError, WimKernel
+from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
 from wim_kernel.copying import HoldsShared
 from wim_kernel.reports import DESCRIPTION, report
 from wim_kernel.settings import settle
@@ -30,10 +30,14 @@ class WimProgress(Event):
 
 
 class WimMargin(Event):
-    """A margin was written, or its chunk found not relevant enough: ``query_str``, ``margin``."""
+    """A margin was written, or its chunk found not relevant enough: ``query_str``, ``margin``.
+
+    If it is ``revised``, it takes the place of the one with the same index.
+    """
 
     query_str: str
     margin: dict[str, Any]
+    revised: bool = False
 
 
 Documents = str | BaseNode | NodeWithScore | Sequence[str | BaseNode | NodeWithScore]
@@ -120,9 +124,9 @@ async def _answer(
                 if isinstance(last, ChunkRead):
                     told = WimProgress(query_str=question, tokens=last.tokens, total_tokens=last.total_tokens)
                     ctx.write_event_to_stream(told)
-                elif isinstance(last, MarginWritten):
-                    data = source.margin_data(last.margin)
-                    ctx.write_event_to_stream(WimMargin(query_str=question, margin=data))
+                elif isinstance(last, MarginWritten | MarginRevised):
+                    data, revised = source.margin_data(last.margin), isinstance(last, MarginRevised)
+                    ctx.write_event_to_stream(WimMargin(query_str=question, margin=data, revised=revised))
     except (WimError, ValueError) as error:  # the agent can ask something else
         teller.fail(error)
         return Response(f"Error: {error}")
