@@ -25,7 +25,15 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WimError,
     )
-    from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
+    from wim_kernel.events import (
+        Answered,
+        AnswerToken,
+        ChunkRead,
+        Event,
+        MarginRevised,
+        MarginsDone,
+        MarginWritten,
+    )
     from wim_kernel.kernel import Reading, WimKernel
     from wim_kernel.margins import Margin, Timings, Usage, WimResult
     from wim_kernel.prompts import PROMPTS, Frame, Prompts
@@ -46,6 +54,7 @@ __all__ = [
     "Evidence",
     "Frame",
     "Margin",
+    "MarginRevised",
     "MarginWritten",
     "MarginsDone",
     "MarginsError",
@@ -88,7 +97,15 @@ _HOMES = {
         "UnsupportedModelError",
         "WimError",
     ),
-    "events": ("Answered", "AnswerToken", "ChunkRead", "Event", "MarginsDone", "MarginWritten"),
+    "events": (
+        "Answered",
+        "AnswerToken",
+        "ChunkRead",
+        "Event",
+        "MarginsDone",
+        "MarginRevised",
+        "MarginWritten",
+    ),
     "kernel": ("Reading", "WimKernel"),
     "margins": ("Margin", "Timings", "Usage", "WimResult"),
     "prompts": ("PROMPTS", "Frame", "Prompts"),

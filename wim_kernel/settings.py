@@ -102,6 +102,7 @@ class Settings:
     quote_tokens: int = QUOTE_TOKENS
     rounds: int = 1
     blank: bool = False
+    sees_attention: bool = True
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -117,6 +118,8 @@ class Settings:
         if self.blank:
             return ()
         wanted = getattr(self.relevance, "searches", SIGNALS)  # a caller's own score may look at all of them
+        if not self.sees_attention:
+            return tuple(name for name in wanted if name != "attention")
         return SIGNALS if self.margin_style == "verbatim" and not wanted else tuple(wanted)
 
     @property
@@ -165,7 +168,14 @@ def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Se
     threshold = settings.threshold
     if threshold is None:
         threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
-    return replace(settings, relevance=relevance, margin_style=style, threshold=threshold, blank=blank)
+    return replace(
+        settings,
+        relevance=relevance,
+        margin_style=style,
+        threshold=threshold,
+        blank=blank,
+        sees_attention=sees,
+    )
 
 
 def settle(options: Options) -> Settings:

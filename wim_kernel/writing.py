@@ -11,7 +11,7 @@ from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
-from wim_kernel.quoting import Quote, by_findings, by_likelihood, quote
+from wim_kernel.quoting import by_findings, by_likelihood, quote
 from wim_kernel.relevance.calibration import Calibration
 from wim_kernel.relevance.findings import Findings
 from wim_kernel.relevance.passages import DocumentPassages
@@ -207,9 +207,10 @@ class MarginWriter:
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
                 yield from search.attend(asking, begins, chunks, self.lease.end(last + 1))
-            if search.reads_each_alone or ("passage" in signals and search.calibration.is_found):
+            found = search.calibration.is_found or signals == ("passage",)
+            if search.reads_each_alone or ("passage" in signals and found):
                 yield from search.read_alone(asking, chunks)
-        if self.searches:
+        if self.searches or not self.settings.measures_boundaries:
             self.weigh(places)
 
     def weigh(self, places: Sequence[Place]) -> None:
@@ -292,19 +293,6 @@ class MarginWriter:
                 if progress.done is not None:
                     yield progress.branch, progress.done
 
-    def _run_for(
-        self, inquiry: Inquiry
-    ) -> Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]:
-        """Like `_run`, put down to a question."""
-
-        def run(branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:
-            for item in self._run(branches):
-                if item is not None:
-                    inquiry.count(item[1])
-                yield item
-
-        return run
-
     # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
 
     def _write_notes(self, places: Sequence[Place]) -> Iterator[Place | None]:
@@ -374,25 +362,29 @@ class MarginWriter:
     # -- verbatim notes -----------------------------------------------------------------------------------------------
 
     def _quote(self, places: Sequence[Place]) -> Iterator[None]:
-        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated."""
-        room = self.settings.quote_tokens
-        searched = [place for place in places if place.inquiry.findings is not None]
-        for place in searched:
-            assert place.inquiry.findings is not None
-            ranked = by_findings(place.inquiry.findings, place.index, self._calibration())
-            self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
-        others = [place for place in places if place.inquiry.findings is None]
-        if others:
-            lead = {
-                place.inquiry.question: question_lead(place.inquiry.question, self.settings)
-                for place in others
-            }
-            asked = [(self.chunks[place.index], *lead[place.inquiry.question]) for place in others]
-            ranks = yield from by_likelihood(asked, self.lease.end(0), self._run_for(others[0].inquiry))
-            for place, ranked in zip(others, ranks, strict=True):
-                self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
+        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated.
 
-    def _take(self, place: Place, found: Quote) -> None:
+        Where attention cannot be seen, the question's likelihood chooses better than the words that it shares.
+        """
+        if self.settings.sees_attention:
+            for place in places:
+                assert place.inquiry.findings is not None, (
+                    "a question is searched for where margins are verbatim"
+                )
+                self._take(place, by_findings(place.inquiry.findings, place.index, self._calibration()))
+            return
+        leads = [question_lead(place.inquiry.question, self.settings) for place in places]
+        asked = [(self.chunks[place.index], *lead) for place, lead in zip(places, leads, strict=True)]
+
+        def count(number: int, decoded: Decoded) -> None:
+            places[number].inquiry.count(decoded)
+
+        ranks = yield from by_likelihood(asked, self.lease.end(0), self._run, count)
+        for place, ranked in zip(places, ranks, strict=True):
+            self._take(place, ranked)
+
+    def _take(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
+        found = quote(self.chunks[place.index], ranked, self.settings.quote_tokens, self._size)
         place.text, place.spans = found.text, found.spans
 
     def _size(self, text: str) -> int:
