@@ -92,13 +92,18 @@ class DocumentPassages:
 
 def _cut(index: int, chunk: Chunk, size: int, token_cuts: TokenCuts) -> Iterator[Passage]:
     runs = list(_runs(chunk))
-    places = [place for run in runs for sentence in run for place in sentence]
+    places = [place for run in runs for start, end in run for place in (_with_space(chunk.text, start), end)]
     *counted, whole = token_cuts(chunk.text, [*places, len(chunk.text)])
     before, at = size - whole, 0
     for run in runs:
         cuts = tuple(before + cut for cut in counted[at : at + 2 * len(run)])
         at += 2 * len(run)
         yield Passage(index, chunk.text[run[0][0] : run[-1][1]], tuple(run), cuts)
+
+
+def _with_space(text: str, start: int) -> int:
+    """Where the first token of a sentence begins: tokenizers put the space before a word into the word's token."""
+    return start - 1 if text[max(0, start - 1) : start] == " " else start
 
 
 def _runs(chunk: Chunk) -> Iterator[list[tuple[int, int]]]:
