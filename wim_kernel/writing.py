@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from wim_kernel.answering import branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
@@ -231,10 +232,15 @@ class MarginWriter:
 
     def search_again(self, inquiry: Inquiry, chunks: range) -> Iterator[None]:
         """Look for evidence once more in a volume, with what was found in the question's prompt."""
-        notes = "\n".join(f"- {margin.text.strip()}" for margin in _best(inquiry.in_order, MOST_NOTES))
-        if inquiry.findings is None or not notes:
+        question, at = question_lead(inquiry.question, self.settings)[0], self.lease.end(chunks.stop)
+
+        def told(notes: str) -> Branch:
+            return Branch(at, (*fill(self.settings.prompts.found, note=notes), *question))
+
+        branch = self._with_notes(_best(inquiry.in_order, MOST_NOTES), told)
+        if inquiry.findings is None or branch is None:
             return
-        lead = fill(self.settings.prompts.found, note=notes)
+        lead = branch.prompt[: -len(question)]
         search = self._searcher()
         search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
         again = Inquiry(inquiry.question, findings=Findings.of(search.document, inquiry.question))
@@ -248,18 +254,18 @@ class MarginWriter:
 
     def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
         """Whether the model says of every question that the notes kept so far answer it."""
-        branches = []
+        at, settings, branches = self.lease.end(chunks), self.settings, []
         for inquiry in inquiries:
-            notes = "\n".join(f"- {margin.text.strip()}" for margin in inquiry.in_order if margin.kept)
-            if not notes:
+
+            def asking(notes: str, question: str = inquiry.question) -> Branch:
+                asks = fill(settings.prompts.enough, **settings.variables, question=question, note=notes)
+                lead, cue = question_lead(question, settings)[0], settings.prompts.judgement_cue
+                return Branch(at, lead + asks, cue=cue, choices=("YES", "NO"))
+
+            branch = self._with_notes(_best(inquiry.in_order, len(inquiry.margins)), asking)
+            if branch is None:
                 return False
-            prompts, (lead, _) = self.settings.prompts, question_lead(inquiry.question, self.settings)
-            prompt = lead + fill(
-                prompts.enough, **self.settings.variables, question=inquiry.question, note=notes
-            )
-            branches.append(
-                Branch(self.lease.end(chunks), prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
-            )
+            branches.append(branch)
         says: list[bool] = []
         for item in self._run(branches):
             if item is None:
@@ -268,6 +274,14 @@ class MarginWriter:
                 inquiries[item[0]].count(item[1])
                 says.append(item[1].scores.choices[0] >= 0.5)
         return all(says)
+
+    def _with_notes(self, margins: Sequence[Margin], make: Callable[[str], Branch]) -> Branch | None:
+        """A branch with as many of the margins, the most relevant ones, as the window has room for; None for none."""
+        for count in range(len(margins), 0, -1):
+            branch = make("\n".join(f"- {margin.text.strip()}" for margin in _best(margins, count)))
+            if branch_end(self.engine, branch) <= (self.engine.window or float("inf")):
+                return branch
+        return None
 
     @property
     def may_revise(self) -> bool:
