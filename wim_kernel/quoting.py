@@ -70,6 +70,7 @@ def by_likelihood(
     asked: Sequence[tuple[Chunk, Prompt, int | None]],
     head_tokens: int,
     run: Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]],
+    count: Callable[[int, Decoded], None],
 ) -> Generator[None, None, list[list[Span2]]]:
     """The sentences of chunks, best first, by the question's likelihood after each one alone; no token is generated.
 
@@ -77,6 +78,7 @@ def by_likelihood(
         asked: each chunk, the question's lead-in, and which run of it is the question.
         head_tokens: where a document begins.
         run: runs branches.
+        count: told of each branch's end, with the number of its chunk in ``asked``.
 
     Returns:
         For each chunk, its best sentences.
@@ -93,6 +95,7 @@ def by_likelihood(
             yield None
         else:
             number, span = trials[item[0]]
+            count(number, item[1])
             found[number].append((-(item[1].scores.likelihood or 0.0), span))
     return [[span for _, span in sorted(ranked)[:SENTENCES]] for ranked in found]
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from wim_kernel.answering import branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
 from wim_kernel.grounding import support
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
-from wim_kernel.quoting import Quote, by_findings, by_likelihood, quote
+from wim_kernel.quoting import by_findings, by_likelihood, quote
 from wim_kernel.relevance.calibration import Calibration
 from wim_kernel.relevance.findings import Findings
 from wim_kernel.relevance.passages import DocumentPassages
@@ -213,9 +214,10 @@ class MarginWriter:
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
                 yield from search.attend(asking, begins, chunks, self.lease.end(last + 1))
-            if search.reads_each_alone or ("passage" in signals and search.calibration.is_found):
+            found = search.calibration.is_found or signals == ("passage",)
+            if search.reads_each_alone or ("passage" in signals and found):
                 yield from search.read_alone(asking, chunks)
-        if self.searches:
+        if self.searches or not self.settings.measures_boundaries:
             self.weigh(places)
 
     def weigh(self, places: Sequence[Place]) -> None:
@@ -236,10 +238,15 @@ class MarginWriter:
 
     def search_again(self, inquiry: Inquiry, chunks: range) -> Iterator[None]:
         """Look for evidence once more in a volume, with what was found in the question's prompt."""
-        notes = "\n".join(f"- {margin.text.strip()}" for margin in _best(inquiry.in_order, MOST_NOTES))
-        if inquiry.findings is None or not notes:
+        question, at = question_lead(inquiry.question, self.settings)[0], self.lease.end(chunks.stop)
+
+        def told(notes: str) -> Branch:
+            return Branch(at, (*fill(self.settings.prompts.found, note=notes), *question))
+
+        branch = self._with_notes(_best(inquiry.in_order, MOST_NOTES), told)
+        if inquiry.findings is None or branch is None:
             return
-        lead = fill(self.settings.prompts.found, note=notes)
+        lead = branch.prompt[: -len(question)]
         search = self._searcher()
         search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
         again = Inquiry(inquiry.question, findings=Findings.of(search.document, inquiry.question))
@@ -253,18 +260,18 @@ class MarginWriter:
 
     def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
         """Whether the model says of every question that the notes kept so far answer it."""
-        branches = []
+        at, settings, branches = self.lease.end(chunks), self.settings, []
         for inquiry in inquiries:
-            notes = "\n".join(f"- {margin.text.strip()}" for margin in inquiry.in_order if margin.kept)
-            if not notes:
+
+            def asking(notes: str, question: str = inquiry.question) -> Branch:
+                asks = fill(settings.prompts.enough, **settings.variables, question=question, note=notes)
+                lead, cue = question_lead(question, settings)[0], settings.prompts.judgement_cue
+                return Branch(at, lead + asks, cue=cue, choices=("YES", "NO"))
+
+            branch = self._with_notes(_best(inquiry.in_order, len(inquiry.margins)), asking)
+            if branch is None:
                 return False
-            prompts, (lead, _) = self.settings.prompts, question_lead(inquiry.question, self.settings)
-            prompt = lead + fill(
-                prompts.enough, **self.settings.variables, question=inquiry.question, note=notes
-            )
-            branches.append(
-                Branch(self.lease.end(chunks), prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
-            )
+            branches.append(branch)
         says: list[bool] = []
         for item in self._run(branches):
             if item is None:
@@ -273,6 +280,14 @@ class MarginWriter:
                 inquiries[item[0]].count(item[1])
                 says.append(item[1].scores.choices[0] >= 0.5)
         return all(says)
+
+    def _with_notes(self, margins: Sequence[Margin], make: Callable[[str], Branch]) -> Branch | None:
+        """A branch with as many of the margins, the most relevant ones, as the window has room for; None for none."""
+        for count in range(len(margins), 0, -1):
+            branch = make("\n".join(f"- {margin.text.strip()}" for margin in _best(margins, count)))
+            if branch_end(self.engine, branch) <= (self.engine.window or float("inf")):
+                return branch
+        return None
 
     @property
     def may_revise(self) -> bool:
@@ -297,19 +312,6 @@ class MarginWriter:
             for progress in step:
                 if progress.done is not None:
                     yield progress.branch, progress.done
-
-    def _run_for(
-        self, inquiry: Inquiry
-    ) -> Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]:
-        """Like `_run`, put down to a question."""
-
-        def run(branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:
-            for item in self._run(branches):
-                if item is not None:
-                    inquiry.count(item[1])
-                yield item
-
-        return run
 
     # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
 
@@ -380,25 +382,29 @@ class MarginWriter:
     # -- verbatim notes -----------------------------------------------------------------------------------------------
 
     def _quote(self, places: Sequence[Place]) -> Iterator[None]:
-        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated."""
-        room = self.settings.quote_tokens
-        searched = [place for place in places if place.inquiry.findings is not None and self.engine.heads]
-        for place in searched:
-            assert place.inquiry.findings is not None
-            ranked = by_findings(place.inquiry.findings, place.index, self._calibration())
-            self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
-        others = [place for place in places if not any(place is item for item in searched)]
-        if others:
-            lead = {
-                place.inquiry.question: question_lead(place.inquiry.question, self.settings)
-                for place in others
-            }
-            asked = [(self.chunks[place.index], *lead[place.inquiry.question]) for place in others]
-            ranks = yield from by_likelihood(asked, self.lease.end(0), self._run_for(others[0].inquiry))
-            for place, ranked in zip(others, ranks, strict=True):
-                self._take(place, quote(self.chunks[place.index], ranked, room, self._size))
+        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated.
 
-    def _take(self, place: Place, found: Quote) -> None:
+        Where attention cannot be seen, the question's likelihood chooses better than the words that it shares.
+        """
+        if self.settings.sees_attention:
+            for place in places:
+                assert place.inquiry.findings is not None, (
+                    "a question is searched for where margins are verbatim"
+                )
+                self._take(place, by_findings(place.inquiry.findings, place.index, self._calibration()))
+            return
+        leads = [question_lead(place.inquiry.question, self.settings) for place in places]
+        asked = [(self.chunks[place.index], *lead) for place, lead in zip(places, leads, strict=True)]
+
+        def count(number: int, decoded: Decoded) -> None:
+            places[number].inquiry.count(decoded)
+
+        ranks = yield from by_likelihood(asked, self.lease.end(0), self._run, count)
+        for place, ranked in zip(places, ranks, strict=True):
+            self._take(place, ranked)
+
+    def _take(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
+        found = quote(self.chunks[place.index], ranked, self.settings.quote_tokens, self._size)
         place.text, place.spans = found.text, found.spans
 
     def _size(self, text: str) -> int:

@@ -33,7 +33,8 @@ class Findings:
         coverage: how much of the question's words each passage has, 0 to 1.
         question: the question.
         mass: attention on each sentence of each passage, less what the same heads put there unasked.
-        likelihood: mean log-probability of the question given the passage alone, in nats.
+        likelihood: mean log-probability of the question given the passage alone, in nats, for those that count.
+        measured: the same of every passage that was ever read alone.
         alone: whether attention was taken from each passage alone, and not from the whole document.
         seen: for each passage, how many chunks stood before the branch that told most of it, and the branch's tokens.
         again: the same from a later round, which knows what this one found.
@@ -47,6 +48,7 @@ class Findings:
     alone: bool = False
     seen: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     again: Findings | None = None
+    measured: dict[int, float] = field(default_factory=dict)
     _relative: dict[str, Floats] | None = None
     _known: dict[str, Floats] | None = None
 
@@ -125,6 +127,17 @@ class Findings:
     def changed(self) -> None:
         """More is known than before."""
         self._relative = self._known = None
+
+    def count_only(self, shortlist: Sequence[int], among: Sequence[int]) -> None:
+        """Of some passages, count the likelihoods of the shortlist alone.
+
+        While a document is being read, passages are read alone that later ones push off the shortlist; what is known
+        in the end must not depend on that.
+        """
+        self.likelihood[list(among)] = np.nan
+        for index in shortlist:
+            self.likelihood[index] = self.measured.get(index, np.nan)
+        self.changed()
 
     def best_of(self, chunk: int, calibration: Calibration) -> int | None:
         """The passage of a chunk that most probably holds evidence; None if the chunk has no text."""

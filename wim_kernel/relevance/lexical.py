@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -23,7 +24,8 @@ def words(text: str) -> list[str]:
     >>> words("Who OWNED the ship?")
     ['who', 'owned', 'the', 'ship']
     """
-    found = [match.group() for match in _WORD.finditer(text.casefold())]
+    text = unicodedata.normalize("NFKC", text).casefold()
+    found = [match.group() for match in _WORD.finditer(text)]
     if not _UNSPACED.search(text):
         return found
     paired = list(found)

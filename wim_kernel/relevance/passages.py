@@ -82,8 +82,14 @@ class DocumentPassages:
 def _cut(index: int, chunk: Chunk, size: int, starts: Sequence[int]) -> Iterator[Passage]:
     before = size - len(starts)
     for run in _runs(chunk):
-        cuts = tuple(before + bisect.bisect_left(starts, place) for sentence in run for place in sentence)
+        places = [place for start, end in run for place in (_with_space(chunk.text, start), end)]
+        cuts = tuple(before + bisect.bisect_left(starts, place) for place in places)
         yield Passage(index, chunk.text[run[0][0] : run[-1][1]], tuple(run), cuts)
+
+
+def _with_space(text: str, start: int) -> int:
+    """Where the first token of a sentence begins: tokenizers put the space before a word into the word's token."""
+    return start - 1 if text[max(0, start - 1) : start] == " " else start
 
 
 def _runs(chunk: Chunk) -> Iterator[list[tuple[int, int]]]:

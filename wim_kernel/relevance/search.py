@@ -122,11 +122,12 @@ class EvidenceSearch:
 
     def read_alone(self, askers: Sequence[Asker], chunks: range) -> Iterator[None]:
         """Read the most promising passages of ``chunks`` alone, for several questions at once."""
+        shortlists = [self._shortlist(_findings(asker), chunks) for asker in askers]
         pairs = [
             (asker, index)
-            for asker in askers
-            for index in self._shortlist(_findings(asker), chunks)
-            if np.isnan(_findings(asker).likelihood[index])
+            for asker, shortlist in zip(askers, shortlists, strict=True)
+            for index in shortlist
+            if index not in _findings(asker).measured
         ]
         branches = [self._alone(asker.question, index) for asker, index in pairs]
         for item in self.decode(branches) if branches else ():
@@ -138,10 +139,13 @@ class EvidenceSearch:
             scores, findings = decoded.scores, _findings(asker)
             findings.changed()
             if scores.likelihood is not None:
-                findings.likelihood[index] = scores.likelihood
+                findings.measured[index] = scores.likelihood
             if scores.attention is not None:
                 findings.mass[index], findings.alone = scores.attention.mean(0)[::2], True
                 findings.seen[index] = 0, decoded.suffix_ids
+        read = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
+        for asker, shortlist in zip(askers, shortlists, strict=True):
+            _findings(asker).count_only(shortlist, read)
 
     def _alone(self, question: str, index: int) -> Branch:
         """The passage as if it were the whole document, then the question."""
