@@ -100,7 +100,9 @@ LONG = " ".join(f"On day {day} the fog lay on the harbour and nobody sailed." fo
 
 def in_passages(*chunks: Chunk) -> DocumentPassages:
     """Passages of chunks of which each character is a token."""
-    return DocumentPassages(chunks, [len(chunk.text) for chunk in chunks], lambda text, places: list(places))
+    return DocumentPassages(
+        chunks, [len(chunk.text) for chunk in chunks], [range(len(chunk.text)) for chunk in chunks]
+    )
 
 
 def test_passages_hold_every_sentence_once_and_in_order() -> None:
@@ -162,7 +164,7 @@ def test_what_stands_around_a_chunks_sources_is_in_no_passage() -> None:
 )
 def test_token_cuts_agree_with_the_tokens_that_are_read(tiny_kernel: WimKernel, text: str) -> None:
     reading = tiny_kernel.read([ROUTE, text])
-    document, decode = reading._in_passages(), tiny_kernel.engine.codec.backend.decode
+    document, decode = reading._passages, tiny_kernel.engine.codec.backend.decode
     assert document.of_chunk[1]
     for passage in document.passages:
         ids = reading._pieces[passage.chunk + 1]
@@ -402,7 +404,7 @@ def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2
     begins = np.cumsum([len(piece) for piece in reading._pieces]).tolist()
     spans = [
         (begins[passage.chunk] + begin, begins[passage.chunk] + end)
-        for passage in reading._in_passages().passages
+        for passage in reading._passages.passages
         for begin, end in zip(passage.cuts[::2], passage.cuts[1::2], strict=True)
     ]
     (ids,) = {tuple(reading.prompt_ids(margin)) for margin in margins}
@@ -574,7 +576,7 @@ SEA = [
 def test_a_stream_comes_to_what_asking_comes_to(trained: WimKernel, style: str) -> None:
     options = {**BRIEF, "margin_style": style, "margin_batch": 2, "margin_tokens": 16}
     reading = trained.read(SEA)
-    assert len(reading._in_passages()) > 8  # too many for each to be read alone
+    assert len(reading._passages) > 8  # too many for each to be read alone
     events = list(reading.stream(QUESTION, **options))
     asked = reading.ask(QUESTION, **{**options, "margin_batch": None})
     (streamed,) = (event.result for event in events if isinstance(event, Answered))
