@@ -566,7 +566,7 @@ SEA = [
     f"{ROUTE} It closed the gulf in March.\n\n"
     "Other captains waited until May. By then the price of rye had fallen, and the voyage hardly paid.",
     "The harbour of Tolmere faces west. A breakwater was begun in 1840 and never finished for want of stone.",
-    "The customs house burned in 1851. All registers of ownership before that year were lost in it, to the last page.\n\n"
+    "The customs house burned in 1851. All registers of ownership before that year were lost in it, to the last.\n\n"
     "It was built "
     "again in brick, at the expense of the town, and opened on a wet Monday in the spring.",
     "In the end Jonas Fenn bought the Halcyon from her owner for a song, and never paid all of it.\n\n"
