@@ -560,14 +560,19 @@ def test_stopping_when_the_notes_are_enough(trained: WimKernel, style: str) -> N
 
 
 SEA = [
-    f"{SHIP}\n\nA brig has two masts, both of them square-rigged. She carries more canvas than a schooner of her "
+    f"{SHIP} No one else had a share in her.\n\n"
+    "A brig has two masts, both of them square-rigged. She carries more canvas than a schooner of her "
     "length would.",
-    f"{CREW}\n\nThe cook was called Anders. He had lost a finger to a winch in his youth, and it never troubled him.",
-    f"{ROUTE}\n\nOther captains waited until May. By then the price of rye had fallen, and the voyage hardly paid.",
+    f"{CREW} None of them could swim.\n\n"
+    "The cook was called Anders. He had lost a finger to a winch in his youth, and it never troubled him.",
+    f"{ROUTE} It closed the gulf in March.\n\n"
+    "Other captains waited until May. By then the price of rye had fallen, and the voyage hardly paid.",
     "The harbour of Tolmere faces west. A breakwater was begun in 1840 and never finished for want of stone.",
-    "The customs house burned in 1851. All registers of ownership before that year were lost in it.\n\nIt was built "
+    "The customs house burned in 1851. All registers of ownership before that year were lost in it, to the last.\n\n"
+    "It was built "
     "again in brick, at the expense of the town, and opened on a wet Monday in the spring.",
-    "In the end Jonas Fenn bought the Halcyon from her owner for a song.\n\nHe broke her up, and his barn still has "
+    "In the end Jonas Fenn bought the Halcyon from her owner for a song, and never paid all of it.\n\n"
+    "He broke her up, and his barn still has "
     "her beams. Visitors are shown them on Sundays, for a small fee.",
 ]
 
