@@ -535,7 +535,7 @@ def test_options_are_the_kernel_s_to_fill_in(
     assert wim(QUESTION, facts).exit_code == 0
     assert wim(QUESTION, facts, "--relevance", "lexical", "--rounds", "2").exit_code == 0
     assert asked == [{"task": "answer"}, {"task": "answer", "relevance": "lexical", "rounds": 2}]
-    monkeypatch.setattr(type(kernel.engine), "heads", ())
+    monkeypatch.setattr(kernel.engine, "heads", ())
     refused = wim(QUESTION, facts, "--relevance", "attention")
     assert refused.exit_code == 2
     assert "cannot see the model's attention" in refused.stderr

@@ -152,7 +152,9 @@ async def test_map_reduce_stream_adds_up_to_one_old_dict(
     """The old chain streams one dict at its end; the new one streams the answer."""
     old, new = make(kernel, True)
     given = given_to(make, documents)
-    together = {"margin_batch": len(documents)}  # as invoke writes them: sentences are chosen by what was read
+    together = {
+        "margin_batch": len(documents)
+    }  # as invoke writes them: sentences are chosen by what was read
     (before,) = old.stream(given)
     for chunks in (
         list(new.stream(given, **together)),

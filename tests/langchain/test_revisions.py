@@ -1,4 +1,4 @@
-"""Margins that become others once more of the documents is known, and a compressor's threshold, which leans to recall."""
+"""Margins that become others once more of the documents is known, and a compressor's threshold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 from typing import Any, TypedDict
 
 import pytest
@@ -118,8 +119,8 @@ def test_margins_add_up_from_either_side() -> None:
     first, second, third = ({"index": 0, "text": "a"}, {"index": 1, "text": "b"}, {"index": 0, "text": "c"})
     one, other = Margins([first, second]), Margins([third])  # type: ignore[list-item]
     assert one + other == [third, second]
-    assert one + [third] == [first, second] + other == [third, second]
-    assert isinstance([first] + other, Margins)
+    assert add(one, [third]) == add([first, second], other) == [third, second]
+    assert isinstance(add([first], other), Margins)
 
 
 class State(TypedDict, total=False):
@@ -149,9 +150,7 @@ def test_graphs_hear_of_revised_margins(revising: WimKernel, documents: list[Doc
 def test_intermediate_steps_are_the_revised_ones(revising: WimKernel, documents: list[Document]) -> None:
     chain = create_wim_map_reduce_chain(revising, return_intermediate_steps=True, **SLOWLY)
     heard = Heard()
-    output = chain.invoke(
-        {"input_documents": documents, "question": QUESTION}, config={"callbacks": [heard]}
-    )
+    output = chain.invoke({"input_documents": documents, "question": QUESTION}, config={"callbacks": [heard]})
     assert output["intermediate_steps"] == [margin["text"] for margin in latest(heard.told)]
 
 
