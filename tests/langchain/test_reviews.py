@@ -32,7 +32,8 @@ def graph(kernel: WimKernel, *, keeps_written: bool = False) -> Any:
         return {"margins": reviewed(state["margins"], reply) if keeps_written else reply}
 
     builder = StateGraph(State)
-    builder.add_node("read", WimMargins(kernel=kernel, threshold=0, margin_tokens=4))
+    # margins written together are the same each time; otherwise they depend on how much is in the cache
+    builder.add_node("read", WimMargins(kernel=kernel, threshold=0, margin_tokens=4, margin_batch=3))
     builder.add_node("review", review)
     builder.add_node("reply", WimAnswer(kernel=kernel, answer_tokens=6))
     builder.add_edge(START, "read")

@@ -57,9 +57,9 @@ def elided(kernel: WimKernel, documents: list[Document], chunks: str = "3 chunks
 
 
 PARTS = {
-    "runnable": lambda kernel: WimRunnable(kernel=kernel, **FEW),
-    "documents chain": lambda kernel: create_wim_documents_chain(kernel, **FEW),
-    "map-reduce chain": lambda kernel: create_wim_map_reduce_chain(kernel, **FEW),
+    "runnable": lambda kernel: WimRunnable(kernel=kernel, margin_style="free", **FEW),
+    "documents chain": lambda kernel: create_wim_documents_chain(kernel, margin_style="free", **FEW),
+    "map-reduce chain": lambda kernel: create_wim_map_reduce_chain(kernel, margin_style="free", **FEW),
 }
 
 
@@ -126,10 +126,23 @@ def test_a_summary_and_prompts_of_ones_own_are_shown(
 
 def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Document]) -> None:
     given = {"question": QUESTION, "documents": documents}
-    root = traced(WimMargins(kernel=kernel, threshold=0, margin_tokens=4), given)
-    (model,) = (run for run in below(root) if run.run_type == "llm")
-    assert "Copy from the last passage above" in prompt(model)
-    assert sum(run.name == "WimMargin" for run in below(root)) == 3
+    for style, asked in (
+        ("free", True),
+        ("verbatim", False),
+    ):  # nothing but the question stands behind a quotation
+        root = traced(
+            WimMargins(kernel=kernel, threshold=0, margin_tokens=4, margin_style=style, margin_batch=1), given
+        )
+        (model,) = (run for run in below(root) if run.run_type == "llm")
+        margins = [run for run in below(root) if run.name == "WimMargin"]
+        assert len(margins) == 3
+        for text in (prompt(model), *(run.inputs["prompt"] for run in margins)):
+            assert ("Copy from the last passage above" in text) == asked
+            assert QUESTION in text
+    source = kernel.read([document.page_content for document in documents])
+    (*_, last) = source.margins(QUESTION, threshold=0, margin_batch=1)
+    shown = margins[-1].inputs["prompt"].partition("tokens]")[2]
+    assert shown in kernel.tokenizer.decode(source.prompt_ids(last))
     root = traced(WimAnswer(kernel=kernel, answer_tokens=4), {**given, "margins": ["She owned it."]})
     (model,) = (run for run in below(root) if run.run_type == "llm")
     assert "- She owned it." in prompt(model)
