@@ -491,7 +491,7 @@ async def test_closing_streams_and_cancelling_frees_everything(
 
 
 def test_the_same_nodes_prefill_once(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
-    synthesizer = WimSynthesizer(kernel, **FEW)
+    synthesizer = WimSynthesizer(kernel, margin_style="free", **FEW)  # notes that quote no mark
     mark = kernel.tokenizer.encode(" Brandt", add_special_tokens=False)[0]
     with spying(kernel.model) as spy:
         for question in (QUESTION, "How was the fog?"):

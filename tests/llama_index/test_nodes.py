@@ -77,7 +77,7 @@ def test_small_neighbours_share_a_chunk_and_keep_their_names(
     given = [*(item.node for item in nodes), other]
     source = NodeReading(kernel, given, join_small=True)
     assert len(texts(source)) == 2
-    first, second = source.reading.margins(QUESTION, threshold=0, margin_tokens=2)
+    first, second = source.reading.margins(QUESTION, threshold=0, margin_tokens=2, margin_style="free")
     assert source.margin_data(first)["node_ids"] == ["log-0", "log-26", "log-82"]
     assert source.margin_data(first)["ref_doc_ids"] == ["log"]
     assert source.margin_data(second)["node_ids"] == ["register-26"]

@@ -124,7 +124,9 @@ def test_what_is_no_document_is_said(kernel: WimKernel, wrong: Any) -> None:
 @pytest.mark.parametrize("task", ["answer", "summarise"])
 def test_older_callbacks_see_the_prompts(kernel: WimKernel, task: Any) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
-    synthesizer = WimSynthesizer(kernel, callback_manager=CallbackManager([debug]), task=task, **FEW)
+    synthesizer = WimSynthesizer(
+        kernel, callback_manager=CallbackManager([debug]), task=task, margin_style="free", **FEW
+    )
     question = QUESTION if task == "answer" else ""
     response = synthesizer.synthesize(question, twins(["a", "b", "c"]))
     ((began, ended),) = debug.get_event_pairs(CBEventType.LLM)
