@@ -209,24 +209,34 @@ class Call:
             for index, margin in sorted(inquiry.margins.items())
         ]
         self.writer.weigh(places)
-        waiting = []
+        waiting, verbatim = [], self.settings.margin_style == "verbatim"
         for place in places:
             before = place.inquiry.margins[place.index]
-            if self.writer.passes(place) == (bool(before.text) or before.kept):
+            had_note = bool(before.text) or before.kept
+            if self.writer.passes(place) and (verbatim or not had_note):
+                waiting.append(place)  # what is quoted may be another, too, and costs no decoding
+            elif had_note and self.writer.passes(place):
                 now = self.writer.margin(place)
-                if (now.relevance, now.evidence) != (before.relevance, before.evidence):
-                    margin = replace(before, relevance=now.relevance, evidence=now.evidence)
-                    place.inquiry.margins[place.index] = margin
-                    yield MarginRevised(margin, place.inquiry.position)
-            elif self.writer.passes(place):
-                waiting.append(place)
+                margin = replace(before, relevance=now.relevance, evidence=before.evidence | now.evidence)
+                yield from self._retell(margin, place.inquiry)
             else:
-                yield from self._tell(iter([place]), revised=True)
+                yield from self._retell(self.writer.margin(place), place.inquiry)
         for _, some in itertools.groupby(waiting, key=lambda place: self.lease.volume_of(place.index + 1)):
             together = list(some)
             if self.settings.margin_style == "free":
                 yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
-            yield from self._tell(self.writer.write_found(together), revised=True)
+            for place in self.watch.run("margins", self.writer.write_found(together)):
+                if place is None:
+                    yield None
+                else:
+                    yield from self._retell(self.writer.margin(place), place.inquiry)
+
+    def _retell(self, margin: Margin, inquiry: Inquiry) -> Steps[None]:
+        """Put a margin in the place of the one before it, and tell of it if it is another."""
+        before = inquiry.margins[margin.index]
+        inquiry.margins[margin.index] = margin
+        if (margin, dict(margin.evidence)) != (before, dict(before.evidence)):
+            yield MarginRevised(margin, inquiry.position)
 
     def look_again(self) -> Steps[None]:
         """Further rounds: look for evidence once more in the volume in hand, with what was found in the prompt."""
@@ -239,7 +249,7 @@ class Call:
                 yield from self.watch.run("margins", self.writer.search_again(inquiry, chunks))
             yield from self.revise()
 
-    def _tell(self, work: Iterator[Place | None], *, revised: bool = False) -> Steps[None]:
+    def _tell(self, work: Iterator[Place | None]) -> Steps[None]:
         """Turn finished places into margins."""
         for place in self.watch.run("margins", work):
             if place is None:
@@ -249,8 +259,7 @@ class Call:
             place.inquiry.margins[place.index] = margin
             if self.watch.first_margin is None:
                 self.watch.first_margin = self.watch.since_start()
-            event = MarginRevised if revised else MarginWritten
-            yield event(margin, place.inquiry.position)
+            yield MarginWritten(margin, place.inquiry.position)
 
     @property
     def _after_notes(self) -> bool:
