@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
-	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE) --margin-style verbatim
+	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE)
 
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

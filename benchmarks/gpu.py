@@ -134,6 +134,8 @@ def options(margin: int, answer: int, chunks: int | None = None) -> dict[str, An
     """Every margin written in full and kept."""
     return {
         "threshold": 0,
+        "relevance": "likelihood",
+        "margin_style": "free",
         "prompts": prompts(),
         "margin_config": forced(margin),
         "answer_config": forced(answer),

@@ -28,8 +28,6 @@ import torch  # noqa: E402
 from langchain_classic.chains.question_answering import load_qa_chain  # noqa: E402
 from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402
 from langchain_core.documents import Document  # noqa: E402
-from langchain_core.language_models.llms import BaseLLM  # noqa: E402
-from langchain_core.outputs import Generation, LLMResult  # noqa: E402
 from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
 from benchmarks.report import ROOT, machine, table  # noqa: E402
@@ -42,56 +40,10 @@ from benchmarks.shapes import (  # noqa: E402
     split_texts,
     timed,
 )
+from wim_integrations.evaluation.generation import Generator  # noqa: E402
+from wim_integrations.evaluation.langchain_chain import GenerateLLM  # noqa: E402
 from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
 from wim_kernel import WimKernel  # noqa: E402
-
-
-class GenerateLLM(BaseLLM):
-    """A loaded model as a LangChain language model: so many prompts at a time go to ``model.generate``."""
-
-    model: Any
-    tokenizer: Any
-    new_tokens: int
-    prompts_together: int = 1
-
-    @property
-    def _llm_type(self) -> str:
-        return "generate"
-
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text, as the old chain counts them to decide whether to collapse."""
-        return len(self.tokenizer.encode(text))
-
-    def _generate(
-        self, prompts: list[str], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> LLMResult:
-        texts = []
-        for start in range(0, len(prompts), self.prompts_together):
-            texts += self._run(prompts[start : start + self.prompts_together])
-        return LLMResult(generations=[[Generation(text=text)] for text in texts])
-
-    def _run(self, prompts: list[str]) -> list[str]:
-        if self.tokenizer.chat_template:
-            prompts = [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                )
-                for prompt in prompts
-            ]
-        given = self.tokenizer(
-            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        ).to(self.model.device)
-        out = self.model.generate(
-            **given,
-            generation_config=GenerationConfig(
-                max_new_tokens=self.new_tokens,
-                min_new_tokens=self.new_tokens,
-                do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id or 0,
-            ),
-        )
-        texts: list[str] = self.tokenizer.batch_decode(out[:, given["input_ids"].shape[1] :])
-        return texts
 
 
 class FirstSign(BaseCallbackHandler):
@@ -127,7 +79,13 @@ def paths(
     """Every way to ask, as a function of the question."""
     forced = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
     chain = create_wim_map_reduce_chain(
-        kernel, threshold=0, margin_config=forced, answer_config=forced, return_intermediate_steps=True
+        kernel,
+        threshold=0,
+        relevance="likelihood",
+        margin_style="free",
+        margin_config=forced,
+        answer_config=forced,
+        return_intermediate_steps=True,
     )
 
     def given(question: str) -> dict[str, Any]:
@@ -135,7 +93,9 @@ def paths(
 
     def old(together: int) -> Callable[[str, Any], Any]:
         llm = GenerateLLM(
-            model=kernel.model, tokenizer=kernel.tokenizer, new_tokens=new_tokens, prompts_together=together
+            generator=Generator(kernel.model, kernel.tokenizer, together),
+            new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

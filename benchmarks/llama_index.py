@@ -48,7 +48,14 @@ MODES = ("tree_summarize", "refine", "compact", "accumulate")
 def paths(kernel: WimKernel, nodes: list[NodeWithScore], new_tokens: int) -> dict[str, Callable[[str], Any]]:
     """Every way to answer, as a function of the question."""
     forced = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
-    synthesizer = WimSynthesizer(kernel, threshold=0, margin_config=forced, answer_config=forced)
+    synthesizer = WimSynthesizer(
+        kernel,
+        threshold=0,
+        relevance="likelihood",
+        margin_style="free",
+        margin_config=forced,
+        answer_config=forced,
+    )
     window = min(kernel.engine.window or 131_072, 131_072)
     llm = HuggingFaceLLM(
         model=kernel.model,

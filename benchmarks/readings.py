@@ -65,7 +65,13 @@ class Bench:
         forced = GenerationConfig(
             max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False
         )
-        self.options: dict[str, Any] = {"threshold": 0, "margin_config": forced, "answer_config": forced}
+        self.options: dict[str, Any] = {
+            "threshold": 0,
+            "relevance": "likelihood",
+            "margin_style": "free",
+            "margin_config": forced,
+            "answer_config": forced,
+        }
 
     def restart(self, **options: Any) -> None:
         """A kernel that has read nothing, on the model there is."""

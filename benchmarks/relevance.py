@@ -140,7 +140,7 @@ class Recorder(Relevance):
     def __init__(self, name: str) -> None:
         """Record for the score called ``name``."""
         self.score = BY_NAME[name]
-        self.asks = self.score.asks
+        self.asks, self.searches = self.score.asks, self.score.searches
         self.seen: dict[str, Evidence] = {}
 
     def __call__(self, evidence: Evidence) -> float:
@@ -152,9 +152,7 @@ class Recorder(Relevance):
         """What was measured of a chunk; nothing of a blank one."""
         if source not in self.seen:
             return {}
-        names = ("likelihood", "likelihood_before", "decision", "judgement")
-        values = {name: getattr(self.seen[source], name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        return self.seen[source].signals
 
 
 def score(kernel: WimKernel, question: Question, relevance: str) -> Scored:
@@ -164,7 +162,7 @@ def score(kernel: WimKernel, question: Question, relevance: str) -> Scored:
     reading = kernel.read([Chunk.of(text, name) for text, name in zip(question.chunks, sources, strict=True)])
     recorder = Recorder(relevance)
     if recorder.asks == "judgement":  # judges notes, so they have to be written
-        written = reading.margins(question.question, relevance=recorder, threshold=0)
+        written = reading.margins(question.question, relevance=recorder, threshold=0, margin_style="free")
         values = [margin.relevance for margin in written]
     else:
         values = reading.relevance(question.question, relevance=recorder)
@@ -241,7 +239,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("files", nargs="*", type=Path, help=f"JSONL files; default: {DEFAULT_DATA.name}")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--relevance", default="likelihood", choices=sorted(BY_NAME))
+    parser.add_argument("--relevance", default="combined", choices=sorted(BY_NAME))
     parser.add_argument("--n", type=int, help="questions of each file; default: all")
     parser.add_argument("--chunk-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)

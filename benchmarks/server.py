@@ -114,7 +114,12 @@ class Bench:
         self.forces = not {"min_new_tokens", "ignore_eos"}.isdisjoint(self.family.settings)
         least = args.new_tokens if self.forces else None
         forced = GenerationConfig(max_new_tokens=args.new_tokens, min_new_tokens=least, do_sample=False)
-        self.options: dict[str, Any] = {"threshold": 0, "margin_config": forced, "answer_config": forced}
+        self.options: dict[str, Any] = {
+            "threshold": 0,
+            "margin_style": "free",
+            "margin_config": forced,
+            "answer_config": forced,
+        }
         self.copies = 0
 
     def copy(self) -> list[str]:

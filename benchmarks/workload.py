@@ -82,6 +82,8 @@ def ask(reading: Reading, question: str, workload: Workload) -> WimResult:
     result: WimResult = reading.ask(
         question,
         threshold=0,
+        relevance="likelihood",
+        margin_style="free",
         margin_config=forced(workload.margin_tokens),
         answer_config=forced(workload.answer_tokens),
     )

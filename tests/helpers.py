@@ -20,6 +20,7 @@ def config(new: int, least: int | None = None) -> GenerationConfig:
 
 
 SHORT = {"margin_config": config(6), "answer_config": config(8)}
+FREE = {**SHORT, "margin_style": "free"}  # margins that are generated, token by token
 
 
 class Spy:

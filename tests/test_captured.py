@@ -26,7 +26,7 @@ from wim_kernel.errors import UnsupportedModelError
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 
 CHUNKS = ["The gull sat on the mast.", "Elsa Brandt owned the ship, they say, all of it.", "Nobody else did."]
-BRIEF = {"margin_config": config(4), "answer_config": config(4)}
+BRIEF = {"margin_style": "free", "margin_config": config(4), "answer_config": config(4)}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -103,6 +103,25 @@ def test_where_sentences_end(expected):
     assert pieces("".join(expected)) == expected
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [
+            "12:00:01 INFO up. Listening on 80\n",
+            "12:00:02 WARN disk low\n",
+            "12:00:09 ERROR no file. Retry\n",
+        ],
+        ["name,year,city\n", "Fenn,1820,Lyme\n", "Reed,1815,Whitby. Gone\n"],
+        ["| a | b |\n", "|---|---|\n", "| x. Y | y |\n"],
+        [f"INFO worker {i} finished. Job {i * 7}\n" for i in range(5)],
+    ],
+    ids=["log", "csv", "markdown", "alike"],
+)
+def test_rows_are_sentences(rows):
+    assert pieces("".join(rows)) == rows
+    assert all(chunk.text.endswith("\n") for chunk in split("".join(rows * 9), 40, len))
+
+
 def test_language_decides_abbreviations():
     assert pieces("Das ist ggf. Unsinn. Ja.", "de") == ["Das ist ggf. Unsinn. ", "Ja."]
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,15 @@ from rich.console import Console
 from wim_kernel import cli
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.display import PlainDisplay, QuietDisplay, TerminalDisplay, harmless, json_line, place
-from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginWritten
+from wim_kernel.events import (
+    Answered,
+    AnswerToken,
+    ChunkRead,
+    Event,
+    MarginRevised,
+    MarginsDone,
+    MarginWritten,
+)
 from wim_kernel.kernel import WimKernel
 from wim_kernel.margins import Margin, Timings, Usage, WimResult
 
@@ -474,9 +484,63 @@ def test_terminal_display_prints_markup_as_it_stands() -> None:
 
 def test_quiet_display_of_margins(capsys: pytest.CaptureFixture[str]) -> None:
     display = QuietDisplay(margins_only=True)
-    for event in some_events()[:-2]:
+    *events, _, answered = some_events()
+    assert isinstance(answered, Answered)
+    margins, usage = answered.result.margins, answered.result.usage
+    for event in (*events, MarginsDone(margins, usage, Timings(), 2)):
         display.show(event)
     assert capsys.readouterr() == ("a note\n", "")
+
+
+def test_revised_margins_are_shown_again_where_their_notes_are_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    events = some_events()
+    kept, dropped = (event.margin for event in events if isinstance(event, MarginWritten))
+    gone = replace(kept, text="", kept=False, relevance=0.2)
+    found = replace(dropped, text="another", kept=True, relevance=0.7)
+    revised = [MarginRevised(replace(gone, relevance=0.1)), MarginRevised(found)]
+    less = [MarginRevised(replace(kept, relevance=0.3)), MarginRevised(gone)]
+    screen = io.StringIO()
+    terminal = TerminalDisplay(Console(file=screen, width=100))
+    for display in (PlainDisplay(), terminal, QuietDisplay(margins_only=True)):
+        for event in (*events[2:4], *less, *revised):
+            display.show(event)
+        display.show(MarginsDone((gone, found), Usage(), Timings(), 2))
+        display.close()
+    place = "a.pdf, pages 1-2, chars 1,200-1,206"
+    shown = [
+        f"* margin 1  relevance 0.90  {place}",
+        "    a note",
+        f"  margin 2  relevance 0.10  {place}",
+        f"  margin 1, revised  relevance 0.20  {place}",
+        f"* margin 2, revised  relevance 0.70  {place}",
+        "    another",
+    ]
+    assert capsys.readouterr().out.splitlines() == [*shown, "another"]
+    assert [line.rstrip() for line in screen.getvalue().splitlines()] == shown
+
+
+def test_options_are_the_kernel_s_to_fill_in(
+    wim: Callable[..., Result], facts: str, kernel: WimKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def read(*_: object, **__: object) -> Any:
+        def stream(question: str, **options: Any) -> Any:
+            asked.append({name: value for name, value in options.items() if name != "stop_when"})
+            yield from ()
+
+        return SimpleNamespace(stream=stream)
+
+    monkeypatch.setattr(kernel, "read", read)
+    assert wim(QUESTION, facts).exit_code == 0
+    assert wim(QUESTION, facts, "--relevance", "lexical", "--rounds", "2").exit_code == 0
+    assert asked == [{"task": "answer"}, {"task": "answer", "relevance": "lexical", "rounds": 2}]
+    monkeypatch.setattr(kernel.engine, "heads", ())
+    refused = wim(QUESTION, facts, "--relevance", "attention")
+    assert refused.exit_code == 2
+    assert "cannot see the model's attention" in refused.stderr
 
 
 def test_places_name_each_source_once() -> None:

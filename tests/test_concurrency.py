@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import SHORT, config, spying
+from helpers import FREE, config, spying
 
 from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
 from wim_kernel.engines.base import Text
@@ -35,7 +35,7 @@ def kernel(tiny_model, smollm2):
 @pytest.fixture(scope="module")
 def alone(kernel):
     """Each question's answer with nobody else there."""
-    return {q: kernel.read(TEXTS).ask(q, threshold=0, **SHORT) for q in QUESTIONS}
+    return {q: kernel.read(TEXTS).ask(q, threshold=0, **FREE) for q in QUESTIONS}
 
 
 def same(result, expected):
@@ -70,10 +70,10 @@ def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
     kernel.readings.clear()
     (zebra,) = kernel.engine.encode(Text(" zebra"))
     texts = [text + " zebra" * 5 for text in TEXTS]
-    expected = {q: kernel.read(texts).ask(q, threshold=0, **SHORT) for q in QUESTIONS[:8]}
+    expected = {q: kernel.read(texts).ask(q, threshold=0, **FREE) for q in QUESTIONS[:8]}
     kernel.readings.clear()
     with spying(kernel.model) as spy, ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda q: kernel.read(texts).ask(q, threshold=0, **SHORT), QUESTIONS[:8]))
+        results = list(threads.map(lambda q: kernel.read(texts).ask(q, threshold=0, **FREE), QUESTIONS[:8]))
     for result, question in zip(results, QUESTIONS, strict=False):
         same(result, expected[question])
     assert spy.count(zebra) == 20  # each document token once, whoever came first
@@ -93,7 +93,7 @@ async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
 
     beat = asyncio.create_task(heartbeat())
     reading = kernel.read(TEXTS)
-    results = await asyncio.gather(*(reading.aask(q, threshold=0, **SHORT) for q in QUESTIONS))
+    results = await asyncio.gather(*(reading.aask(q, threshold=0, **FREE) for q in QUESTIONS))
     beat.cancel()
     for result in results:
         same(result, alone[result.question])
@@ -108,7 +108,11 @@ def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, aft
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
     stream = reading.stream(
-        QUESTIONS[0], threshold=0, margin_config=config(60, 60), answer_config=config(60, 60)
+        QUESTIONS[0],
+        threshold=0,
+        margin_style="free",
+        margin_config=config(60, 60),
+        answer_config=config(60, 60),
     )
     for event in stream:
         if isinstance(event, after):
@@ -119,15 +123,15 @@ def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, aft
         assert list(stream) == []
     assert spy.batches == []
     assert_idle(kernel, batches)
-    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+    same(reading.ask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
 def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    reading.stream(QUESTIONS[0], **SHORT)
+    reading.stream(QUESTIONS[0], **FREE)
     assert_idle(kernel)
-    stream = reading.stream(QUESTIONS[0], threshold=0, **SHORT)
+    stream = reading.stream(QUESTIONS[0], threshold=0, **FREE)
     next(stream)
     assert any(held.in_use for held in kernel.readings.held)
     del stream
@@ -143,9 +147,9 @@ def test_an_exception_in_a_callback(kernel, alone, batches, where):
         raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        reading.ask(QUESTIONS[0], **{where: fails}, **SHORT)
+        reading.ask(QUESTIONS[0], **{where: fails}, **FREE)
     assert_idle(kernel, batches)
-    again = reading.ask(QUESTIONS[0], threshold=0, **SHORT)
+    again = reading.ask(QUESTIONS[0], threshold=0, **FREE)
     same(again, alone[QUESTIONS[0]])
     assert again.usage.cached_tokens > 0  # what was read is kept
 
@@ -153,7 +157,7 @@ def test_an_exception_in_a_callback(kernel, alone, batches, where):
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2", "qwen3_next"])
 def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2, kind):
     kernel = WimKernel(tiny_model(kind), smollm2[1])
-    expected = kernel.read(TEXTS).ask(QUESTIONS[0], threshold=0, **SHORT)
+    expected = kernel.read(TEXTS).ask(QUESTIONS[0], threshold=0, **FREE)
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
     calls = 0
@@ -167,16 +171,16 @@ def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2,
     hook = kernel.model.model.layers[1].register_forward_hook(fails)
     for _ in range(3):
         with pytest.raises(RuntimeError, match="out of memory"):
-            reading.ask(QUESTIONS[0], threshold=0, **SHORT)
+            reading.ask(QUESTIONS[0], threshold=0, **FREE)
     hook.remove()
     assert_idle(kernel)
-    same(reading.ask(QUESTIONS[0], threshold=0, **SHORT), expected)
+    same(reading.ask(QUESTIONS[0], threshold=0, **FREE), expected)
 
 
 async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    long = {"margin_config": config(2000, 2000), "threshold": 0}
+    long = {"margin_config": config(2000, 2000), "margin_style": "free", "threshold": 0}
     task = asyncio.create_task(reading.aask(QUESTIONS[0], **long))
     while not batches:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -191,30 +195,30 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
         await asyncio.sleep(0.2)
         assert len(spy.batches) == quiet
     assert_idle(kernel, batches)
-    same(await reading.aask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+    same(await reading.aask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
 async def test_leaving_an_async_stream(kernel, alone, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    stream = reading.astream(QUESTIONS[0], threshold=0, margin_config=config(500, 500))
+    stream = reading.astream(QUESTIONS[0], threshold=0, margin_style="free", margin_config=config(500, 500))
     async for event in stream:
         if isinstance(event, ChunkRead):
             break
     await stream.aclose()
     await asyncio.sleep(0.1)
     assert_idle(kernel, batches)
-    same(await reading.aask(QUESTIONS[0], threshold=0, **SHORT), alone[QUESTIONS[0]])
+    same(await reading.aask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
 def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    paused = reading.stream(QUESTIONS[1], threshold=0, **SHORT)
+    paused = reading.stream(QUESTIONS[1], threshold=0, **FREE)
     next(paused)
     with ThreadPoolExecutor(1) as thread:
         same(
-            thread.submit(reading.ask, QUESTIONS[0], threshold=0, **SHORT).result(timeout=60),
+            thread.submit(reading.ask, QUESTIONS[0], threshold=0, **FREE).result(timeout=60),
             alone[QUESTIONS[0]],
         )
     same(list(paused)[-1].result, alone[QUESTIONS[1]])
@@ -271,7 +275,7 @@ def test_no_memory_grows_over_rounds(kernel):
     counts = []
     for _ in range(3):
         for question in QUESTIONS[:3]:
-            kernel.read(TEXTS).ask(question, threshold=0, **SHORT)
+            kernel.read(TEXTS).ask(question, threshold=0, **FREE)
         counts.append(stores())
     assert counts[0] == counts[1] == counts[2]
     assert torch.is_grad_enabled()  # no mode of ours leaks out

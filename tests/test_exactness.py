@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SHORT, config, generated, scored_alone, spying
+from helpers import FREE, config, generated, scored_alone, spying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedModel
@@ -40,7 +40,7 @@ def kernels(tiny_model, smollm2):
 
 def check(kernel: WimKernel, chunks: list[str], question: str, **options: Any) -> None:
     """Every margin and the answer equal generate on the tokens their branches saw; relevance equals plain passes."""
-    options = {**SHORT, "threshold": 0, **options}
+    options = {**FREE, "threshold": 0, **options}
     reading = kernel.read(chunks)
     result = reading.ask(question, **options)
     assert [margin.index for margin in result.margins] == list(range(len(chunks)))
@@ -108,7 +108,7 @@ def test_relevance_equals_plain_passes(kernels, kind, most):
     kernel, question = kernels(kind), "Which zebra kept the ledger?"
     kernel.engine.max_branches, before = most, kernel.engine.max_branches
     reading = kernel.read([" ".join(WORDS * 2), "The ledger was kept by a zebra.", " ".join(WORDS[3:])])
-    evidence = reading.evidence(question)
+    evidence = reading.evidence(question, relevance="likelihood")
     kernel.engine.max_branches = before
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
     asked = kernel.engine.encode(Text(" " + question))
@@ -125,10 +125,11 @@ def test_relevance_equals_plain_passes(kernels, kind, most):
 def test_relevance_does_not_depend_on_how_many_devices_the_model_is_on(kernels, monkeypatch):
     """On several, logits are kept from the first that is wanted on; here of a model on one, taken to be on several."""
     kernel, chunks = kernels("llama"), [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])]
-    wanted = kernel.read(chunks).ask("Which zebra kept the ledger?", **SHORT, threshold=0)
+    options = {**FREE, "relevance": "likelihood", "threshold": 0}
+    wanted = kernel.read(chunks).ask("Which zebra kept the ledger?", **options)
     kernel.readings.clear()
     monkeypatch.setattr(kernel.engine.runner, "spread", True)
-    found = kernel.read(chunks).ask("Which zebra kept the ledger?", **SHORT, threshold=0)
+    found = kernel.read(chunks).ask("Which zebra kept the ledger?", **options)
     assert [margin.relevance for margin in found.margins] == [margin.relevance for margin in wanted.margins]
     assert [margin.token_ids for margin in found.margins] == [margin.token_ids for margin in wanted.margins]
 
@@ -137,7 +138,7 @@ def test_relevance_does_not_depend_on_how_many_devices_the_model_is_on(kernels, 
 def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind):
     kernel = kernels(kind)
     reading = kernel.read(["The ledger was kept by a zebra.", " ".join(WORDS)])
-    margins = reading.margins("Who kept it?", relevance="decision", threshold=0, **SHORT)
+    margins = reading.margins("Who kept it?", relevance="decision", threshold=0, **FREE)
     yes, no = (kernel.engine.encode(Text(word)) for word in ("YES:", "NO"))
     for margin in margins:
         ids = reading.prompt_ids(margin)
@@ -145,11 +146,15 @@ def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind)
         with torch.inference_mode():
             logits = kernel.model(torch.tensor([ids[: -len(yes)]])).logits[0, -1]
         assert margin.relevance == pytest.approx(float(logits[[yes[0], no[0]]].softmax(-1)[0]), abs=1e-4)
-        assert list(margin.token_ids) == generated(reading, margin, SHORT["margin_config"])
+        assert list(margin.token_ids) == generated(reading, margin, FREE["margin_config"])
 
 
-def test_sentences_are_chosen_as_one_alone_would_be(kernels):
-    kernel, question = kernels("llama"), "Which zebra kept the ledger?"
+def test_sentences_are_chosen_as_one_alone_would_be(tiny_model, smollm2):
+    """Where attention cannot be seen, by the question's likelihood."""
+    kernel, question = (
+        WimKernel(tiny_model("llama"), smollm2[1], path="snapshot"),
+        "Which zebra kept the ledger?",
+    )
     text = (
         "A gull sat on the rope. The zebra kept a ledger of brass! Fog came in at night. Oars lay in a crate."
     )
@@ -183,10 +188,10 @@ def test_each_document_token_is_run_once(kernels, kind):
         usage = reading.prefill()
         assert usage.prefill_tokens == reading.tokens
         assert spy.tokens == reading.tokens + usage.prompt_tokens  # the head, which is not the document's
-        reading.ask("Who?", threshold=0, **SHORT)
-        reading.ask("Where?", **SHORT)
-        reading.ask_many(["Which?", "When was it?"], threshold=0, **SHORT)
-        again = kernel.read(chunks).ask("Who?", threshold=1, **SHORT)
+        reading.ask("Who?", threshold=0, **FREE)
+        reading.ask("Where?", **FREE)
+        reading.ask_many(["Which?", "When was it?"], threshold=0, **FREE)
+        again = kernel.read(chunks).ask("Who?", threshold=1, **FREE)
         assert again.usage.prefill_tokens == 0
         assert again.usage.cached_tokens == reading.tokens
     assert spy.count(zebra) == 78
@@ -202,8 +207,8 @@ def test_a_branch_never_changes_the_reading(kernels):
         index: (layer.keys.clone(), layer.values.clone()) for index, layer in entry.prefix.layers.items()
     }
     ids = list(entry.prefix.ids)
-    reading.ask("Who kept the ledger?", threshold=0, **SHORT)
-    reading.margins("Where?", relevance="second-call", threshold=0, **SHORT)
+    reading.ask("Who kept the ledger?", threshold=0, **FREE)
+    reading.margins("Where?", relevance="second-call", threshold=0, **FREE)
     assert entry.prefix.ids == ids
     for index, layer in entry.prefix.layers.items():
         used = len(ids)
@@ -216,7 +221,7 @@ def test_the_model_stays_free_for_other_use(tiny_model, smollm2):
     ids = torch.arange(40, 80)[None]
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10)
     kernel = WimKernel(model, smollm2[1])
-    stream = kernel.read([" ".join(WORDS * 3)] * 3).stream("Who?", threshold=0, **SHORT)
+    stream = kernel.read([" ".join(WORDS * 3)] * 3).stream("Who?", threshold=0, **FREE)
     next(stream)  # in the middle of a call
     during = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10)
     rest = list(stream)
@@ -273,8 +278,12 @@ def test_half_precision_agrees_with_itself(smollm2):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     chunks = [" ".join(WORDS), "A zebra kept the ledger.", " ".join(WORDS[4:])]
-    exact = WimKernel(model, smollm2[1]).read(chunks).evidence("Who kept it?")
-    half = WimKernel(model.to(torch.bfloat16), smollm2[1]).read(chunks).evidence("Who kept it?")
+    exact = WimKernel(model, smollm2[1]).read(chunks).evidence("Who kept it?", relevance="likelihood")
+    half = (
+        WimKernel(model.to(torch.bfloat16), smollm2[1])
+        .read(chunks)
+        .evidence("Who kept it?", relevance="likelihood")
+    )
     for one, other in zip(exact, half, strict=True):
         assert one.likelihood == pytest.approx(other.likelihood, abs=0.1)
 

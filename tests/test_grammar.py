@@ -105,11 +105,12 @@ def test_the_real_model_fills_it_in(smollm2: Loaded) -> None:
 def test_questions_with_and_without_a_schema_share_a_reading(kernel: WimKernel) -> None:
     reading = kernel.read(TEXTS)
     schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
-    plain = reading.ask(QUESTION, threshold=0, margin_tokens=3, answer_tokens=5)
-    results = reading.ask_many([QUESTION, "Which?"], threshold=0, margin_tokens=3, answer_schema=schema)
+    free = {"margin_style": "free", "margin_tokens": 3}
+    plain = reading.ask(QUESTION, threshold=0, answer_tokens=5, **free)
+    results = reading.ask_many([QUESTION, "Which?"], threshold=0, answer_schema=schema, **free)
     assert all(json.loads(result.answer)["a"] in ("x", "y") for result in results)
-    assert reading.ask(QUESTION, threshold=0, margin_tokens=3, answer_tokens=5).answer == plain.answer
-    pieces = [event for event in reading.stream(QUESTION, margin_tokens=3, answer_schema=schema)]
+    assert reading.ask(QUESTION, threshold=0, answer_tokens=5, **free).answer == plain.answer
+    pieces = [event for event in reading.stream(QUESTION, answer_schema=schema, **free)]
     assert pieces[-1].result.answer == "".join(getattr(event, "text", "") for event in pieces)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 
 import pytest
-from helpers import SHORT, config, generated
+from helpers import FREE, SHORT, config, generated
 from transformers import GenerationConfig
 
 from wim_kernel import (
@@ -26,6 +26,7 @@ from wim_kernel import (
     WimKernel,
 )
 from wim_kernel.engines.base import Text
+from wim_kernel.relevance import BY_NAME
 
 TEXTS = [
     "The gull sat on the mast.",
@@ -55,8 +56,9 @@ def by_word(word: str):
 # -- events -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_tells_everything_and_ends_with_the_result(reading):
-    events = list(reading.stream(QUESTION, threshold=0, **SHORT))
+@pytest.mark.parametrize("style", ["free", "verbatim"])
+def test_a_stream_tells_everything_and_ends_with_the_result(reading, style):
+    events = list(reading.stream(QUESTION, threshold=0, margin_style=style, **SHORT))
     read = [event for event in events if isinstance(event, ChunkRead)]
     assert [event.index for event in read] == [0, 1, 2, 3]
     assert read[-1].tokens == read[-1].total_tokens == reading.tokens
@@ -95,10 +97,13 @@ def test_margin_batch_is_obeyed(kernel):
         assert seen == {i: min(8, (i // size + 1) * size) for i in range(8)}
 
 
-def test_the_same_stream_or_not_the_same_result(reading, kernel):
-    streamed = list(reading.stream(QUESTION, threshold=0, **SHORT))[-1].result
+@pytest.mark.parametrize("style", ["free", "verbatim"])
+def test_the_same_stream_or_not_the_same_result(reading, kernel, style):
+    """By what is known at a chunk's end; scores that later chunks change are in test_relevance.py."""
+    options = {"threshold": 0, "relevance": "likelihood", "margin_style": style, **SHORT}
+    streamed = list(reading.stream(QUESTION, **options))[-1].result
     kernel.readings.clear()
-    asked = kernel.read(TEXTS).ask(QUESTION, threshold=0, **SHORT)
+    asked = kernel.read(TEXTS).ask(QUESTION, **options)
     assert streamed.answer == asked.answer
     assert [m.text for m in streamed.margins] == [m.text for m in asked.margins]
     assert [m.relevance for m in streamed.margins] == pytest.approx(
@@ -121,7 +126,7 @@ def test_events_and_results_are_plain_data(reading):
 
 
 def test_below_the_threshold_nothing_is_written(reading):
-    result = reading.ask(QUESTION, relevance=by_word("Elsa"), **SHORT)
+    result = reading.ask(QUESTION, relevance=by_word("Elsa"), **FREE)
     assert [margin.kept for margin in result.margins] == [False, True, False, False]
     assert [bool(margin.text) for margin in result.margins] == [False, True, False, False]
     assert [margin.relevance for margin in result.margins] == [0.1, 0.9, 0.1, 0.1]
@@ -131,10 +136,12 @@ def test_below_the_threshold_nothing_is_written(reading):
 def test_what_is_kept_is_in_the_answers_prompt_and_what_is_not_is_not(reading, kernel):
     result = reading.ask(QUESTION, relevance=by_word("Elsa"), **SHORT)
     prompt = kernel.tokenizer.decode(reading.prompt_ids(result))
+    header = PROMPTS["answer"].notes.split("\n")[2]
+    assert header in prompt
     assert f"- {result.margins[1].text.strip()}" in prompt
     assert prompt.count("\n- ") == 1
     none = reading.ask(QUESTION, threshold=1, relevance=by_word("nothing"), **SHORT)
-    assert "Notes taken" not in kernel.tokenizer.decode(reading.prompt_ids(none))
+    assert header not in kernel.tokenizer.decode(reading.prompt_ids(none))
 
 
 def test_top_k_keeps_the_most_relevant(reading):
@@ -225,7 +232,7 @@ def test_stop_when_gets_margins_in_order(reading):
 
 
 @pytest.mark.parametrize("style", ["free", "verbatim"])
-@pytest.mark.parametrize("relevance", ["likelihood", "decision", "second-call"])
+@pytest.mark.parametrize("relevance", list(BY_NAME))
 def test_every_relevance_with_every_style(reading, style, relevance):
     result = reading.ask(QUESTION, relevance=relevance, margin_style=style, threshold=0, **SHORT)
     assert [margin.index for margin in result.margins] == [0, 1, 2, 3]
@@ -294,11 +301,12 @@ def test_an_answer_after_stopping_early_stands_on_what_was_read(kernel):
 # -- several questions, other tasks -----------------------------------------------------------------------------------
 
 
-def test_many_questions_answer_as_each_alone(reading, kernel):
+@pytest.mark.parametrize("style", ["free", "verbatim"])
+def test_many_questions_answer_as_each_alone(reading, kernel, style):
     questions = [QUESTION, "What fell all night?", "Where did the gull sit, and why there of all places?"]
-    together = reading.ask_many(questions, threshold=0, **SHORT)
+    together = reading.ask_many(questions, threshold=0, margin_style=style, **SHORT)
     for question, result in zip(questions, together, strict=True):
-        alone = reading.ask(question, threshold=0, **SHORT)
+        alone = reading.ask(question, threshold=0, margin_style=style, **SHORT)
         assert result.question == question
         assert result.answer == alone.answer
         assert [m.text for m in result.margins] == [m.text for m in alone.margins]
@@ -312,7 +320,7 @@ def test_many_questions_answer_as_each_alone(reading, kernel):
 
 
 def test_usage_and_timings_add_up(reading):
-    for result in (reading.ask(QUESTION, threshold=0, **SHORT), reading.ask("Why?", **SHORT)):
+    for result in (reading.ask(QUESTION, threshold=0, **FREE), reading.ask("Why?", **SHORT)):
         usage, timings = result.usage, result.timings
         assert usage.prefill_tokens + usage.cached_tokens == reading.tokens
         assert usage.output_tokens == len(result.token_ids) + sum(len(m.token_ids) for m in result.margins)
@@ -362,7 +370,7 @@ def test_prompts_and_frame_can_be_replaced(kernel, tiny_model, smollm2):
     )
     own = WimKernel(tiny_model("llama"), smollm2[1], frame=Frame(system="S", document="D:", separator="|"))
     reading = own.read(["a", "b"])
-    result = reading.ask("{x} {margins}?", threshold=0, prompts=prompts, **SHORT)
+    result = reading.ask("{x} {margins}?", threshold=0, prompts=prompts, **FREE)
     text = own.tokenizer.decode(reading.prompt_ids(result))
     assert text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nD:a|b\n[-")
     assert text.endswith("]\nA? {x} {margins}?<|im_end|>\n<|im_start|>assistant\n")
@@ -442,6 +450,7 @@ def test_margins_that_find_no_room_are_said(kernel):
         reading = kernel.read([*TEXTS, *TEXTS])
         ranks = iter([0.9, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
         options = {"relevance": lambda _: next(ranks), "threshold": 0, "margin_config": config(20, 20)}
+        options["margin_style"] = "free"
         with pytest.warns(UserWarning, match="chunk 1 "):
             result = reading.ask(QUESTION, answer_config=config(8), **options)
         assert not result.margins[1].kept
@@ -528,8 +537,8 @@ def test_overlapping_pieces_are_read_once(kernel):
 def test_several_questions_stream_together_and_say_whose_they_are(kernel):
     reading = kernel.read(TEXTS)
     questions = ["Who owned the ship?", "What colour was it?"]
-    events = list(reading.stream_many(questions, threshold=0, **SHORT))
-    alone = [reading.ask(question, threshold=0, **SHORT) for question in questions]
+    events = list(reading.stream_many(questions, threshold=0, **FREE))
+    alone = [reading.ask(question, threshold=0, **FREE) for question in questions]
     answered = [event for event in events if isinstance(event, Answered)]
     assert events[-2:] == answered
     for position, result in enumerate(alone):
@@ -546,7 +555,7 @@ def test_several_questions_stream_together_and_say_whose_they_are(kernel):
 def test_margins_alone_end_with_what_they_cost(kernel):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
-    *before, last = reading.stream_margins("Who?", threshold=0, **SHORT)
+    *before, last = reading.stream_margins("Who?", threshold=0, **FREE)
     assert isinstance(last, MarginsDone)
     written = [event.margin for event in before if isinstance(event, MarginWritten)]
     assert list(last.margins) == sorted(written, key=lambda margin: margin.index)
@@ -576,6 +585,7 @@ def test_token_limits_and_variables_in_prompts(kernel):
     result = reading.ask(
         "Who?",
         threshold=0,
+        margin_style="free",
         prompts=prompts,
         variables={"tone": "<|im_end|>{x}"},
         margin_tokens=2,

@@ -7,13 +7,13 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import SHORT, spying
+from helpers import FREE, spying
 
 from wim_kernel import Event, MemoryBudgetError, ReadingFileError, WimKernel
 from wim_kernel.engines.base import Text
 from wim_kernel.storage import SUFFIX
 
-OPTIONS = {"threshold": 0, **SHORT}
+OPTIONS = {"threshold": 0, **FREE}
 QUESTION = "Who owned the ship?"
 
 

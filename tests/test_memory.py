@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import SHORT
+from helpers import FREE
 
 from wim_kernel import DeviceMemoryError, WimKernel
 from wim_kernel.engines.local.shared import SharedPrefix
 
 CHUNKS = [f"The gull sat on mast {number}. " for number in range(6)]
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, **SHORT}
+OPTIONS = {"threshold": 0, **FREE}
 
 
 @pytest.fixture

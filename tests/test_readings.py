@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import SHORT, spying
+from helpers import FREE, spying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,12 +50,12 @@ def test_a_fork_is_a_copy_and_both_stay_right(kernel):
     alone = {}
     for chunks in ((A, B, C), (A, B, D), (A, D)):
         kernel.readings.clear()
-        alone[chunks] = kernel.read(chunks).ask("Who?", threshold=0, **SHORT)
+        alone[chunks] = kernel.read(chunks).ask("Who?", threshold=0, **FREE)
     kernel.readings.clear()
     readings = {chunks: kernel.read(chunks) for chunks in alone}
     for _ in range(2):
         for chunks, reading in readings.items():
-            result = reading.ask("Who?", threshold=0, **SHORT)
+            result = reading.ask("Who?", threshold=0, **FREE)
             assert result.answer == alone[chunks].answer
             assert [m.text for m in result.margins] == [m.text for m in alone[chunks].margins]
 
@@ -63,7 +63,7 @@ def test_a_fork_is_a_copy_and_both_stay_right(kernel):
 def test_two_readers_part_ways_in_the_middle(kernel):
     first, second = kernel.read([A, B, C]), kernel.read([A, B, D])
     with spying(kernel.model) as spy:
-        streams = [reading.stream("Who?", threshold=0, **SHORT) for reading in (first, second)]
+        streams = [reading.stream("Who?", threshold=0, **FREE) for reading in (first, second)]
         results = {}
         while streams:
             for stream in list(streams):
@@ -76,7 +76,7 @@ def test_two_readers_part_ways_in_the_middle(kernel):
     assert spy.count(zebra) == 4  # A and B once for both, C, D
     kernel.readings.clear()
     answers = [
-        kernel.read(chunks).ask("Who?", threshold=0, **SHORT).answer for chunks in ([A, B, C], [A, B, D])
+        kernel.read(chunks).ask("Who?", threshold=0, **FREE).answer for chunks in ([A, B, C], [A, B, D])
     ]
     assert [result.answer for result in results.values()] == answers
 
@@ -97,12 +97,12 @@ def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
 def test_never_one_in_use(kernel, tiny_model, smollm2):
     one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(1.5 * one))
-    expected = small.read([A]).ask("Who?", threshold=0, **SHORT)
+    expected = small.read([A]).ask("Who?", threshold=0, **FREE)
     small.readings.clear()
-    stream = small.read([A]).stream("Who?", threshold=0, **SHORT)
+    stream = small.read([A]).stream("Who?", threshold=0, **FREE)
     next(stream)
     for chunk in (B, C):
-        small.read([chunk]).ask("Who?", **SHORT)
+        small.read([chunk]).ask("Who?", **FREE)
     assert list(stream)[-1].result.answer == expected.answer
     assert small.readings.nbytes <= small.readings.budget.engine  # back within it once nobody reads
 
@@ -110,23 +110,23 @@ def test_never_one_in_use(kernel, tiny_model, smollm2):
 def test_one_document_over_the_budget(tiny_model, smollm2):
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=1000)
     with pytest.raises(MemoryBudgetError, match="budget is 1,000") as error:
-        small.read([A]).ask("Who?", **SHORT)
+        small.read([A]).ask("Who?", **FREE)
     assert error.value.needed > error.value.budget == 1000
     assert len(small.readings) == 0
 
 
 def test_a_closed_reading_reads_again(kernel):
     reading = kernel.read([A, B])
-    before = reading.ask("Who?", threshold=0, **SHORT)
+    before = reading.ask("Who?", threshold=0, **FREE)
     reading.close()
     assert len(kernel.readings) == 0
-    after = reading.ask("Who?", threshold=0, **SHORT)
+    after = reading.ask("Who?", threshold=0, **FREE)
     assert after.usage.prefill_tokens == reading.tokens
     assert after.answer == before.answer
 
 
 def test_what_is_held_is_shown(kernel):
-    stream = kernel.read([A, B]).stream("Who?", **SHORT)
+    stream = kernel.read([A, B]).stream("Who?", **FREE)
     next(stream)
     (held,) = kernel.readings.held
     assert held.in_use
@@ -139,7 +139,7 @@ def test_what_is_held_is_shown(kernel):
 
 def test_room_is_allocated_once(kernel):
     reading = kernel.read([A, B, C])
-    stream = reading.stream_margins("Who?", **SHORT)
+    stream = reading.stream_margins("Who?", **FREE)
     next(stream)
     (entry,) = kernel.readings._entries
     buffers = {index: layer.keys.data_ptr() for index, layer in entry.prefix.layers.items()}

@@ -13,7 +13,12 @@ from wim_kernel import MarginWritten, WimKernel
 STORY = (Path(__file__).parents[1] / "examples" / "data" / "alice-chapters-3-4.txt").read_text()
 QUESTION = "What did the Rabbit tell Mary Ann to fetch?"
 TOLD = STORY.index("Run home this moment")
-OPTIONS = {"threshold": 0, "margin_config": config(20), "answer_config": config(24)}
+OPTIONS = {
+    "threshold": 0,
+    "margin_style": "free",
+    "margin_config": config(20),
+    "answer_config": config(24),
+}
 
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])

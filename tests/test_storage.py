@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SHORT, spying
+from helpers import FREE, spying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -25,7 +25,7 @@ DOCUMENT = [
     Chunk.of("Nobody else did.", "owners.txt", 400),
 ]
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, **SHORT}
+OPTIONS = {"threshold": 0, **FREE}
 KINDS = [
     "llama",
     "gemma3",

@@ -15,7 +15,12 @@ from wim_kernel.turns import Share, Turn
 
 TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
 OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]
-LONG = {"threshold": 0, "margin_config": config(6, 6), "answer_config": config(60, 60)}
+LONG = {
+    "threshold": 0,
+    "margin_style": "free",
+    "margin_config": config(6, 6),
+    "answer_config": config(60, 60),
+}
 
 
 @pytest.fixture(scope="module")

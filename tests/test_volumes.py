@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from helpers import SHORT, config, generated, spying
+from helpers import FREE, SHORT, config, generated, spying
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from wim_kernel.volumes import capacity, divide, longest_chunk
 
 WINDOW = 256
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, **SHORT}
+OPTIONS = {"threshold": 0, **FREE}
 SENTENCES = [
     f"The gull {word} over the harbour and sat on mast {n}. " for n, word in enumerate("abcdefghij" * 9)
 ]
@@ -100,7 +100,7 @@ def test_a_hundred_windows(kernel):
     text = "".join(f"The gull sat on mast {n}. " for n in range(3200))
     reading = kernel.read(text, chunk_tokens=80)
     assert reading.tokens > 100 * WINDOW
-    brief = {"margin_config": config(1), "answer_config": config(2)}
+    brief = {"margin_style": "free", "margin_config": config(1), "answer_config": config(2)}
     result = reading.ask(QUESTION, top_k=3, **brief)
     assert result.volumes > 100
     assert len(result.kept) == 3
@@ -121,7 +121,7 @@ def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
     kernel.readings.clear()
     reading = kernel.read(SENTENCES[:20])
     scores = reading.relevance(QUESTION, **SHORT)
-    result = reading.ask(QUESTION, top_k=4, **SHORT)
+    result = reading.ask(QUESTION, top_k=4, **FREE)
     best = sorted(range(20), key=lambda index: (-scores[index], index))[:4]
     assert [margin.index for margin in result.kept] == sorted(best)
     for margin in result.kept:
@@ -130,7 +130,7 @@ def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
 
 def test_notes_that_find_no_room_are_chosen_by_relevance_and_said(kernel):
     kernel.readings.clear()
-    long = {"margin_config": config(30, 30), "answer_config": config(8)}
+    long = {"margin_style": "free", "margin_config": config(30, 30), "answer_config": config(8)}
     with pytest.warns(UserWarning, match="is left out of the answer's prompt"):
         result = kernel.read(SENTENCES[:16]).ask(QUESTION, threshold=0, **long)
     left_out = [margin for margin in result.margins if not margin.kept]
@@ -163,7 +163,7 @@ def test_volumes_that_had_to_make_way_are_read_again(tiny_model, smollm2):
     small = WimKernel(
         tiny_model("llama"), smollm2[1], window=WINDOW, budget_bytes=kernel.engine.prefix_bytes(WINDOW)
     )
-    results = [each.read(SENTENCES[:20]).ask(QUESTION, top_k=4, **SHORT) for each in (kernel, small)]
+    results = [each.read(SENTENCES[:20]).ask(QUESTION, top_k=4, **FREE) for each in (kernel, small)]
     assert results[0].token_ids == results[1].token_ids
     assert results[1].usage.prefill_tokens > results[0].usage.prefill_tokens
     assert small.readings.nbytes <= small.readings.budget.engine
@@ -219,7 +219,7 @@ def test_questions_asked_together_may_stand_behind_different_volumes(kernel):
         return 0.9 if evidence.chunk.text == likes else 0.1
 
     questions = ["Where was the gull?", "Where was it at last?", "And the gull?"]
-    options = {**SHORT, "relevance": relevance}
+    options = {**FREE, "relevance": relevance}
     together = reading.ask_many(questions, **options)
     assert [result.question for result in together] == questions
     assert [result.branch.first_chunk == 0 for result in together] == [True, False, True]

@@ -41,6 +41,11 @@ def answer_branch(
         margins[least] = replace(margins[least], kept=False)
 
 
+def answer_prompt(question: str, margins: Sequence[Margin], settings: Settings) -> Prompt:
+    """What stands behind the document where the answer is written, if all of the kept margins find room."""
+    return _branch(0, question, [margin for margin in margins if _goes_in(margin)], settings).prompt
+
+
 def all_fit(engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings) -> bool:
     """Whether every kept margin finds room behind ``at``; see `answer_branch`."""
     branch = _branch(at, question, [margin for margin in margins if _goes_in(margin)], settings)

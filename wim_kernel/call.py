@@ -6,8 +6,8 @@ The steps here are what `wim_kernel.kernel.Reading` puts together.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from wim_kernel.answering import all_fit, answer_branch, branch_end
@@ -15,10 +15,12 @@ from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.errors import ContextOverflowError
-from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten
+from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginRevised, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.readings import Readings
-from wim_kernel.relevance import BY_NAME, Evidence, QuestionLikelihood
+from wim_kernel.relevance.calibration import Calibration
+from wim_kernel.relevance.passages import DocumentPassages
+from wim_kernel.relevance.scores import BY_NAME, Evidence, QuestionLikelihood
 from wim_kernel.settings import Options, Settings, fitting, settle
 from wim_kernel.storage import Pieces
 from wim_kernel.timing import Stopwatch
@@ -40,11 +42,13 @@ class Asked:
         questions: one or more.
         settings: how to go about them.
         stream: whether somebody waits for margins as they come.
+        blank: whether there is no question to look for.
     """
 
     questions: tuple[str, ...]
     settings: Settings
     stream: bool = False
+    blank: bool = False
 
 
 def asked(questions: Sequence[str], options: Options, *, stream: bool = False) -> Asked:
@@ -61,11 +65,16 @@ def asked(questions: Sequence[str], options: Options, *, stream: bool = False) -
         raise ValueError(
             "Verbatim margins are chosen by the question, and there is none: use margin_style='free'."
         )
-    if blank and settings.top_k is not None and isinstance(settings.relevance, QuestionLikelihood):
+    searches = getattr(settings.relevance, "searches", ())
+    if (
+        blank
+        and settings.top_k is not None
+        and (searches or isinstance(settings.relevance, QuestionLikelihood))
+    ):
         raise ValueError(
-            "top_k ranks by the question's likelihood, and there is no question: use another relevance."
+            "top_k ranks by the question, and there is none: use relevance='decision' or a callable."
         )
-    return Asked(tuple(questions), settings, stream)
+    return Asked(tuple(questions), settings, stream, blank)
 
 
 class Call:
@@ -77,19 +86,28 @@ class Call:
         pieces: its tokens: the head, then the chunks.
         ask: what the caller wants.
         overflow: what becomes of a document that does not fit the window.
+        document: the document's passages.
+        calibration: how the model's signals are read.
 
     Raises:
         ContextOverflowError: if the document does not fit, and is not to be read in volumes, or a chunk alone does not.
     """
 
     def __init__(
-        self, readings: Readings, chunks: Sequence[Chunk], pieces: Pieces, ask: Asked, overflow: Overflow
+        self,
+        readings: Readings,
+        chunks: Sequence[Chunk],
+        pieces: Pieces,
+        ask: Asked,
+        overflow: Overflow,
+        document: DocumentPassages,
+        calibration: Callable[[], Calibration],
     ) -> None:
         self.engine: AnyEngine = readings.engine
         self.chunks = chunks
         self.pieces = pieces
         self._ends = list(itertools.accumulate(map(len, pieces[1:]), initial=0))
-        self.settings = fitting(ask.settings, readings.engine)
+        self.settings = fitting(ask.settings, readings.engine, blank=ask.blank)
         self.stream = ask.stream
         self.inquiries = [Inquiry(question, position) for position, question in enumerate(ask.questions)]
         self.watch = Stopwatch()
@@ -101,7 +119,7 @@ class Call:
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
         self.lease = VolumeLease(readings, pieces, volumes)
-        self.writer = MarginWriter(self.engine, self.lease, chunks, self.settings)
+        self.writer = MarginWriter(self.engine, self.lease, chunks, self.settings, document, calibration)
         self._fresh = not self.lease.has(len(chunks))
 
     def close(self) -> None:
@@ -159,7 +177,11 @@ class Call:
 
     def write_best(self) -> Steps[None]:
         """With ``top_k``, once nothing more is read: write the best, and leave the others empty."""
+        if self.writer.searches:
+            self.writer.weigh(self.scored)  # now that all passages are known
         best = [place for inquiry in self.inquiries for place in self._best(inquiry)]
+        for place in best:
+            place.chosen = True
         rest = [place for place in self.scored if not any(place is other for other in best)]
         for place in rest:
             place.dropped = True
@@ -173,7 +195,51 @@ class Call:
             yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
             yield from self._tell(self.writer.write(together))
 
-    def _tell(self, work: Iterator[Place | None]) -> Steps[None]:
+    def revise(self) -> Steps[None]:
+        """Once nothing more is read: weigh all chunks by all that is known now, and change the margins that change.
+
+        A margin that is no longer relevant enough loses its note; one that now is gets one. What was told last of each
+        margin is what it is in the end.
+        """
+        if not self.writer.may_revise:
+            return
+        places = [
+            Place(inquiry, index)
+            for inquiry in self.inquiries
+            for index, margin in sorted(inquiry.margins.items())
+        ]
+        self.writer.weigh(places)
+        waiting = []
+        for place in places:
+            before = place.inquiry.margins[place.index]
+            if self.writer.passes(place) == (bool(before.text) or before.kept):
+                now = self.writer.margin(place)
+                if (now.relevance, now.evidence) != (before.relevance, before.evidence):
+                    margin = replace(before, relevance=now.relevance, evidence=now.evidence)
+                    place.inquiry.margins[place.index] = margin
+                    yield MarginRevised(margin, place.inquiry.position)
+            elif self.writer.passes(place):
+                waiting.append(place)
+            else:
+                yield from self._tell(iter([place]), revised=True)
+        for _, some in itertools.groupby(waiting, key=lambda place: self.lease.volume_of(place.index + 1)):
+            together = list(some)
+            if self.settings.margin_style == "free":
+                yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
+            yield from self._tell(self.writer.write_found(together), revised=True)
+
+    def look_again(self) -> Steps[None]:
+        """Further rounds: look for evidence once more in the volume in hand, with what was found in the prompt."""
+        if not self.writer.searches:
+            return
+        chunks = range(self.lease.volume_of(self.read).start, self.read)
+        for _ in range(1, self.settings.rounds):
+            yield from self.watch.run("prefill", self.lease.return_to(self.read))
+            for inquiry in self.inquiries:
+                yield from self.watch.run("margins", self.writer.search_again(inquiry, chunks))
+            yield from self.revise()
+
+    def _tell(self, work: Iterator[Place | None], *, revised: bool = False) -> Steps[None]:
         """Turn finished places into margins."""
         for place in self.watch.run("margins", work):
             if place is None:
@@ -183,7 +249,8 @@ class Call:
             place.inquiry.margins[place.index] = margin
             if self.watch.first_margin is None:
                 self.watch.first_margin = self.watch.since_start()
-            yield MarginWritten(margin, place.inquiry.position)
+            event = MarginRevised if revised else MarginWritten
+            yield event(margin, place.inquiry.position)
 
     @property
     def _after_notes(self) -> bool:
@@ -192,15 +259,17 @@ class Call:
 
     def _best(self, inquiry: Inquiry) -> list[Place]:
         mine = [place for place in self.scored if place.inquiry is inquiry]
-        mine = [place for place in mine if (place.relevance or 0.0) >= self.settings.threshold]
+        mine = [place for place in mine if (place.relevance or 0.0) >= (self.settings.threshold or 0.0)]
         mine.sort(key=lambda place: (-(place.relevance or 0.0), place.index))
         return sorted(mine[: self.settings.top_k], key=lambda place: place.index)
 
-    def has_enough(self) -> bool:
+    def has_enough(self) -> Steps[bool]:
         """Whether every question's caller says that enough was read. Margins not yet written show their relevance."""
         stop = self.settings.stop_when
         if stop is None:
             return False
+        if isinstance(stop, str):
+            return (yield from self.watch.run("margins", self.writer.has_enough(self.inquiries, self.read)))
         shown = {id(inquiry): list(inquiry.in_order) for inquiry in self.inquiries}
         for place in self.scored:
             shown[id(place.inquiry)].append(self.writer.margin(place))
@@ -214,18 +283,16 @@ class Call:
 
     def score(self) -> Steps[list[tuple[Evidence, float]]]:
         """What is known of every chunk, in order, and its relevance; nothing is written."""
-        known: list[tuple[Evidence, float]] = []
+        scored: list[Place] = []
         for index in range(len(self.chunks)):
             yield from self.read_chunk(index)
             if self.lease.is_last(index + 1):
                 waiting, self.waiting = self.waiting, []
                 yield from self.watch.run("margins", self.writer.score(waiting))
-                known += [
-                    (place.evidence, place.relevance or 0.0)
-                    for place in waiting
-                    if place.evidence is not None
-                ]
-        return known
+                scored += waiting
+        if self.writer.searches and not self.settings.measures_boundaries:
+            self.writer.weigh(scored)
+        return [(place.evidence, place.relevance or 0.0) for place in scored if place.evidence is not None]
 
     @property
     def written(self) -> tuple[tuple[Margin, ...], ...]:

@@ -131,12 +131,15 @@ def as_chunks(document: str | Iterable[str | Chunk]) -> list[Chunk]:
     # A mapping would be read as its keys, and a set has no order.
     if isinstance(document, Mapping | Set | bytes | bytearray) or not isinstance(document, Iterable):
         raise TypeError(_accepted(f"a {type(document).__name__}"))
-    chunks = []
-    for index, item in enumerate(document):
+    items = list(document)
+    for index, item in enumerate(items):
         if not isinstance(item, str | Chunk):
             raise TypeError(_accepted(f"a {type(item).__name__} at index {index}"))
-        chunks.append(item if isinstance(item, Chunk) else Chunk.of(item, str(index), 0))
-    return chunks
+    taken = {source for item in items if isinstance(item, Chunk) for source in item.source_ids}
+    return [
+        item if isinstance(item, Chunk) else Chunk.of(item, _own_name(index, taken), 0)
+        for index, item in enumerate(items)
+    ]
 
 
 def contiguous(previous: Chunk, following: Chunk) -> bool:
@@ -241,6 +244,14 @@ def drop_overlaps(chunks: Iterable[Chunk]) -> list[Chunk]:
         if rest.text:
             reach, before = chunk, rest
     return kept
+
+
+def _own_name(index: int, taken: Set[str]) -> str:
+    """What a text is called by its place, unless a chunk beside it names its source so."""
+    name = str(index)
+    while name in taken:
+        name = f"text {name}"
+    return name
 
 
 def _accepted(given: str) -> str:

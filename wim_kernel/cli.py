@@ -34,6 +34,7 @@ from wim_kernel.display import Display, make_display
 from wim_kernel.errors import ReadingFileError, WimError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginsDone
 from wim_kernel.files import STDIN, read_document
+from wim_kernel.relevance.scores import BY_NAME
 
 if TYPE_CHECKING:
     from wim_kernel.kernel import Reading, WimKernel
@@ -75,10 +76,21 @@ def main() -> None:
     "--no-cache", is_flag=True, help="Keep nothing for the next run, and use nothing that was kept."
 )
 @click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
+@click.option(
+    "--relevance",
+    type=click.Choice(list(BY_NAME)),
+    help="What relevance is taken from. By default all signals.",
+)
 @click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
 @click.option(
     "--stop-after", type=click.IntRange(min=1), metavar="N", help="Stop reading after N kept margins."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look for evidence N times, knowing what was found.",
 )
 @click.option("--margins-only", is_flag=True, help="Write margins and no answer.")
 @click.option(
@@ -149,6 +161,7 @@ def ask(
             check_settings(questions, _asked(options))
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
+        _check(options, kernel)
         with _kept_in(kernel, folder, default=not cache_dir):
             display.status(f"Reading {', '.join(files) or 'standard input'}")
             reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
@@ -159,6 +172,15 @@ def ask(
                 _follow(events, position, display, interrupts)
             if chat:
                 _chat(reading, len(questions), margins_only, display, interrupts, _asked(options))
+
+
+@main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Compare margins with other ways to answer, on your model and questions."""
+    from wim_integrations.evaluation.cli import evaluate as command  # its options are its own
+
+    command.main(args=list(arguments), prog_name="wim eval")
 
 
 def _load(model: str, gguf_file: str | None) -> WimKernel:
@@ -219,6 +241,16 @@ def _events(
     stream = reading.stream_margins if margins_only else reading.stream
     try:
         return stream(question, stop_when=lambda _: interrupts.stopping, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _check(options: dict[str, Any], kernel: WimKernel) -> None:
+    """See that the model, wherever it runs, can do what is asked."""
+    from wim_kernel.settings import fitting, settle
+
+    try:
+        fitting(settle(_asked(options)), kernel.engine)  # type: ignore[arg-type]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

@@ -16,7 +16,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from wim_kernel.chunks import Span
-from wim_kernel.events import Answered, AnswerToken, ChunkRead, Event, MarginWritten
+from wim_kernel.events import (
+    Answered,
+    AnswerToken,
+    ChunkRead,
+    Event,
+    MarginRevised,
+    MarginsDone,
+    MarginWritten,
+)
 from wim_kernel.files import STDIN, pages
 from wim_kernel.margins import Margin, WimResult
 
@@ -123,8 +131,10 @@ class QuietDisplay:
                 click.echo(harmless(event.text), nl=False)
             case Answered():
                 click.echo()
-            case MarginWritten(margin) if self._margins_only and margin.kept:
-                click.echo(harmless(margin.text))
+            case MarginsDone(margins) if self._margins_only:  # before, they may still be revised
+                for margin in margins:
+                    if margin.kept:
+                        click.echo(harmless(margin.text))
 
     def fail(self, message: str) -> None:
         """Write the message to standard error."""
@@ -141,6 +151,7 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._pace = Pace()
+        self._margins = Shown()
         self._answering = False
 
     def status(self, message: str) -> None:
@@ -159,8 +170,8 @@ class PlainDisplay:
         match event:
             case ChunkRead():
                 say(self._pace.line(event))
-            case MarginWritten(margin):
-                click.echo(margin_head(margin))
+            case MarginWritten(margin) | MarginRevised(margin) if self._margins.is_news(margin):
+                click.echo(margin_head(margin, revised=isinstance(event, MarginRevised)))
                 if margin.kept and margin.text:
                     click.echo("    " + harmless(margin.text).replace("\n", "\n    "))
             case AnswerToken():
@@ -201,6 +212,7 @@ class TerminalDisplay:
         )
         self._task: TaskID | None = None
         self._pace = Pace()
+        self._margins = Shown()
         self._answering = False
 
     def begin(self, question: str | None) -> None:
@@ -220,8 +232,8 @@ class TerminalDisplay:
         match event:
             case ChunkRead():
                 self._advance(event)
-            case MarginWritten(margin):
-                self._margin(margin)
+            case MarginWritten(margin) | MarginRevised(margin) if self._margins.is_news(margin):
+                self._margin(margin, revised=isinstance(event, MarginRevised))
             case AnswerToken():
                 if not self._answering:
                     self._answering = True
@@ -249,8 +261,9 @@ class TerminalDisplay:
             self._task, completed=event.tokens, description=self._pace.line(event), refresh=True
         )
 
-    def _margin(self, margin: Margin) -> None:
-        self._console.print(Text(margin_head(margin), style="bold" if margin.kept else "dim"))
+    def _margin(self, margin: Margin, *, revised: bool) -> None:
+        head = margin_head(margin, revised=revised)
+        self._console.print(Text(head, style="bold" if margin.kept else "dim"))
         if margin.kept and margin.text:
             self._console.print(Padding(Text(harmless(margin.text)), (0, 0, 0, 4), expand=False))
 
@@ -284,10 +297,26 @@ class Pace:
         )
 
 
-def margin_head(margin: Margin) -> str:
-    """A margin's number, relevance and place, in one line."""
-    mark = "*" if margin.kept else " "
-    return f"{mark} margin {margin.index + 1}  relevance {margin.relevance:.2f}  {place(margin)}".rstrip()
+class Shown:
+    """The notes that a reader has seen, by their chunks."""
+
+    def __init__(self) -> None:
+        self._notes: dict[int, str | None] = {}
+
+    def is_news(self, margin: Margin) -> bool:
+        """Whether a margin says what was not shown yet; it is shown now. A changed relevance alone is no news."""
+        note = margin.text if margin.kept else None
+        news = margin.index not in self._notes or self._notes[margin.index] != note
+        self._notes[margin.index] = note
+        return news
+
+
+def margin_head(margin: Margin, *, revised: bool = False) -> str:
+    """A margin's number, relevance and place, in one line; if ``revised``, it stands for the one shown before."""
+    mark, again = "*" if margin.kept else " ", ", revised" if revised else ""
+    return (
+        f"{mark} margin {margin.index + 1}{again}  relevance {margin.relevance:.2f}  {place(margin)}".rstrip()
+    )
 
 
 def place(margin: Margin) -> str:

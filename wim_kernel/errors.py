@@ -20,6 +20,25 @@ class EmptyDocumentError(WimError, ValueError):
         super().__init__("The document is empty: give `read` at least one chunk that holds text.")
 
 
+class MarginsError(WimError, ValueError):
+    """What was handed in as margins is not that."""
+
+
+class MissingInputError(WimError, KeyError, ValueError):
+    """An input, or a variable of a prompt, is not there."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError shows its argument's repr
+
+
+class UnknownOptionError(WimError, TypeError, ValueError):
+    """There is no option of that name."""
+
+
+class NotPicklableError(WimError, TypeError):
+    """An object holds a loaded model, which does not travel between processes."""
+
+
 class ContextOverflowError(WimError, ValueError):
     """Something does not fit the model's context window.
 

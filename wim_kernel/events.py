@@ -49,6 +49,25 @@ class MarginWritten:
 
 
 @dataclass(frozen=True)
+class MarginRevised:
+    """A margin that was written before is another, now that more of the document is known.
+
+    It may have gained or lost its note, or only be more or less relevant than it seemed.
+
+    Attributes:
+        margin: the margin that takes the place of the one with the same index.
+        question: which of the call's questions it is for, from 0.
+    """
+
+    margin: Margin
+    question: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as plain JSON data."""
+        return {"event": "margin_revised", "question": self.question, "margin": self.margin.to_dict()}
+
+
+@dataclass(frozen=True)
 class MarginsDone:
     """The last event where margins alone are asked for.
 
@@ -109,4 +128,4 @@ class Answered:
         return {"event": "answered", "question": self.question, "result": self.result.to_dict()}
 
 
-Event = ChunkRead | MarginWritten | MarginsDone | AnswerToken | Answered
+Event = ChunkRead | MarginWritten | MarginRevised | MarginsDone | AnswerToken | Answered

@@ -6,36 +6,47 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+import logging
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from wim_kernel import forks
 from wim_kernel.asynchrony import afinish, finish, iterate_in_thread
 from wim_kernel.call import Asked, Call, Overflow, Steps, asked
 from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_adjacent, split_chunk
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError, ServerError
 from wim_kernel.events import Answered, Event
 from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
+from wim_kernel.margins_in import MarginsLike, chunks_in, margins_in
 from wim_kernel.prompts import Frame
 from wim_kernel.readings import Budget, Readings
-from wim_kernel.relevance import Evidence
-from wim_kernel.settings import Options
+from wim_kernel.relevance.calibration import Calibration, keep, known
+from wim_kernel.relevance.fitting import Example, calibrate, packaged
+from wim_kernel.relevance.passages import DocumentPassages
+from wim_kernel.relevance.scores import Evidence
+from wim_kernel.settings import Options, settle
 from wim_kernel.storage import ReadingFolder
 from wim_kernel.storage import read as read_file
 from wim_kernel.storage import write as write_file
 from wim_kernel.volumes import SHARES, longest_chunk, volume_pieces
+from wim_kernel.writing import question_lead
+
+logger = logging.getLogger(__name__)
 
 Document = str | Iterable[str | Chunk]
 
 
-class WimKernel:
+class WimKernel(Shared):
     """A model, and the readings it holds.
 
     Args:
@@ -51,6 +62,8 @@ class WimKernel:
             it is found again after a restart; `Readings.flush` writes what is live.
         disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
         frame: what stands around every document.
+        calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
+            finds it out at the first question, once (see `calibrate`); ``"off"`` takes rough values.
         engine: runs the model; by default in this process.
         engine_options: options of `LocalEngine`: ``window``, ``path``.
 
@@ -73,6 +86,7 @@ class WimKernel:
         cache_dir: str | Path | None = None,
         disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
+        calibration: Calibration | Literal["auto", "off"] = "auto",
         engine: AnyEngine | None = None,
         **engine_options: Any,
     ) -> None:
@@ -91,6 +105,72 @@ class WimKernel:
         )
         self.readings = Readings(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
+        self._calibration = calibration if isinstance(calibration, Calibration) else None
+        self._may_calibrate = calibration == "auto"
+        self._calibrating = threading.Lock()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """A lock that another thread held at the fork is nobody's in the child."""
+        self._calibrating = threading.Lock()
+
+    def find_calibration(self) -> Calibration:
+        """How the model's signals are read: known for it, kept from before, or found now on the package's examples."""
+        with self._calibrating:
+            if self._calibration is None:
+                self._calibration = self._known_calibration()
+        return self._calibration
+
+    def _known_calibration(self) -> Calibration:
+        engine = self.engine
+        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
+            return Calibration()
+        if not engine.reads_text:
+            return Calibration()  # random weights
+        model = engine.fingerprint()
+        found = known(model)
+        if found is None:
+            logger.info("Finding out how %s shows relevance: once, up to a minute.", engine.model_name)
+            found = self._calibrated(packaged(), 45.0)
+            keep(model, found)
+        return found
+
+    def calibrate(
+        self, examples: Iterable[Example | Mapping[str, Any]] | None = None, *, seconds: float = 120.0
+    ) -> Calibration:
+        """Find anew how the model's signals are read, and use that from now on.
+
+        Args:
+            examples: documents and questions with known evidence, as `wim_kernel.relevance.fitting.Example` or as
+                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default
+                those that come with the package.
+            seconds: about how long passages may be read alone.
+
+        Returns:
+            The calibration. Give it to another kernel on the same model as ``calibration=``.
+
+        Raises:
+            ValueError: if the examples are no such data, or the engine cannot see the model's attention.
+        """
+        given = (
+            packaged()
+            if examples is None
+            else [item if isinstance(item, Example) else Example.from_dict(item) for item in examples]
+        )
+        if not self.engine.heads:
+            raise ValueError(
+                "This engine cannot see the model's attention, so there is nothing to calibrate."
+            )
+        found = self._calibrated(given, seconds)
+        with self._calibrating:
+            self._calibration = found
+        return found
+
+    def _calibrated(self, examples: Sequence[Example], seconds: float) -> Calibration:
+        settings = settle({})
+        return calibrate(
+            self.engine, self.frame, lambda question: question_lead(question, settings)[0], examples, seconds
+        )
 
     @classmethod
     def from_pretrained(
@@ -103,6 +183,7 @@ class WimKernel:
         cache_dir: str | Path | None = None,
         disk_budget_bytes: int | None = None,
         frame: Frame | None = None,
+        calibration: Calibration | Literal["auto", "off"] = "auto",
         **loading: Any,
     ) -> WimKernel:
         """A kernel on a model by name: ``"embedded"``, a hub id, a path, or either with ``gguf_file=``.
@@ -115,6 +196,7 @@ class WimKernel:
             cache_dir: see `WimKernel`.
             disk_budget_bytes: see `WimKernel`.
             frame: see `WimKernel`.
+            calibration: see `WimKernel`.
             loading: what `wim_kernel.engines.local.loading.load_model` takes (``gguf_file``, ``dtype``, ``device``,
                 ...) and options of `LocalEngine` (``window``, ``path``, ``attention``).
 
@@ -130,6 +212,7 @@ class WimKernel:
             cache_dir=cache_dir,
             disk_budget_bytes=disk_budget_bytes,
             frame=frame,
+            calibration=calibration,
         )
 
     @classmethod
@@ -179,15 +262,25 @@ class WimKernel:
         """How many tokens a run of document text takes."""
         return len(self.engine.encode(Text(text)))
 
-    def _encode(self, chunks: Sequence[Chunk], separator: str) -> list[tuple[int, ...]]:
-        """Tokens of each chunk, with the separator in front where it does not go on in the text before it."""
+    def _encode(
+        self, chunks: Sequence[Chunk], separator: str
+    ) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+        """Tokens of each chunk, with the separator in front where it does not go on in the text before it.
+
+        Also the characters of each chunk's text at which its tokens begin, where the engine sees attention.
+        """
         between = self.engine.encode(Text(separator, trusted=True))
-        pieces, previous = [], None
+        pieces, places, previous = [], [], None
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
-            pieces.append((*(between if apart else ()), *self.engine.encode(Text(chunk.text))))
+            if self.engine.heads:
+                tokens, starts = self.engine.placed(chunk.text)
+            else:
+                tokens, starts = self.engine.encode(Text(chunk.text)), []
+            pieces.append((*(between if apart else ()), *tokens))
+            places.append(starts)
             previous = chunk if chunk.text else previous
-        return pieces
+        return pieces, places
 
     def read(
         self,
@@ -290,7 +383,7 @@ class WimKernel:
         return (await afinish(steps()))[0]
 
 
-class Reading:
+class Reading(Shared):
     """A document that is being read. Its prefill outlives a question; any number of callers may ask at once.
 
     Attributes:
@@ -311,13 +404,22 @@ class Reading:
         self.overflow = overflow
         self.chunks = tuple(chunks)
         self._separator = kernel.frame.separator if separator is None else separator
-        self._pieces = [kernel._head, *kernel._encode(self.chunks, self._separator)]
+        pieces, starts = kernel._encode(self.chunks, self._separator)
+        self._pieces = [kernel._head, *pieces]
         self.tokens = sum(map(len, self._pieces[1:]))
+        sizes = [len(piece) for piece in pieces]
+        self._passages = DocumentPassages(self.chunks, sizes, starts)
+        if kernel.engine.heads:
+            _ = self._passages.index  # every question will ask for it
         self._through: dict[str, int] = {}  # how far the last questions' margins were read
         window, head = kernel.engine.window, len(kernel._head)
         if overflow == "error" and window is not None and head + self.tokens >= window:
             advice = "Read a shorter document, or use a model with a longer window."
             raise ContextOverflowError("The document", self.tokens, window - head - 1, advice)
+
+    def tokens_through(self, chunks: int) -> int:
+        """How many tokens the first ``chunks`` chunks have, what stands between them included."""
+        return sum(map(len, self._pieces[1 : chunks + 1]))
 
     # -- the algorithm ------------------------------------------------------------------------------------------------
 
@@ -333,8 +435,10 @@ class Reading:
             yield from call.read_chunk(index)
             if call.margins_are_due():
                 yield from call.write_margins()
-                if call.has_enough():
+                if (yield from call.has_enough()):
                     break
+        yield from call.revise()
+        yield from call.look_again()
         yield from call.write_best()
         self._came_to(call)
         return call.inquiries[0].in_order
@@ -355,13 +459,11 @@ class Reading:
             yield call.noted()
             return margins
 
-    def _answer_from(
-        self, ask: Asked, margins: Sequence[Margin], chunks_read: int | None
-    ) -> Steps[list[WimResult]]:
+    def _answer_from(self, ask: Asked, given: MarginsLike, chunks_read: int | None) -> Steps[list[WimResult]]:
+        margins = margins_in(given, self.chunks)
         if chunks_read is None:
             chunks_read = self._through.get(ask.questions[0], len(self.chunks))
-        if not 0 < chunks_read <= len(self.chunks):
-            raise ValueError(f"chunks_read is {chunks_read} and the document has {len(self.chunks)} chunks.")
+        chunks_read = chunks_in(chunks_read, len(self.chunks))
         with self._call(ask) as call:
             call.take(margins)
             yield from call.read_through(chunks_read)
@@ -388,7 +490,18 @@ class Reading:
 
     @contextmanager
     def _call(self, ask: Asked) -> Iterator[Call]:
-        with closing(Call(self.kernel.readings, self.chunks, self._pieces, ask, self.overflow)) as call:
+        kernel = self.kernel
+        with closing(
+            Call(
+                kernel.readings,
+                self.chunks,
+                self._pieces,
+                ask,
+                self.overflow,
+                self._passages,
+                kernel.find_calibration,
+            )
+        ) as call:
             try:
                 yield call
             except ServerError as error:
@@ -460,7 +573,7 @@ class Reading:
     def answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -469,17 +582,21 @@ class Reading:
 
         Args:
             question: what is asked.
-            margins: as a person or program left them.
+            margins: as a person or program left them: `Margin`s, dicts as `Margin.to_dict` writes them, or strings,
+                which are notes of one's own.
             chunks_read: how many chunks the answer stands on. By default those that this question's margins were read
                 through to, or all if they were not written on this reading.
             options: see `Options`.
+
+        Raises:
+            MarginsError: for something that is no margin, or one of another document.
         """
         return finish(self._answer_from(asked([question], options), margins, chunks_read))[0]
 
     async def aanswer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -490,7 +607,7 @@ class Reading:
     def stream_answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],
@@ -501,7 +618,7 @@ class Reading:
     def astream_answer(
         self,
         question: str,
-        margins: Sequence[Margin],
+        margins: MarginsLike,
         *,
         chunks_read: int | None = None,
         **options: Unpack[Options],

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wim_kernel.chunks import Chunk, Span
+from wim_kernel.errors import MarginsError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Margin:
         kept: whether the note goes into the answer's prompt. People and programs may set it either way.
         chunk: the chunk the note is about, with its sources.
         spans: for verbatim margins, where each copied sentence stands in its source; otherwise empty.
+        evidence: what the relevance is made of: the signals that were measured, by name (see
+            `wim_kernel.relevance.scores.Evidence`); and for free notes ``"support"``, the share of the note's telling
+            words that stand in the chunk, 0 to 1: near 0, the note is made up.
         note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
         token_ids: the note's own tokens as the model wrote them, without end-of-sequence.
         branch: what the model saw, for ``Reading.prompt_ids``; None on margins made by hand.
@@ -49,6 +53,7 @@ class Margin:
     chunk: Chunk
     spans: tuple[Span, ...] = ()
     note: str = ""
+    evidence: Mapping[str, float] = field(default_factory=dict, compare=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
@@ -66,11 +71,21 @@ class Margin:
             "note": self.note,
             "chunk": self.chunk.to_dict(),
             "spans": [asdict(span) for span in self.spans],
+            "evidence": dict(self.evidence),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Margin:
-        """Read back what `to_dict` wrote."""
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            MarginsError: if it is something else.
+        """
+        missing = [name for name in ("index", "text", "relevance", "kept", "chunk") if name not in data]
+        if missing:
+            raise MarginsError(
+                f"Margin.from_dict reads what Margin.to_dict wrote, and this has no {', '.join(missing)}."
+            )
         return cls(
             index=int(data["index"]),
             text=str(data["text"]),
@@ -79,6 +94,7 @@ class Margin:
             chunk=Chunk.from_dict(data["chunk"]),
             spans=tuple(Span(**span) for span in data.get("spans", ())),
             note=str(data.get("note", "")),
+            evidence={str(name): float(value) for name, value in data.get("evidence", {}).items()},
         )
 
 

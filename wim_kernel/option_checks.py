@@ -33,6 +33,10 @@ def _is_relevance(value: Any) -> bool:
     return isinstance(value, str) or (callable(value) and not isinstance(value, type))
 
 
+def _is_stop_rule(value: Any) -> bool:
+    return isinstance(value, str) or callable(value)
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -49,9 +53,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_after": _COUNT,
     "margin_batch": _COUNT,
     "margin_tokens": _COUNT,
+    "rounds": _COUNT,
     "answer_tokens": _COUNT,
     "keep": (callable, "a function of a margin that returns True or False"),
-    "stop_when": (callable, "a function of the margins so far that returns True or False"),
+    "stop_when": (_is_stop_rule, "'enough', or a function of the margins so far that returns True or False"),
     "relevance": (_is_relevance, "a name, such as 'likelihood', or a function of the evidence"),
     "margin_style": (_is_text, "a name, such as 'free'"),
     "task": (_is_text, "a name, such as 'answer'"),
@@ -68,7 +73,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a JSON schema as a dict, such as Model.model_json_schema() gives",
     ),
 }
-_MAY_BE_NONE = frozenset(_KINDS) - {"relevance", "margin_style", "task", "answer_volume"}
+_MAY_BE_NONE = frozenset(_KINDS) - {"relevance", "task", "answer_volume"}
 
 
 def check_types(options: Mapping[str, Any]) -> None:

@@ -65,6 +65,8 @@ class Prompts:
         margin: asks for the note, after ``question``.
         decision: asks for the note or NO, after ``question``.
         judgement: asks YES or NO of a written note, after ``question``.
+        found: what the question's prompt says, from the second round on, of what the round before found.
+        enough: asks YES or NO whether the notes so far answer the question, after ``question``.
         answer: asks for the answer, given what ``notes`` made. If it has a ``{margins}`` hole itself, they go there.
         schema: what the answer's prompt says of a JSON schema, behind ``answer``; left out if there is none.
         notes: what the answer's prompt says of the kept margins, in front of ``answer``; left out if there are none.
@@ -78,7 +80,11 @@ class Prompts:
         "Reply NO, or reply YES: followed by the facts from it that help."
     )
     judgement: str = "\n\nNote: {note}\n\nDoes this note help to answer the question? Reply YES or NO."
-    notes: str = "\n\nNotes taken while reading the document:\n{margins}"
+    found: str = "\n\nFound in the document so far:\n{note}"
+    enough: str = (
+        "\n\nNotes:\n{note}\n\nDo these notes say everything that the answer needs? Reply YES or NO."
+    )
+    notes: str = "\n\nPassages of the document that bear on the question:\n{margins}"
     answer: str = "\n\nAnswer the question from the document. Be brief.\n\nQuestion: {question}"
     schema: str = "\n\nReply in JSON that fits this schema: {schema}"
     margin_cue: str = "Note:"
@@ -91,6 +97,7 @@ PROMPTS: dict[Task, Prompts] = {
     "answer": Prompts(),
     "summarise": Prompts(
         question="",
+        notes="\n\nNotes taken while reading the document:\n{margins}",
         margin="\n\nSummarise the last passage above in one or two short sentences.",
         decision="\n\nReply NO if the last passage above says nothing that a summary of the document needs, "
         "or reply YES: followed by one or two sentences that summarise it.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from wim_kernel import forks
+from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError
 from wim_kernel.leases import Lease
@@ -98,7 +99,7 @@ class LiveReading:
     hits: int = 0
 
 
-class Readings:
+class Readings(Shared):
     """The kernel's live readings: found by what they hold, moved down a level when they have to make way.
 
     Args:

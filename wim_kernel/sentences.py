@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -21,6 +22,10 @@ _QUOTES = re.compile(r"""["“”„‟]|(?<!\w)['\u2018\u2019`]|['\u2019](?!\w)
 # another is taken to close where no word follows it.
 _CLOSING = re.compile(r"""(?:[”\u2019)\]]|["'“\u2018](?!\w))*\s*""")
 _WIDE_SPACES = re.compile(r"[^\S\x00-\x7f\u2029]")
+_SEPARATORS = "|,;\t"
+_FEWEST_ROWS = 3
+_LONG_ROW = 240
+_WIDE = 60
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Combining marks, joiners, skin tones: these belong to the character before them.
 _EXTENDS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]")
@@ -33,7 +38,7 @@ def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
 
     A sentence takes the white space after it. A line break alone ends no sentence (a list's items aside), so
     hard-wrapped books keep theirs whole; a blank line always ends one. Sentences within quotation marks are
-    sentences of their own.
+    sentences of their own. Where a text has rows in place of sentences (tables, logs, code, verse), rows are sentences.
 
     Args:
         text: any string.
@@ -162,10 +167,44 @@ def _cuts(text: str, language: str) -> Iterator[int]:
     """
     plain, begin = _plain(text), 0
     for gap in _PARAGRAPH_BREAK.finditer(plain):
-        yield from _cuts_within(text, plain, begin, gap.start(), language)
+        yield from _cuts_in_paragraph(text, plain, begin, gap.start(), language)
         yield gap.end()
         begin = gap.end()
-    yield from _cuts_within(text, plain, begin, len(plain), language)
+    yield from _cuts_in_paragraph(text, plain, begin, len(plain), language)
+
+
+def _cuts_in_paragraph(text: str, plain: str, begin: int, end: int, language: str) -> Iterator[int]:
+    """The places where a sentence begins in a paragraph, or a row in a table, a log, a listing."""
+    rows = _rows(plain[begin:end])
+    if not rows:
+        yield from _cuts_within(text, plain, begin, end, language)
+        return
+    for start, stop in rows:
+        if stop - start > _LONG_ROW:  # a paragraph that is one line: it has sentences
+            yield from _cuts_within(text, plain, begin + start, begin + stop, language)
+        yield begin + stop
+
+
+def _rows(paragraph: str) -> list[tuple[int, int]]:
+    """Where the lines of a paragraph stand, if they are rows; none if it is running text, wrapped or not.
+
+    Lines are rows if most begin with no letter, or with the same word, or hold the same separators, or if lines that
+    are wide enough break where the next word would have fitted: a line of wrapped text breaks only where it would not.
+    """
+    lines = list(re.finditer(r"[^\n]+(?:\n|$)", paragraph))
+    if len(lines) < _FEWEST_ROWS:
+        return []
+    texts = [line[0].rstrip() for line in lines]
+    width = max(map(len, texts))
+    words = [text.split(maxsplit=1)[0] if text.strip() else "" for text in texts]
+    early = sum(len(text) + 1 + len(word) <= width for text, word in zip(texts, words[1:], strict=False))
+    unlettered = sum(not text.lstrip()[:1].isalpha() for text in texts)
+    separated = max(sum(text.count(mark) >= 2 for text in texts) for mark in _SEPARATORS)
+    alike = max(Counter(words).values())
+    early = early if width >= _WIDE else 0
+    if max(unlettered, separated, alike) * 4 < len(texts) * 3 and early * 5 < (len(texts) - 1) * 4:
+        return []
+    return [line.span() for line in lines]
 
 
 def _cuts_within(text: str, plain: str, begin: int, end: int, language: str) -> Iterator[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal, TypeVar
 
 from wim_kernel.margins import Timings
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Phase = Literal["prefill", "margins", "answer"]
 
 
@@ -21,14 +22,16 @@ class Stopwatch:
         self.first_margin: float | None = None
         self.first_token: float | None = None
 
-    def run(self, phase: Phase, work: Iterator[Item]) -> Iterator[Item]:
-        """Go through ``work`` and put its seconds down to ``phase``."""
+    def run(
+        self, phase: Phase, work: Generator[Item, None, Result] | Iterator[Item]
+    ) -> Generator[Item, None, Result]:
+        """Go through ``work``, put its seconds down to ``phase``, and return what it returns."""
         while True:
             begun = time.perf_counter()
             try:
                 item = next(work)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
             finally:
                 self.spent[phase] += time.perf_counter() - begun
             yield item

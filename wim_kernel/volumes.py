@@ -94,6 +94,10 @@ class VolumeLease:
         head = self._ends[1]
         return head + self._ends[piece + 1] - self._ends[self.volume_of(piece).start + 1] if piece else head
 
+    def size(self, piece: int) -> int:
+        """How many tokens a piece has."""
+        return len(self.pieces[piece])
+
     def has(self, piece: int) -> bool:
         """Whether a piece is read already; of volumes not in hand that is not known, so it is said not to be."""
         return self.volume_of(piece) is self._volume and self._held.has(self._local(piece))

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from wim_kernel.answering import branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
+from wim_kernel.grounding import support
 from wim_kernel.margins import BranchRecord, Margin
 from wim_kernel.prompts import fill
-from wim_kernel.relevance import Evidence
-from wim_kernel.sentences import sentence_spans
+from wim_kernel.quoting import by_findings, by_likelihood, quote
+from wim_kernel.relevance.calibration import Calibration
+from wim_kernel.relevance.findings import Findings
+from wim_kernel.relevance.passages import DocumentPassages
+from wim_kernel.relevance.scores import Evidence
+from wim_kernel.relevance.search import EvidenceSearch
 from wim_kernel.settings import Settings
 from wim_kernel.volumes import VolumeLease
 
-SENTENCES = 3  # most sentences of a verbatim margin
+MOST_NOTES = 3  # of a round, in the next round's prompt
 
 
 @dataclass
@@ -26,6 +32,7 @@ class Inquiry:
     Attributes:
         question: what is asked; empty for a summary.
         position: which of the call's questions it is, from 0.
+        findings: what is known of the document's passages, if they are searched.
         likelihoods: log-probability of the question at each boundary measured so far; -1 is before the first chunk.
         margins: the margins written in this call so far, by chunk.
         given: the margins that the answer stands on.
@@ -38,6 +45,7 @@ class Inquiry:
 
     question: str
     position: int = 0
+    findings: Findings | None = None
     likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
     given: list[Margin] = field(default_factory=list)
@@ -73,6 +81,7 @@ class Place:
         spans: where verbatim sentences stand.
         token_ids: a free note's tokens.
         branch: what the model saw.
+        chosen: among the best; its margin is written, whatever its relevance.
         dropped: not among the best; its margin stays empty, whatever its relevance.
     """
 
@@ -84,15 +93,8 @@ class Place:
     spans: tuple[Span, ...] = ()
     token_ids: tuple[int, ...] = ()
     branch: BranchRecord | None = None
+    chosen: bool = False
     dropped: bool = False
-
-
-@dataclass
-class Trial(Place):
-    """A sentence on trial: would it make a verbatim margin of ``of``?"""
-
-    of: Place | None = None
-    span: tuple[int, int] = (0, 0)
 
 
 class MarginWriter:
@@ -103,41 +105,77 @@ class MarginWriter:
         lease: the reading; places that are scored or written together are in the volume in hand.
         chunks: its chunks.
         settings: how.
+        document: the document's passages.
+        calibration: how the model's signals are read, if passages are searched.
     """
 
     def __init__(
-        self, engine: AnyEngine, lease: VolumeLease, chunks: Sequence[Chunk], settings: Settings
+        self,
+        engine: AnyEngine,
+        lease: VolumeLease,
+        chunks: Sequence[Chunk],
+        settings: Settings,
+        document: DocumentPassages,
+        calibration: Callable[[], Calibration],
     ) -> None:
         self.engine = engine
         self.lease = lease
         self.chunks = chunks
         self.settings = settings
+        self._document = document
+        self._calibration = calibration
+        self.searches = bool(settings.signals)
+        self.revises = self.searches and not settings.measures_boundaries and settings.top_k is None
 
     def score(self, places: Sequence[Place]) -> Iterator[None]:
         """Find out what can be known of chunks without writing: ``place.evidence`` and ``place.relevance``."""
-        for _ in self._measure(places, write=False):
-            yield None
+        yield from self._search(places)
+        if self.settings.measures_boundaries:
+            for _ in self._measure(places, write=False):
+                yield None
 
     def write(self, places: Sequence[Place]) -> Iterator[Place | None]:
-        """Score chunks and write the notes of the relevant ones; yields each place when its note is final.
-
-        A place whose relevance is known already is written, whatever it is.
-        """
+        """Score chunks and write the notes of the relevant ones; yields each place when its note is final."""
         settings, unfinished = self.settings, []
-        for place in self._measure(places, write=True):
-            if place is not None and self._passes(place) and self._has_more_to_do:
+        verbatim = settings.margin_style == "verbatim"
+        yield from self._search(places)
+        if settings.measures_boundaries:
+            found: Iterator[Place | None] = self._measure(places, write=True)
+        elif verbatim:
+            yield from self._quote([place for place in places if self.passes(place)])
+            yield from places
+            return
+        else:
+            passing = [place for place in places if self.passes(place)]
+            yield from (place for place in places if not self.passes(place))
+            found = self._write_notes(passing)
+        for place in found:
+            if place is not None and self.passes(place) and (verbatim or settings.asks == "judgement"):
                 unfinished.append(place)
             else:
                 yield place
-        if settings.margin_style == "verbatim":
-            yield from self._pick_sentences(unfinished)
+        if verbatim:
+            yield from self._quote(unfinished)
         if settings.asks == "judgement":
             yield from self._judge(unfinished)
         yield from unfinished
 
+    def write_found(self, places: Sequence[Place]) -> Iterator[Place | None]:
+        """Write the notes of places whose relevance is known, and is enough."""
+        if self.settings.margin_style == "free":
+            yield from self._write_notes(places)
+        else:
+            yield from self._quote(places)
+            yield from places
+
     def margin(self, place: Place) -> Margin:
         """The margin that a finished place becomes."""
-        settings, kept = self.settings, self._passes(place) and not place.dropped
+        settings, kept = self.settings, self.passes(place) and not place.dropped
+        evidence = {} if place.evidence is None else place.evidence.signals
+        if kept and settings.margin_style == "free":
+            chunk = self.chunks[place.index].text
+            borne_out = support(place.text, chunk, place.inquiry.question)
+            evidence |= {} if borne_out is None else {"support": borne_out}
         margin = Margin(
             index=place.index,
             text=place.text if kept else "",
@@ -145,6 +183,7 @@ class MarginWriter:
             kept=kept,
             chunk=self.chunks[place.index],
             spans=place.spans if kept else (),
+            evidence=evidence,
             token_ids=place.token_ids if kept else (),
             branch=place.branch,
         )
@@ -152,16 +191,143 @@ class MarginWriter:
             margin = replace(margin, kept=bool(settings.keep(margin)))
         return margin
 
-    @property
-    def _has_more_to_do(self) -> bool:
-        return self.settings.margin_style == "verbatim" or self.settings.asks == "judgement"
-
-    def _passes(self, place: Place) -> bool:
+    def passes(self, place: Place) -> bool:
+        """Whether a place's note is worth writing."""
         if _blank(self.chunks[place.index]):
             return False
-        return place.relevance is None or place.relevance >= self.settings.threshold
+        return place.chosen or place.relevance is None or place.relevance >= (self.settings.threshold or 0.0)
 
-    # -- relevance, and free notes ------------------------------------------------------------------------------------
+    # -- the search for evidence --------------------------------------------------------------------------------------
+
+    def _search(self, places: Sequence[Place]) -> Iterator[None]:
+        """Search the chunks read so far in the volume of ``places``; what is known of these, and their relevance."""
+        asking = list(
+            {id(place.inquiry): place.inquiry for place in places if place.inquiry.question}.values()
+        )
+        if self.searches and asking:
+            search = self._searcher()
+            for inquiry in asking:
+                inquiry.findings = inquiry.findings or Findings.of(search.document, inquiry.question)
+            last = max(place.index for place in places)
+            chunks = range(self.lease.volume_of(last + 1).start, last + 1)
+            signals = self.settings.signals
+            if "attention" in signals and not search.reads_each_alone:
+                begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
+                yield from search.attend(asking, begins, chunks, self.lease.end(last + 1))
+            found = search.calibration.is_found or signals == ("passage",)
+            if search.reads_each_alone or ("passage" in signals and found):
+                yield from search.read_alone(asking, chunks)
+        if self.searches or not self.settings.measures_boundaries:
+            self.weigh(places)
+
+    def weigh(self, places: Sequence[Place]) -> None:
+        """Put down what the search found for chunks, and their relevance unless it is taken from something else."""
+        for place in places:
+            if place.inquiry.findings is None:
+                place.evidence = Evidence(place.inquiry.question, self.chunks[place.index])
+            else:
+                place.evidence = place.inquiry.findings.evidence(
+                    place.inquiry.question, self.chunks[place.index], place.index, self._calibration()
+                )
+                best = place.inquiry.findings.best_of(place.index, self._calibration())
+                if best in place.inquiry.findings.seen:
+                    chunks, suffix_ids = place.inquiry.findings.seen[best]
+                    place.branch = self.lease.record(chunks, suffix_ids)
+            if not self.settings.measures_boundaries:
+                place.relevance = self._relevance(place.evidence)
+
+    def search_again(self, inquiry: Inquiry, chunks: range) -> Iterator[None]:
+        """Look for evidence once more in a volume, with what was found in the question's prompt."""
+        question, at = question_lead(inquiry.question, self.settings)[0], self.lease.end(chunks.stop)
+
+        def told(notes: str) -> Branch:
+            return Branch(at, (*fill(self.settings.prompts.found, note=notes), *question))
+
+        branch = self._with_notes(_best(inquiry.in_order, MOST_NOTES), told)
+        if inquiry.findings is None or branch is None:
+            return
+        lead = branch.prompt[: -len(question)]
+        search = self._searcher()
+        search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
+        again = Inquiry(inquiry.question, findings=Findings.of(search.document, inquiry.question))
+        if not search.reads_each_alone:
+            begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
+            yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
+        yield from search.read_alone([again], chunks)
+        inquiry.findings.again = again.findings
+        inquiry.findings.changed()
+        inquiry.prompt_tokens += again.prompt_tokens
+
+    def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
+        """Whether the model says of every question that the notes kept so far answer it."""
+        at, settings, branches = self.lease.end(chunks), self.settings, []
+        for inquiry in inquiries:
+
+            def asking(notes: str, question: str = inquiry.question) -> Branch:
+                asks = fill(settings.prompts.enough, **settings.variables, question=question, note=notes)
+                lead, cue = question_lead(question, settings)[0], settings.prompts.judgement_cue
+                return Branch(at, lead + asks, cue=cue, choices=("YES", "NO"))
+
+            branch = self._with_notes(_best(inquiry.in_order, len(inquiry.margins)), asking)
+            if branch is None:
+                return False
+            branches.append(branch)
+        says: list[bool] = []
+        for item in self._run(branches):
+            if item is None:
+                yield None
+            else:
+                inquiries[item[0]].count(item[1])
+                says.append(item[1].scores.choices[0] >= 0.5)
+        return all(says)
+
+    def _with_notes(self, margins: Sequence[Margin], make: Callable[[str], Branch]) -> Branch | None:
+        """A branch with as many of the margins, the most relevant ones, as the window has room for; None for none."""
+        for count in range(len(margins), 0, -1):
+            branch = make("\n".join(f"- {margin.text.strip()}" for margin in _best(margins, count)))
+            if branch_end(self.engine, branch) <= (self.engine.window or float("inf")):
+                return branch
+        return None
+
+    @property
+    def may_revise(self) -> bool:
+        """Whether later findings may change a margin: scores of a calibration that was never found are left alone."""
+        return self.revises and self._calibration().is_found
+
+    def _searcher(self) -> EvidenceSearch:
+        calibration = self._calibration()
+        return EvidenceSearch(
+            self._document,
+            calibration.heads or self.engine.heads,
+            calibration,
+            lambda question: question_lead(question, self.settings)[0],
+            self._run,
+            self.lease.end(0),
+        )
+
+    def _run(self, branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:
+        relieve = self.lease.readings.make_way
+        for step in decode_all(self.engine, self.lease.prefix, branches, relieve=relieve):
+            yield None
+            for progress in step:
+                if progress.done is not None:
+                    yield progress.branch, progress.done
+
+    # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
+
+    def _write_notes(self, places: Sequence[Place]) -> Iterator[Place | None]:
+        """One branch a place, which writes its note."""
+        branches = [(place, self._branch(place, generate=True)) for place in places]
+        for item in self._decode(branches):
+            if item is None:
+                yield None
+            else:
+                yield self._noted(*item)
+
+    def _noted(self, place: Place, decoded: Decoded) -> Place:
+        place.branch = self.lease.record(place.index + 1, decoded.suffix_ids)
+        place.text, place.token_ids = decoded.text, decoded.token_ids
+        return place
 
     def _measure(self, places: Sequence[Place], *, write: bool) -> Iterator[Place | None]:
         """One branch a place: the question's likelihood, the decision if one is asked, and the note if it passes."""
@@ -169,24 +335,19 @@ class MarginWriter:
         waiting = sorted([*self._openings(places), *places], key=lambda place: place.index)
 
         def gate(group: Sequence[Place], scores: Sequence[Scores]) -> list[bool]:
-            chosen = [place.relevance is not None for place in group]
             for place, score in zip(group, scores, strict=True):
                 place.inquiry.likelihoods[place.index] = score.likelihood
             for place, score in zip(group, scores, strict=True):
                 if place.index >= 0:
                     self._weigh(place, score)
-            passing = zip(group, chosen, strict=True)
-            return [generate and p.index >= 0 and (known or self._passes(p)) for p, known in passing]
+            return [generate and place.index >= 0 and self.passes(place) for place in group]
 
         branches = [(place, self._branch(place, generate)) for place in waiting]
         for item in self._decode(branches, gate):
             if item is None:
                 yield None
             elif item[0].index >= 0:
-                place, decoded = item
-                place.branch = self.lease.record(place.index + 1, decoded.suffix_ids)
-                place.text, place.token_ids = decoded.text, decoded.token_ids
-                yield place
+                yield self._noted(*item)
 
     def _openings(self, places: Sequence[Place]) -> list[Place]:
         """The boundary before the first chunk, for questions that come to their first chunk."""
@@ -196,9 +357,8 @@ class MarginWriter:
     def _weigh(self, place: Place, score: Scores) -> None:
         """Put together what is known of a chunk; its relevance too, unless that waits for the note."""
         likelihoods = place.inquiry.likelihoods
-        place.evidence = Evidence(
-            question=place.inquiry.question,
-            chunk=self.chunks[place.index],
+        place.evidence = replace(
+            place.evidence or Evidence(place.inquiry.question, self.chunks[place.index]),
             likelihood=likelihoods[place.index],
             likelihood_before=likelihoods.get(place.index - 1),
             decision=score.choices[0] if score.choices else None,
@@ -221,42 +381,34 @@ class MarginWriter:
 
     # -- verbatim notes -----------------------------------------------------------------------------------------------
 
-    def _pick_sentences(self, places: Sequence[Place]) -> Iterator[None]:
-        """Choose each chunk's sentences by the question's likelihood after each one alone; no token is generated."""
-        trials = [
-            Trial(place.inquiry, place.index, of=place, span=span)
-            for place in places
-            for span in _sentences(self.chunks[place.index])
-        ]
-        likelihoods: dict[int, list[tuple[float, tuple[int, int]]]] = {id(place): [] for place in places}
-        for item in self._decode([(trial, self._sentence_branch(trial, trial.span)) for trial in trials]):
-            if item is None:
-                yield None
-            else:
-                trial, decoded = item
-                assert isinstance(trial, Trial)
-                likelihoods[id(trial.of)].append((-(decoded.scores.likelihood or 0.0), trial.span))
-        for place in places:
-            self._quote(place, [span for _, span in sorted(likelihoods[id(place)])])
+    def _quote(self, places: Sequence[Place]) -> Iterator[None]:
+        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated.
 
-    def _sentence_branch(self, place: Place, span: tuple[int, int]) -> Branch:
-        """The sentence as if it were the whole document, then the question."""
-        lead, scored = question_lead(place.inquiry.question, self.settings)
-        sentence = (Text(self.chunks[place.index].text[slice(*span)]),)
-        return Branch(self.lease.end(0), sentence + lead, scored=None if scored is None else scored + 1)
+        Where attention cannot be seen, the question's likelihood chooses better than the words that it shares.
+        """
+        if self.settings.sees_attention:
+            for place in places:
+                assert place.inquiry.findings is not None, (
+                    "a question is searched for where margins are verbatim"
+                )
+                self._take(place, by_findings(place.inquiry.findings, place.index, self._calibration()))
+            return
+        leads = [question_lead(place.inquiry.question, self.settings) for place in places]
+        asked = [(self.chunks[place.index], *lead) for place, lead in zip(places, leads, strict=True)]
 
-    def _quote(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
-        """Make the best sentences that fit the margin's length the note, in the chunk's order."""
-        chunk, room = self.chunks[place.index], self.settings.margin_config.max_new_tokens or 0
-        chosen: list[tuple[int, int]] = []
-        for span in ranked[:SENTENCES]:
-            size = len(self.engine.encode(Text(chunk.text[slice(*span)])))
-            if not chosen or size <= room:
-                chosen.append(span)
-                room -= size
-        chosen.sort()
-        place.text = " ".join(chunk.text[slice(*span)] for span in chosen)
-        place.spans = tuple(source for span in chosen for source in chunk.locate(*span))
+        def count(number: int, decoded: Decoded) -> None:
+            places[number].inquiry.count(decoded)
+
+        ranks = yield from by_likelihood(asked, self.lease.end(0), self._run, count)
+        for place, ranked in zip(places, ranks, strict=True):
+            self._take(place, ranked)
+
+    def _take(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
+        found = quote(self.chunks[place.index], ranked, self.settings.quote_tokens, self._size)
+        place.text, place.spans = found.text, found.spans
+
+    def _size(self, text: str) -> int:
+        return len(self.engine.encode(Text(text)))
 
     # -- the second call ----------------------------------------------------------------------------------------------
 
@@ -304,6 +456,13 @@ def _ask(
     return gate([places[index] for index in group], scores)
 
 
+def _best(margins: Sequence[Margin], count: int) -> list[Margin]:
+    """The most relevant kept margins, in chunk order."""
+    kept = [margin for margin in margins if margin.kept and margin.text.strip()]
+    kept.sort(key=lambda margin: -margin.relevance)
+    return sorted(kept[:count], key=lambda margin: margin.index)
+
+
 def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
     """The question's lead-in, and which run of it is the question itself."""
     lead = fill(settings.prompts.question, **settings.variables, question=question)
@@ -336,28 +495,3 @@ def judging_branch(at: int, question: str, note: str, settings: Settings) -> Bra
 
 def _blank(chunk: Chunk) -> bool:
     return not chunk.text.strip()
-
-
-def _sentences(chunk: Chunk) -> list[tuple[int, int]]:
-    """Spans of the sentences of a chunk's sources, without white space around them; none without a letter or digit."""
-    spans = []
-    for begin, text in _sourced(chunk):
-        for start, end in sentence_spans(text):
-            sentence = text[start:end]
-            if any(char.isalnum() for char in sentence):
-                left = begin + start + len(sentence) - len(sentence.lstrip())
-                spans.append((left, begin + start + len(sentence.rstrip())))
-    return spans
-
-
-def _sourced(chunk: Chunk) -> list[tuple[int, str]]:
-    """The runs of a chunk's text that come from its sources, with where they begin; what stands around them is not."""
-    if not chunk.spans:
-        return [(0, chunk.text)]
-    runs: list[list[int]] = []
-    for span in sorted(chunk.spans, key=lambda span: span.offset):
-        if runs and runs[-1][1] >= span.offset:
-            runs[-1][1] = max(runs[-1][1], span.offset + span.length)
-        else:
-            runs.append([span.offset, span.offset + span.length])
-    return [(start, chunk.text[start:end]) for start, end in runs]

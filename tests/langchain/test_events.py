@@ -46,7 +46,7 @@ def whole(kernel: WimKernel, documents: list[Document]) -> Runnable[Any, Any]:
 
 def margins_only(kernel: WimKernel, documents: list[Document]) -> Runnable[Any, Any]:
     return RunnableLambda(lambda question: {"question": question, "documents": documents}) | WimMargins(
-        kernel=kernel, **FEW
+        kernel=kernel, margin_style="free", **FEW
     )
 
 

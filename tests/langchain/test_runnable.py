@@ -166,7 +166,13 @@ def test_a_batch_over_different_documents_keeps_its_order_and_its_errors(
         asked(documents, "How was the fog?"),
     ]
     outputs = runnable.batch(given, return_exceptions=True)
-    assert [type(output).__name__ for output in outputs] == ["dict", "dict", "KeyError", "ValueError", "dict"]
+    assert [type(output).__name__ for output in outputs] == [
+        "dict",
+        "dict",
+        "MissingInputError",
+        "ValueError",
+        "dict",
+    ]
     for output, item in zip(outputs, given, strict=True):
         if isinstance(output, dict):
             assert without_times(output) == without_times(runnable.invoke(item))

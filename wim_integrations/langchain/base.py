@@ -6,116 +6,79 @@ from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Callable,
     Generator,
-    Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
+    CallbackManager,
+    CallbackManagerForChainRun,
+)
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model, model_validator
-from transformers import GenerationConfig
+from pydantic import BaseModel, Field, create_model, model_validator
 from typing_extensions import Self
 
-from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading, Documents
-from wim_integrations.langchain.events import Emitter, stream_writer
-from wim_integrations.langchain.prompts import (
-    DOCUMENTS_KEYS,
-    QUESTION_KEYS,
-    GivenPrompts,
-    PromptSet,
-)
-from wim_kernel import EmptyDocumentError, Event, Margin, Options, Reading, WimKernel
+from wim_integrations.langchain.documents import DocumentReading, Documents
+from wim_integrations.langchain.events import Emitter, Manager
+from wim_integrations.langchain.fields import RunnableFields
+from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.prompts import DOCUMENTS_KEYS, QUESTION_KEYS, PromptSet
+from wim_integrations.langchain.requests import Request, Sources, added, first, missing, someone_watches
+from wim_kernel import EmptyDocumentError, Event, Options
 from wim_kernel.asynchrony import in_thread
-from wim_kernel.relevance import RelevanceLike
-from wim_kernel.settings import AnswerVolume, MarginStyle, settle, together
-
-Inputs = dict[str, Any]
-Outputs = dict[str, Any]
+from wim_kernel.settings import settle, together
 
 
-@dataclass
-class Request:
-    """One input, understood.
-
-    Attributes:
-        inputs: as given.
-        question: what is asked.
-        source: the documents; None if none holds text and the runnable has an answer for that.
-        options: for the kernel.
-    """
-
-    inputs: Mapping[str, Any]
-    question: str
-    source: DocumentReading | None
-    options: Options = field(default_factory=Options)
-
-    @property
-    def reading(self) -> Reading:
-        """The documents' reading."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
-        return self.source.reading
-
-    def margins_data(self, margins: Iterable[Margin]) -> list[dict[str, Any]]:
-        """Margins as plain JSON data."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
-        return [self.source.margin_data(margin) for margin in margins]
-
-
-class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
+class DocumentRunnable(RunnableFields):
     """A runnable that reads documents for a question; `WimRunnable` says what its fields are."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-
-    kernel: WimKernel = Field(exclude=True)
     question_key: str | None = None
     documents_key: str | None = None
-    document_prompt: DocumentPrompt = None
-    document_separator: str | None = None
-    chunk_tokens: PositiveInt | None = None
     task: str = "answer"
-    threshold: float | None = None
-    top_k: int | None = None
-    keep: Callable[[Margin], bool] | None = None
-    stop_when: Callable[[list[Margin]], bool] | None = None
-    stop_after: int | None = None
-    relevance: RelevanceLike = "likelihood"
-    margin_style: MarginStyle = "free"
-    margin_tokens: int | None = None
-    answer_tokens: int | None = None
-    margin_config: GenerationConfig | None = None
-    answer_config: GenerationConfig | None = None
-    answer_volume: AnswerVolume = "most-relevant"
-    margin_batch: int | None = None
-    prompts: Annotated[GivenPrompts, SkipValidation()] = None
     empty_response: str | None = None
     answer_tags: list[str] = Field(default_factory=list)
 
-    output_fields: ClassVar[dict[str, Any]]
+    output_type: ClassVar[Any]
+
+    def __init__(self, **fields: Any) -> None:
+        self.check_fields(fields)
+        super().__init__(**fields)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        settle(self._options())  # mistakes are said here, not at the first question
+        settle(self.given_options())  # mistakes are said here, not at the first question
         self._prompts()
         return self
+
+    def _with(self, options: Mapping[str, Any]) -> Self:
+        """This runnable with options that are given with a call, as ``bind`` gives them.
+
+        Raises:
+            UnknownOptionError: if one is no field.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **options})
 
     # -- LangChain's ways to call it ----------------------------------------------------------------------------------
 
     def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Outputs:
-        """The whole output."""
-        return self._call_with_config(self._invoke, input, config, **kwargs)
+        """The whole output; ``kwargs`` are fields that are set for this call alone."""
+        if kwargs:
+            return self._with(kwargs).invoke(input, config)
+        return self._call_with_config(self._invoke, input, config)
 
     async def ainvoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Outputs:
         """See `invoke`."""
-        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+        if kwargs:
+            return await self._with(kwargs).ainvoke(input, config)
+        return await self._acall_with_config(self._ainvoke, input, config)
 
     def stream(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Outputs]:
         """Parts of the output as they come; added up they are the output, margins in the order they were written."""
@@ -137,13 +100,19 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Outputs]:
         """See `stream`; the input may come in parts."""
-        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+        if kwargs:
+            yield from self._with(kwargs).transform(input, config)
+            return
+        yield from self._transform_stream_with_config(input, self._transform, config)
 
     async def atransform(
         self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncGenerator[Outputs, None]:
         """See `transform`."""
-        whole: Any = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
+        if kwargs:
+            whole: Any = self._with(kwargs).atransform(input, config)
+        else:
+            whole = self._atransform_stream_with_config(input, self._atransform, config)
         async with aclosing(whole) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -159,7 +128,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """See the class."""
-        return create_model(self.get_name("Output"), **self.output_fields)
+        return create_model(self.get_name("Output"), **_fields_of(self.output_type))
 
     # -- one input ----------------------------------------------------------------------------------------------------
 
@@ -167,7 +136,8 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         self, inputs: Inputs, run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Outputs:
         request, last = self._request(inputs), None
-        for event in self._told(request, run_manager, config, live=someone_watches(run_manager, config)):
+        live = someone_watches(run_manager, config)
+        for event in self._told(request, run_manager.get_child(), config, live=live):
             last = event
         return self._output(request, last)
 
@@ -176,7 +146,7 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     ) -> Outputs:
         request, last = await self._arequest(inputs), None
         live = someone_watches(run_manager, config)
-        async with aclosing(self._atold(request, run_manager, config, live=live)) as events:
+        async with aclosing(self._atold(request, run_manager.get_child(), config, live=live)) as events:
             async for event in events:
                 last = event
         return self._output(request, last)
@@ -184,9 +154,9 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     def _transform(
         self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Outputs]:
-        request, last = self._request(_added(list(inputs))), None
+        request, last = self._request(added(list(inputs))), None
         yield self._first_chunk(request)
-        with closing(self._told(request, run_manager, config, live=True)) as events:
+        with closing(self._told(request, run_manager.get_child(), config, live=True)) as events:
             for event in events:
                 last, chunk = event, self._chunk(request, event)
                 if chunk is not None:
@@ -199,9 +169,9 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
     ) -> AsyncIterator[Outputs]:
-        request, last = await self._arequest(_added([part async for part in inputs])), None
+        request, last = await self._arequest(added([part async for part in inputs])), None
         yield self._first_chunk(request)
-        async with aclosing(self._atold(request, run_manager, config, live=True)) as events:
+        async with aclosing(self._atold(request, run_manager.get_child(), config, live=True)) as events:
             async for event in events:
                 last, chunk = event, self._chunk(request, event)
                 if chunk is not None:
@@ -214,12 +184,12 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         return AddableDict({name: value for name, value in output.items() if name not in streamed})
 
     def _told(
-        self, request: Request, run_manager: CallbackManagerForChainRun, config: RunnableConfig, *, live: bool
+        self, request: Request, manager: CallbackManager, config: RunnableConfig, *, live: bool
     ) -> Generator[Event, None, None]:
         """The kernel's events, each told to whoever listens before it is passed on."""
         if request.source is None:
             return
-        emitter = Emitter(run_manager.get_child(), config, request.source, request.question, self.answer_tags)
+        emitter = self._emitter(request, manager, config)
         try:
             with closing(self._events(request, self._paced(request, live))) as events:
                 for event in events:
@@ -232,14 +202,14 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
     async def _atold(
         self,
         request: Request,
-        run_manager: AsyncCallbackManagerForChainRun,
+        manager: AsyncCallbackManager,
         config: RunnableConfig,
         *,
         live: bool,
     ) -> AsyncGenerator[Event, None]:
         if request.source is None:
             return
-        emitter = Emitter(run_manager.get_child(), config, request.source, request.question, self.answer_tags)
+        emitter = self._emitter(request, manager, config)
         try:
             async with aclosing(self._aevents(request, self._paced(request, live))) as events:
                 async for event in events:
@@ -248,6 +218,12 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         except BaseException as error:
             await emitter.afail(error)
             raise
+
+    def _emitter(self, request: Request, manager: Manager, config: RunnableConfig) -> Emitter:
+        assert request.source is not None, "nothing is told where there is nothing to read"
+        return Emitter(
+            manager, config, request.source, request.question, tags=self.answer_tags, options=request.options
+        )
 
     # -- what a kind of runnable does with an input -------------------------------------------------------------------
 
@@ -277,30 +253,33 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
-    def _request(self, inputs: Any, sources: dict[int, DocumentReading] | None = None) -> Request:
-        """Understand an input; ``sources`` are the readings of documents seen before, by their ids."""
+    def _request(self, inputs: Any, sources: Sources | None = None) -> Request:
+        """Understand an input; ``sources`` are the readings of documents seen before."""
         inputs = self._as_mapping(inputs)
-        question_key = _first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+        question_key = first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
         question = self._question(inputs, question_key)
-        documents_key = _first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+        documents_key = first(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
         if documents_key is None:
-            raise _missing(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
+            raise missing(inputs, [self.documents_key] if self.documents_key else DOCUMENTS_KEYS)
         prompts = self._prompts(documents_key).for_call(question, question_key, inputs)
-        options: Options = {**self._options(), "prompts": prompts.prompts, "variables": prompts.variables}
+        variables = {**(self.variables or {}), **prompts.variables}
+        options: Options = {**self.given_options(), "prompts": prompts.prompts, "variables": variables}
         documents, known = inputs[documents_key], {} if sources is None else sources
+        seen, source = known.get(id(documents), (None, None))
         try:
-            source = known.get(id(documents)) or DocumentReading(
-                self.kernel,
-                documents,
-                document_prompt=self.document_prompt,
-                separator=self.document_separator,
-                chunk_tokens=self.chunk_tokens,
-            )
+            if source is None or seen is not documents:
+                source = DocumentReading(
+                    self.kernel,
+                    documents,
+                    document_prompt=self.document_prompt,
+                    separator=self.document_separator,
+                    chunk_tokens=self.chunk_tokens,
+                )
         except EmptyDocumentError:
             if self.empty_response is None:
                 raise
             return Request(inputs, question, None, options)
-        known[id(documents)] = source
+        known[id(documents)] = documents, source
         return Request(inputs, question, source, options)
 
     def _as_mapping(self, inputs: Any) -> Mapping[str, Any]:
@@ -322,19 +301,11 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
             raise TypeError(f"The question is a string, not a {type(given).__name__}.")
         asked = self._prompts().as_question(inputs)
         if asked is None:
-            raise _missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
+            raise missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
         return asked
 
     async def _arequest(self, inputs: Inputs) -> Request:
         return await in_thread(self._request, inputs)  # splitting and encoding a book takes seconds
-
-    def _options(self) -> Options:
-        mine = (Options.__annotations__.keys() & type(self).model_fields.keys()) - {
-            "prompts"
-        }  # made for each call
-        given = {name: getattr(self, name) for name in mine}
-        options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
-        return options
 
     def _prompts(self, documents_key: str | None = None) -> PromptSet:
         own = [key for key in (self.documents_key, documents_key) if key is not None]
@@ -345,31 +316,6 @@ class DocumentRunnable(RunnableSerializable[Inputs, Outputs]):
         return request.options if live else together(request.options, len(request.reading.chunks))
 
 
-def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:
-    """Whether events of a call that is not a stream are seen while it runs."""
-    # what tells an event stream's handler from others; langgraph relies on it too
-    streaming = any(hasattr(handler, "tap_output_aiter") for handler in run_manager.handlers)
-    return streaming or stream_writer(config) is not None
-
-
-def _added(parts: Sequence[Any]) -> Any:
-    """An input that came in parts.
-
-    Raises:
-        ValueError: if none came.
-    """
-    if not parts:
-        raise ValueError("There is no input.")
-    whole, *rest = (AddableDict(part) if isinstance(part, Mapping) else part for part in parts)
-    for part in rest:
-        whole = whole + part
-    return whole
-
-
-def _first(inputs: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of several names that an input goes by."""
-    return next((name for name in names if inputs.get(name) is not None), None)
-
-
-def _missing(inputs: Mapping[str, Any], names: Sequence[str]) -> KeyError:
-    return KeyError(f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}.")
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """A TypedDict's keys as fields of a model."""
+    return {name: (hint, ...) for name, hint in get_type_hints(kind).items()}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 
-from wim_integrations.langchain.base import Inputs, Outputs, Request, someone_watches
-from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
+from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.requests import Request, Sources, someone_watches
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
 from wim_kernel.asynchrony import in_thread
 
@@ -104,7 +104,7 @@ class Batch:
         limit = self.configs[0].get("max_concurrency") or len(self.inputs)
         if self.runnable.stop_when is not None or self.runnable.stop_after is not None:
             limit = 1  # each stops where it has enough
-        sources: dict[int, DocumentReading] = {}
+        sources: Sources = {}
         for place, (item, run_manager, config) in enumerate(
             zip(self.inputs, self.run_managers, self.configs, strict=True)
         ):
@@ -116,9 +116,7 @@ class Batch:
             if request.source is None:
                 self.outputs[place] = self.runnable._output(request, None)
                 continue
-            emitter = Emitter(
-                run_manager.get_child(), config, request.source, request.question, self.runnable.answer_tags
-            )
+            emitter = self.runnable._emitter(request, run_manager.get_child(), config)
             member = Member(place, request, emitter, someone_watches(run_manager, config))
             for group in groups:
                 if len(group) < limit and _alike(group[0].request, request):

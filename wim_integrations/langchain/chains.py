@@ -1,21 +1,21 @@
-"""Drop-in replacements: for `create_stuff_documents_chain`, and for map-reduce chains."""
+"""A replacement for `create_stuff_documents_chain`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from inspect import signature
+from typing import Any
 
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model
 
-from wim_integrations.langchain.base import Inputs, Outputs, Request
-from wim_integrations.langchain.prompts import PromptLike, PromptSet
+from wim_integrations.langchain.documents import Documents
+from wim_integrations.langchain.outputs import Inputs
+from wim_integrations.langchain.prompts import QUESTION_KEYS, as_templates
 from wim_integrations.langchain.runnable import WimRunnable
-from wim_kernel import Answered, AnswerToken, Event, WimKernel
+from wim_integrations.options import check_names
+from wim_kernel import WimKernel
 
 NOTHING_FOUND = "No documents were found that could answer this."
 
@@ -29,7 +29,7 @@ def create_wim_documents_chain(
     document_separator: str | None = None,
     document_variable_name: str = "context",
     **options: Any,
-) -> Runnable[dict[str, Any], Any]:
+) -> Runnable[Inputs, Any]:
     """A chain from a question and documents to the answer's text, in the place of `create_stuff_documents_chain`.
 
     Args:
@@ -50,192 +50,48 @@ def create_wim_documents_chain(
     Returns:
         A runnable. Input: a dict with documents and ``input`` or ``question``. Output: the answer.
     """
+    check_names(options, [*WimRunnable.model_fields, *_ARGUMENTS], "create_wim_documents_chain")
     options.setdefault("empty_response", NOTHING_FOUND)
     if prompt is not None and document_variable_name not in prompt.input_variables:
         raise ValueError(
-            f"The prompt has no variable {document_variable_name!r} for the documents; it has {prompt.input_variables}."
+            f"The prompt has no variable {document_variable_name!r} for the documents; it has "
+            f"{prompt.input_variables}: say which of them it is with document_variable_name=."
         )
     if prompt is not None:
-        options["prompts"] = {**_templates(options), "answer": prompt}
-    reader = WimRunnable(
+        options["prompts"] = {**as_templates(options), "answer": prompt}
+    reader = _DocumentsReader(
         kernel=kernel,
         documents_key=document_variable_name,
         document_prompt=document_prompt,
         document_separator=document_separator,
         **options,
     )
-    chain: Runnable[dict[str, Any], Any] = reader.pick("answer")
+    chain: Runnable[Inputs, Any] = reader.pick("answer").with_types(output_type=str)
     if output_parser is not None:
         chain = chain | output_parser
     return chain.with_config(run_name="wim_documents_chain")
 
 
-class WimMapReduceChain(WimRunnable):
-    """A map-reduce chain whose map step reads on instead of starting afresh; see `create_wim_map_reduce_chain`."""
+class _DocumentsReader(WimRunnable):
+    """Announces the inputs that `create_stuff_documents_chain` has."""
 
-    documents_key: str | None = "input_documents"
-    output_key: str = "output_text"
-    return_intermediate_steps: bool = False
-    map_variables: tuple[str, ...] = ()
-    combine_variables: tuple[str, ...] = ()
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """As the class that it stands for."""
+        return super().get_name(suffix, name=name or self.name or "WimRunnable")
 
-    output_fields: ClassVar[dict[str, Any]] = {}
-
-    @property
-    def input_keys(self) -> list[str]:
-        """Names of the inputs."""
-        return [self.documents_key or "input_documents"]
-
-    @property
-    def output_keys(self) -> list[str]:
-        """Names of the outputs, beside the inputs, which are echoed."""
-        return [self.output_key, *(["intermediate_steps"] if self.return_intermediate_steps else [])]
-
-    def invoke(
-        self,
-        input: Inputs,
-        config: RunnableConfig | None = None,
-        *,
-        return_only_outputs: bool = False,
-        **kwargs: Any,
-    ) -> Outputs:
-        """The inputs, the answer and, if wanted, the intermediate steps; or only what is new."""
-        return self._wanted(super().invoke(input, config, **kwargs), return_only_outputs)
-
-    async def ainvoke(
-        self,
-        input: Inputs,
-        config: RunnableConfig | None = None,
-        *,
-        return_only_outputs: bool = False,
-        **kwargs: Any,
-    ) -> Outputs:
-        """See `invoke`."""
-        return self._wanted(await super().ainvoke(input, config, **kwargs), return_only_outputs)
-
-    def _wanted(self, output: Outputs, return_only_outputs: bool) -> Outputs:
-        return {name: output[name] for name in self.output_keys} if return_only_outputs else output
-
-    def get_output_schema(self, config: Any = None) -> type[BaseModel]:
-        """The outputs beside the echoed inputs."""
-        kinds: dict[str, Any] = {self.output_key: (str, ...)}
-        if self.return_intermediate_steps:
-            kinds["intermediate_steps"] = (list[str], ...)
-        return create_model(self.get_name("Output"), **kinds)
-
-    def _as_mapping(self, inputs: Any) -> Mapping[str, Any]:
-        if isinstance(inputs, Mapping):
-            return inputs
-        return {self.documents_key or "input_documents": inputs}
-
-    def _prompts(self, documents_key: str | None = None) -> PromptSet:
-        found = super()._prompts(documents_key)
-        return replace(
-            found,
-            documents_keys=[*found.documents_keys, *self.map_variables],
-            notes_keys=[*found.notes_keys, *self.combine_variables],
-        )
-
-    def _output(self, request: Request, last: Event | None) -> Outputs:
-        answer = last.result.answer if isinstance(last, Answered) else self.empty_response
-        output = {**request.inputs, self.output_key: answer}
-        if self.return_intermediate_steps:
-            output["intermediate_steps"] = self._steps(request, last)
-        return output
-
-    def _steps(self, request: Request, last: Event | None) -> list[str]:
-        """One text a document, in their order: its margins; empty where it says nothing that helps."""
-        if request.source is None or not isinstance(last, Answered):
-            return []
-        steps: list[list[str]] = [[] for _ in request.source.documents]
-        for margin in last.result.margins:
-            if margin.text.strip():
-                steps[request.source.document_of(margin)].append(margin.text.strip())
-        return ["\n".join(texts) for texts in steps]
-
-    def _first_chunk(self, request: Request) -> Outputs:
-        return AddableDict({**request.inputs, self.output_key: ""})
-
-    def _chunk(self, request: Request, event: Event) -> Outputs | None:
-        return AddableDict({self.output_key: event.text}) if isinstance(event, AnswerToken) else None
-
-    def _last_chunk(self, request: Request, last: Event | None) -> Outputs:
-        output = self._output(request, last)
-        wanted = self.output_keys if request.source is None else self.output_keys[1:]
-        return AddableDict({name: output[name] for name in wanted})
-
-    def _streamed(self) -> tuple[str, ...]:
-        return (self.output_key,)
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The documents, the question under the name that the prompt has for it, and the prompt's other variables."""
+        prompts = self._prompts()
+        answer = prompts.templates.get("answer")
+        asked = [name for name in QUESTION_KEYS if answer is not None and name in answer.input_variables]
+        if answer is None:
+            asked = [self.question_key or "input"]
+        names: dict[str, Any] = {
+            self.documents_key or "context": (Documents, ...),
+            **{name: (str, ... if self.task == "answer" else "") for name in asked},
+            **{name: (Any, ...) for name in prompts.variables},
+        }
+        return create_model(self.get_name("Input"), **names)
 
 
-def create_wim_map_reduce_chain(
-    kernel: WimKernel,
-    *,
-    question_prompt: PromptLike | None = None,
-    map_prompt: PromptLike | None = None,
-    combine_prompt: PromptLike | None = None,
-    map_reduce_document_variable_name: str | None = None,
-    combine_document_variable_name: str | None = None,
-    document_prompt: BasePromptTemplate[Any] | None = None,
-    input_key: str = "input_documents",
-    output_key: str = "output_text",
-    return_intermediate_steps: bool = False,
-    return_map_steps: bool = False,
-    task: str = "answer",
-    **options: Any,
-) -> WimMapReduceChain:
-    """A chain with the keys of `MapReduceDocumentsChain`, as ``load_qa_chain`` and ``load_summarize_chain`` make them.
-
-    Args:
-        kernel: reads and answers.
-        question_prompt: asks for the note on a chunk (the map step's prompt).
-        map_prompt: the same, by the name that ``load_summarize_chain`` has for it.
-        combine_prompt: asks for the answer; a variable ``summaries`` or ``text`` is the list of notes.
-        map_reduce_document_variable_name: the map prompt's variable for the document, if it has another name.
-        combine_document_variable_name: the combine prompt's variable for the notes, likewise.
-        document_prompt: what is read of each document; by default its page content.
-        input_key: the input that has the documents.
-        output_key: the output that has the answer.
-        return_intermediate_steps: also give ``intermediate_steps``: one text a document, its notes.
-        return_map_steps: the same, by the name that ``load_qa_chain`` has for it.
-        task: ``"answer"``, as ``load_qa_chain``, or ``"summarise"``, as ``load_summarize_chain``, which needs no
-            question.
-        options: further fields of `WimRunnable`.
-
-    Returns:
-        A runnable. Input: a dict with documents and, unless for a summary, a ``question``. Output: the inputs, the
-        answer and, if wanted, the intermediate steps.
-    """
-    prompts = _templates(options)
-    if question_prompt is not None and map_prompt is not None:
-        raise TypeError("question_prompt and map_prompt are two names for one thing: give one of them.")
-    asked = map_prompt if question_prompt is None else question_prompt
-    if asked is not None:
-        prompts["margin"] = asked
-    if combine_prompt is not None:
-        prompts["answer"] = combine_prompt
-    if prompts:
-        options["prompts"] = prompts
-    return WimMapReduceChain(
-        kernel=kernel,
-        documents_key=input_key,
-        output_key=output_key,
-        return_intermediate_steps=return_intermediate_steps or return_map_steps,
-        map_variables=tuple(filter(None, [map_reduce_document_variable_name])),
-        combine_variables=tuple(filter(None, [combine_document_variable_name])),
-        document_prompt=document_prompt,
-        task=task,
-        **options,
-    )
-
-
-def _templates(options: dict[str, Any]) -> dict[str, PromptLike]:
-    """The prompts given by name, free to be added to.
-
-    Raises:
-        TypeError: if they are given as the kernel's `Prompts`, which nothing can be mixed with.
-    """
-    prompts = options.pop("prompts", None) or {}
-    if not isinstance(prompts, Mapping):
-        raise TypeError("Give either the kernel's Prompts, to WimRunnable, or prompt templates by name.")
-    return dict(prompts)
+_ARGUMENTS = tuple(name for name in signature(create_wim_documents_chain).parameters if name != "options")

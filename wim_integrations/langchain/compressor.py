@@ -2,61 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import Callbacks
-from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import (
     ensure_config,
     get_async_callback_manager_for_config,
     get_callback_manager_for_config,
 )
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from pydantic import model_validator
 from typing_extensions import Self
 
-from wim_integrations.langchain.documents import DocumentPrompt, DocumentReading
+from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
-from wim_integrations.langchain.prompts import PromptSet
+from wim_integrations.langchain.fields import CompressorFields
+from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templates
+from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
 from wim_kernel.settings import settle, together
 
 
-class WimDocumentCompressor(BaseDocumentCompressor):
+class WimDocumentCompressor(CompressorFields):
     """Margins in place of the documents they are about, for `ContextualCompressionRetriever`.
 
     All documents are read as one, in their order, so that a margin is written in the light of those before it. Each
     kept margin becomes a document with its source's metadata, ``relevance_score``, and ``wim``, which says where in the
     source it stands. By default margins are whole sentences of the source, copied.
 
+    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
+    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
+    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
+    ``top_k`` or ``keep`` choose.
+
     Args:
         kernel: reads.
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default the kernel's own.
         chunk_tokens: longest chunk, in tokens.
-        options: the kernel's `Options`, such as ``{"threshold": 0.7}``; ``prompts`` may be prompt templates by name.
+        prompts: `Prompts`, or prompt templates by the names of its fields.
+        options: the kernel's `Options` in a dict, as they may be given by name too.
+
+    The other fields are the kernel's `Options`, such as ``threshold``.
 
     Example:
         >>> ContextualCompressionRetriever(  # doctest: +SKIP
-        ...     base_compressor=WimDocumentCompressor(kernel=kernel), base_retriever=retriever
+        ...     base_compressor=WimDocumentCompressor(kernel=kernel, threshold=0.7), base_retriever=retriever
         ... )
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    task: str = "answer"
 
-    kernel: WimKernel = Field(exclude=True)
-    document_prompt: DocumentPrompt = None
-    document_separator: str | None = None
-    chunk_tokens: PositiveInt | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    def __init__(self, *, options: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        given = {**(options or {}), **fields}
+        self.check_fields(given)
+        super().__init__(**given)
+
+    @classmethod
+    def from_kernel(cls, kernel: WimKernel, prompt: PromptLike | None = None, **fields: Any) -> Self:
+        """A compressor, as `LLMChainExtractor.from_llm` makes one.
+
+        Args:
+            kernel: reads; it stands where a language model stood.
+            prompt: asks for a margin. Margins that a prompt asks for are in the model's own words.
+            fields: see the class.
+        """
+        check_kernel(kernel, cls.__name__)
+        if prompt is not None:
+            fields["prompts"] = {**as_templates(fields), "margin": prompt}
+            fields.setdefault("margin_style", "free")
+        return cls(kernel=kernel, **fields)
+
+    from_llm = from_kernel
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         settle(self._options("", None))  # mistakes are said here, not at the first query
         return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kernel's options that were given."""
+        return {**self.given_options()}
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -75,10 +106,10 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         if source is None:
             return []
         config = _config(callbacks)
-        emitter = Emitter(get_callback_manager_for_config(config), config, source, query)
-        event: Event | None = None
+        options, event = self._options(query, source), None
+        emitter = Emitter(get_callback_manager_for_config(config), config, source, query, options=options)
         try:
-            with closing(source.reading.stream_margins(query, **self._options(query, source))) as events:
+            with closing(source.reading.stream_margins(query, **options)) as events:
                 for event in events:
                     emitter.emit(event)
         except BaseException as error:
@@ -94,12 +125,11 @@ class WimDocumentCompressor(BaseDocumentCompressor):
         if source is None:
             return []
         config = _config(callbacks)
-        emitter = Emitter(get_async_callback_manager_for_config(config), config, source, query)
-        event: Event | None = None
+        options, event = self._options(query, source), None
+        manager = get_async_callback_manager_for_config(config)
+        emitter = Emitter(manager, config, source, query, options=options)
         try:
-            async with aclosing(
-                source.reading.astream_margins(query, **self._options(query, source))
-            ) as events:
+            async with aclosing(source.reading.astream_margins(query, **options)) as events:
                 async for event in events:
                     await emitter.aemit(event)
         except BaseException as error:
@@ -120,12 +150,12 @@ class WimDocumentCompressor(BaseDocumentCompressor):
             return None
 
     def _options(self, query: str, source: DocumentReading | None) -> Options:
-        options: Options = {"margin_style": "verbatim", **self.options}  # type: ignore[typeddict-item]
+        options: Options = {"margin_style": "verbatim", **self.given_options()}
         if source is not None:
-            options = together(options, len(source.reading.chunks))
-        task, given = self.options.get("task", "answer"), self.options.get("prompts")
-        prompts = PromptSet(task, given).for_call(query, "question", {"question": query})
-        return {**options, "prompts": prompts.prompts, "variables": prompts.variables}
+            options = together(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
+        prompts = PromptSet(self.task, self.prompts).for_call(query, "question", {"question": query})
+        variables = {**(self.variables or {}), **prompts.variables}
+        return {**options, "prompts": prompts.prompts, "variables": variables}
 
 
 def _config(callbacks: Callbacks | None) -> RunnableConfig:

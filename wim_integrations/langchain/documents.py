@@ -12,7 +12,10 @@ from langchain_core.prompts import BasePromptTemplate, format_document
 from pydantic import BeforeValidator, SkipValidation
 from pydantic_core import to_jsonable_python
 
-from wim_kernel import Chunk, Margin, Reading, Span, WimKernel
+from wim_integrations.langchain.outputs import MarginData, Quote
+from wim_kernel import Chunk, Margin, MarginsError, Reading, Span, WimKernel
+from wim_kernel.margins_in import margins_in
+from wim_kernel.quoting import reads
 
 Documents = str | Document | Sequence[str | Document | Mapping[str, Any]]
 
@@ -78,14 +81,14 @@ class DocumentReading:
         position: int = self.reading.chunks[margin.index].metadata["document"]
         return position
 
-    def margin_data(self, margin: Margin) -> dict[str, Any]:
+    def margin_data(self, margin: Margin) -> MarginData:
         """A margin as plain JSON data.
 
         Returns:
-            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``document``, which of the
-            documents it is about, with that document's ``metadata``; ``start`` and ``end``, the characters of its page
-            content that the margin's chunk holds (None where the document's prompt hides them); ``quotes``, the
-            characters of each sentence of a verbatim margin.
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, what its relevance
+            is made of, by signal; ``document``, which of the documents it is about, with that document's
+            ``metadata``; ``start`` and ``end``, the characters of its page content that the margin's chunk holds (None
+            where the document's prompt hides them); ``quotes``, the characters of each sentence of a verbatim margin.
         """
         place = self._place(margin.index)
         quotes = [
@@ -97,46 +100,40 @@ class DocumentReading:
             "text": margin.text,
             "relevance": margin.relevance,
             "kept": margin.kept,
+            "evidence": dict(margin.evidence),
             "note": margin.note,
-            **place,
+            "document": place["document"],
+            "start": place["start"],
+            "end": place["end"],
             "metadata": plain(self.documents[place["document"]].metadata),
-            "quotes": [{"start": start, "end": end} for start, end in quotes],
+            "quotes": [Quote(start=start, end=end) for start, end in quotes],
         }
 
-    def margin(self, data: Mapping[str, Any] | str) -> Margin:
-        """Read back what `margin_data` wrote and a person may have changed; a text alone is a margin of their own.
+    def margins(self, given: object, written: Sequence[Margin] | None = None) -> list[Margin]:
+        """Read back what `margin_data` wrote and a person may have changed; see `margins_in`.
+
+        Args:
+            given: the margins, or an approval of those that were ``written``.
+            written: the margins that a person was shown, where they are known.
 
         Raises:
-            ValueError: if it is of a chunk that these documents do not have.
+            MarginsError: for what is no margin, or one that was written on other chunks.
         """
-        if isinstance(data, str):
-            data = {"text": data}
-        last = len(self.reading.chunks) - 1
-        index, kept = int(data.get("index", last)), data.get("kept", True)
-        if not 0 <= index <= last:
-            raise ValueError(f"Margin {index} is of another document: this one has chunks 0 to {last}.")
-        if not isinstance(kept, bool):
-            raise ValueError(f"A margin's kept is true or false, not {kept!r}.")
+        return margins_in(given, self.reading.chunks, written=written, find_spans=self._checked_spans)
+
+    def _checked_spans(self, index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
         place = self._place(index)
-        if any(data.get(name, place[name]) != place[name] for name in place):
-            raise ValueError(
+        if any(data.get(name, value) != value for name, value in place.items()):
+            raise MarginsError(
                 f"Margin {index} was written on other chunks: read the same documents with the same chunk_tokens."
             )
-        relevance = data.get("relevance")
-        return Margin(
-            index=index,
-            text=str(data["text"]),
-            relevance=1.0 if relevance is None else float(relevance),
-            kept=kept,
-            chunk=self.reading.chunks[index],
-            spans=self._spans(index, data),
-            note=str(data.get("note") or ""),
-        )
+        return self._spans(index, data)
 
     def margin_document(self, margin: Margin) -> Document:
         """A margin as a document of its own: its source's metadata, ``relevance_score``, and where it stands."""
         data = self.margin_data(margin)
-        place = {name: data[name] for name in ("index", "document", "start", "end", "quotes")}
+        names = ("index", "evidence", "document", "start", "end", "quotes")
+        place = {name: item for name, item in data.items() if name in names}
         metadata = self.documents[data["document"]].metadata
         return Document(
             page_content=margin.text, metadata={**metadata, "relevance_score": margin.relevance, "wim": place}
@@ -152,11 +149,18 @@ class DocumentReading:
         """Where a verbatim margin's sentences stand, if it still says what stands there."""
         document = self.reading.chunks[chunk].metadata["document"]
         content, offset = self.documents[document].page_content, self._formatted[document].offset
-        quotes = [(quote["start"], quote["end"]) for quote in data.get("quotes") or ()]
+        try:
+            quotes = [(int(quote["start"]), int(quote["end"])) for quote in data.get("quotes") or ()]
+        except (KeyError, TypeError, ValueError) as error:
+            if offset is None:  # they were not known when it was written, either
+                return ()
+            raise MarginsError(
+                f"The 'quotes' of margin {chunk} are not as they were written: leave them out."
+            ) from error
         if (
             offset is None
             or not quotes
-            or " ".join(content[slice(*quote)] for quote in quotes) != data["text"]
+            or not reads(data["text"], [content[slice(*each)] for each in quotes])
         ):
             return ()
         shift = self._starts[chunk] - offset
@@ -262,7 +266,7 @@ def _source_id(index: int, document: Document) -> str:
     """What pieces of one text have in common, so that what they share is read once."""
     metadata = document.metadata
     if metadata.get("source") is None:
-        return document.id or str(index)
+        return f"at {index}"  # an id is one document's, and two that have the same are still two
     own = {"start_index", "id", "_id", "chunk", "chunk_index", "chunk_id"}  # of the piece, as scores are
     common = {
         name: item for name, item in metadata.items() if name not in own and not isinstance(item, float)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from inspect import isawaitable
 from typing import Any
@@ -14,13 +14,25 @@ from langchain_core.callbacks import (
     adispatch_custom_event,
     dispatch_custom_event,
 )
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from wim_integrations.langchain.documents import DocumentReading
-from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Usage
+from wim_kernel import (
+    Answered,
+    AnswerToken,
+    ChunkRead,
+    Event,
+    Margin,
+    MarginRevised,
+    MarginsDone,
+    MarginWritten,
+    Options,
+    Usage,
+)
+from wim_kernel.transcripts import Transcript
 
 NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
 
@@ -33,13 +45,16 @@ class Emitter:
 
     Chunks, margins and the answer go out as custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain
     JSON data: to callback handlers and event streams if there is a run, and to the graph's stream writer if there is a
-    graph. The answer's tokens and the whole call's usage go out as a chat model's run; margins' own tokens do not.
+    graph. A margin that takes the place of the one with the same index, once more of the documents is known, goes out
+    as ``wim_margin_revised``. The answer's prompt, its tokens and the whole call's usage go out as a chat model's run.
+    Each margin is a run of its own beside it, with its prompt and its text; its tokens are not told.
 
     Args:
         manager: callbacks, as a child of the run that the events belong to.
         config: the run's config.
         source: the documents.
         question: what is asked.
+        options: how; they say what the model is asked.
         tags: tags of the chat model's run.
     """
 
@@ -49,6 +64,8 @@ class Emitter:
         config: RunnableConfig,
         source: DocumentReading,
         question: str,
+        *,
+        options: Options,
         tags: Sequence[str] = (),
     ) -> None:
         self.manager = manager
@@ -57,6 +74,9 @@ class Emitter:
         self.question = question
         self.tags = list(tags)
         self.model_name = source.reading.kernel.engine.model_name
+        self.margins: list[Margin] = []  # that the answer will stand on, each as it was told last
+        self._transcript = Transcript(source.reading, question, options)
+        self._chunks_read = 0
         self._run: Any = None
 
     def emit(self, event: Event) -> None:
@@ -79,13 +99,22 @@ class Emitter:
 
     def _tell(self, event: Event) -> Told:
         match event:
-            case ChunkRead():
+            case ChunkRead(index):
+                self._chunks_read = index + 1
                 data = event.to_dict()
                 yield from self._custom("wim_chunk", {name: data[name] for name in data if name != "event"})
             case MarginWritten(margin):
+                self.margins.append(margin)
+                yield from self._margin_run(margin)
                 yield from self._custom("wim_margin", self.source.margin_data(margin))
+            case MarginRevised(margin):
+                place = [known.index for known in self.margins].index(margin.index)
+                before, self.margins[place] = self.margins[place], margin
+                if (before.text, before.kept) != (margin.text, margin.kept):
+                    yield from self._margin_run(margin)
+                yield from self._custom("wim_margin_revised", self.source.margin_data(margin))
             case MarginsDone(margins, usage):
-                yield from self._start([NO_STREAM, *self.tags])
+                yield from self._start([NO_STREAM, *self.tags], answers=False)
                 yield from self._end("\n".join(margin.text for margin in margins if margin.kept), usage)
             case AnswerToken(text):
                 yield from self._start(self.tags)
@@ -100,7 +129,7 @@ class Emitter:
                 yield from self._end(result.answer, result.usage)
                 yield from self._custom("wim_answer", answer_data(event))
 
-    def _custom(self, name: str, data: dict[str, Any]) -> Told:
+    def _custom(self, name: str, data: Mapping[str, Any]) -> Told:
         data = {"question": self.question, **data}
         if self.manager.parent_run_id is not None:
             dispatch: Callable[..., Any] = dispatch_custom_event
@@ -110,14 +139,30 @@ class Emitter:
         if self.write is not None:
             self.write({"event": name, "data": data})
 
-    def _start(self, tags: Sequence[str]) -> Told:
+    def _margin_run(self, margin: Margin) -> Told:
+        """A run that shows what was asked at the chunk's end, and what was written."""
+        if not self.manager.handlers:
+            return
+        prompt = self._transcript.margin(margin.index)
+        run = yield self.manager.on_chain_start(
+            {"name": "WimMargin"}, {"prompt": prompt, "chunk": margin.index}, name="WimMargin"
+        )
+        said = {"margin": margin.text, "relevance": margin.relevance, "kept": margin.kept}
+        yield run.on_chain_end(said)
+
+    def _asked(self, answers: bool) -> str:
+        if answers:
+            return self._transcript.answer(self.margins, self._chunks_read)
+        return self._transcript.margin(max(0, self._chunks_read - 1))
+
+    def _start(self, tags: Sequence[str], *, answers: bool = True) -> Told:
         if self._run is not None:
             return
         manager = self.manager.copy()
         manager.add_tags(list(tags), inherit=False)
         runs = yield manager.on_chat_model_start(
             {"name": "WimKernel", "kwargs": {"model_name": self.model_name}},
-            [[HumanMessage(self.question)]],
+            [[SystemMessage(self._transcript.system), HumanMessage(self._asked(answers))]],
             invocation_params={"model": self.model_name},
             name="WimKernel",
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import mimetypes
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from langchain_core.documents import Document
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import ToolException
 from pydantic import BaseModel, Field, create_model
 
 from wim_integrations.langchain.documents import Documents, as_documents
+from wim_kernel.asynchrony import in_thread
 from wim_kernel.files import FileError, read_document
+
+Retriever = Runnable[str, Sequence[Document]]
 
 
 class Library:
@@ -30,7 +34,19 @@ class Library:
         Raises:
             ToolException: if there is no such document, or it cannot be read.
         """
-        raise NotImplementedError
+        raise ToolException(f"There is no document called {name!r}.")
+
+    def find(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
+        """The parts that a question is asked of; ``name`` is None where there is one document.
+
+        Raises:
+            ToolException: if there is no such document, or it cannot be read.
+        """
+        return self.get(next(iter(self.names()), "") if name is None else name)
+
+    async def afind(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
+        """See `find`."""
+        return await in_thread(self.find, question, name, config)
 
     def explain(self, error: Any) -> str:
         """What an agent's model got wrong in its arguments."""
@@ -150,3 +166,33 @@ def _may_be_text(path: Path) -> bool:
     kind, packed = mimetypes.guess_type(path.name)
     textual = ("text/", "application/pdf", "application/json", "application/xhtml+xml", "application/xml")
     return packed is None and (kind is None or kind.startswith(textual))
+
+
+class Retrieved(Library):
+    """What a retriever finds for the question."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        if not isinstance(retriever, Runnable):
+            raise TypeError(
+                f"A retriever is a BaseRetriever or another runnable from a question to documents, not a "
+                f"{type(retriever).__name__}."
+            )
+        self.retriever = retriever
+
+    def names(self) -> list[str]:
+        """What is searched, in words."""
+        return ["the documents that a search finds for it"]
+
+    def find(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
+        """The documents found, in the retriever's order."""
+        return self._checked(question, self.retriever.invoke(question, config))
+
+    async def afind(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
+        """See `find`."""
+        return self._checked(question, await self.retriever.ainvoke(question, config))
+
+    def _checked(self, question: str, found: Sequence[Document]) -> list[Document]:
+        documents = as_documents(found)
+        if not any(document.page_content.strip() for document in documents):
+            raise ToolException(f"Nothing was found for {question!r}. Ask in other words.")
+        return documents

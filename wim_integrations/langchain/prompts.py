@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import SystemMessage, get_buffer_string
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 
-from wim_kernel import PROMPTS, Prompts
+from wim_kernel import PROMPTS, MissingInputError, Prompts
 from wim_kernel.templates import CallPrompts, adopt, marked, unmarked
 
 PromptLike = str | BasePromptTemplate[Any]
@@ -17,7 +17,7 @@ GivenPrompts = Prompts | Mapping[str, PromptLike] | None
 
 QUESTION_KEYS = ("question", "input", "query")
 DOCUMENTS_KEYS = ("documents", "context", "input_documents")
-NOTES_KEYS = ("margins", "notes", "summaries", "text")
+NOTES_KEYS = ("margins", "notes", "summaries", "doc_summaries", "text", "docs")
 
 _NAMES = tuple(item.name for item in fields(Prompts))
 _ANSWERING = ("answer", "notes")
@@ -129,8 +129,10 @@ class PromptSet:
             elif name == "note" and prompt == "judgement":
                 values[name] = marked("note")
             else:
-                raise KeyError(
-                    f"The prompt {prompt!r} asks for {name!r}, and the input has {sorted(map(str, inputs))}."
+                has = ", ".join(sorted(map(str, inputs)))
+                raise MissingInputError(
+                    f"The prompt {prompt!r} asks for {name!r}, and the input has {has}: give it as an input, or call "
+                    f"the documents {self.documents_keys[-1]!r} and the notes 'summaries' in the prompt."
                 )
         optional = getattr(template, "optional_variables", [])
         values.update({name: inputs[name] for name in optional if name in inputs})
@@ -146,3 +148,15 @@ def _formatted(template: BasePromptTemplate[Any], values: dict[str, Any]) -> str
     turns = [message for message in messages if not isinstance(message, SystemMessage)]
     said = turns[0].text if len(turns) == 1 else get_buffer_string(turns)
     return "\n\n".join(part for part in (*rules, said) if part)
+
+
+def as_templates(options: dict[str, Any]) -> dict[str, PromptLike]:
+    """The prompts given by name, free to be added to.
+
+    Raises:
+        TypeError: if they are given as the kernel's `Prompts`, which nothing can be mixed with.
+    """
+    prompts = options.pop("prompts", None) or {}
+    if not isinstance(prompts, Mapping):
+        raise TypeError("Give either the kernel's Prompts, to WimRunnable, or prompt templates by name.")
+    return dict(prompts)

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model
 
-from wim_integrations.langchain.base import DocumentRunnable, Inputs, Outputs, Request
+from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.batching import Batch
-from wim_integrations.langchain.events import answer_data
-from wim_kernel import Answered, AnswerToken, Event, Margin, MarginsDone, MarginWritten, Options
+from wim_integrations.langchain.events import Emitter, Manager, answer_data
+from wim_integrations.langchain.outputs import Inputs, Margins, Outputs, WimMarginsOutput, WimOutput
+from wim_integrations.langchain.requests import Request
+from wim_integrations.langchain.reviewing import remember, remembered
+from wim_kernel import (
+    Answered,
+    AnswerToken,
+    Event,
+    Margin,
+    MarginRevised,
+    MarginsDone,
+    MarginWritten,
+    MissingInputError,
+    Options,
+    WimKernel,
+)
 
 
 class WimRunnable(DocumentRunnable):
@@ -23,7 +37,8 @@ class WimRunnable(DocumentRunnable):
     The input has a question (``question``, ``input`` or ``query``) and documents (``documents``, ``context`` or
     ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, every one in reading
     order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call;
-    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written.
+    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written; a margin may come
+    again, revised, and takes the place of the one with the same index when parts are added up.
 
     Questions of a batch that are about the same documents are answered together, and documents that the kernel has
     read are not read again.
@@ -51,13 +66,19 @@ class WimRunnable(DocumentRunnable):
         >>> chain.invoke({"question": "Who owned the ship?", "documents": documents})["answer"]  # doctest: +SKIP
     """
 
-    output_fields: ClassVar[dict[str, Any]] = {
-        "answer": (str, ...),
-        "margins": (list[dict[str, Any]], ...),
-        "usage": (dict[str, Any], ...),
-        "timings": (dict[str, Any], ...),
-        "stopped_early": (bool, ...),
-    }
+    output_type: ClassVar[Any] = WimOutput
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+
+        def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> WimOutput:
+            """See `DocumentRunnable.invoke`."""
+
+        async def ainvoke(
+            self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
+        ) -> WimOutput:
+            """See `DocumentRunnable.invoke`."""
 
     def batch(
         self,
@@ -68,8 +89,9 @@ class WimRunnable(DocumentRunnable):
         **kwargs: Any,
     ) -> list[Outputs]:
         """Outputs for several inputs; questions about the same documents are answered together."""
-        return self._batch_with_config(
-            self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        runnable = self._with(kwargs) if kwargs else self
+        return runnable._batch_with_config(
+            runnable._batch, inputs, config, return_exceptions=return_exceptions
         )
 
     async def abatch(
@@ -81,8 +103,9 @@ class WimRunnable(DocumentRunnable):
         **kwargs: Any,
     ) -> list[Outputs]:
         """See `batch`."""
-        return await self._abatch_with_config(
-            self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
+        runnable = self._with(kwargs) if kwargs else self
+        return await runnable._abatch_with_config(
+            runnable._abatch, inputs, config, return_exceptions=return_exceptions
         )
 
     def _batch(
@@ -121,12 +144,12 @@ class WimRunnable(DocumentRunnable):
         return {**data, "margins": request.margins_data(last.result.margins)}
 
     def _first_chunk(self, request: Request) -> Outputs:
-        return AddableDict(answer="", margins=[])
+        return AddableDict(answer="", margins=Margins())
 
     def _chunk(self, request: Request, event: Event) -> Outputs | None:
         match event:
-            case MarginWritten(margin):
-                return AddableDict(margins=request.margins_data([margin]))
+            case MarginWritten(margin) | MarginRevised(margin):
+                return AddableDict(margins=Margins(request.margins_data([margin])))
             case AnswerToken(text):
                 return AddableDict(answer=text)
         return None
@@ -142,12 +165,21 @@ class WimMargins(DocumentRunnable):
     `WimAnswer` wants where reading stopped early.
     """
 
-    output_fields: ClassVar[dict[str, Any]] = {
-        "margins": (list[dict[str, Any]], ...),
-        "usage": (dict[str, Any], ...),
-        "timings": (dict[str, Any], ...),
-        "chunks_read": (int, ...),
-    }
+    output_type: ClassVar[Any] = WimMarginsOutput
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+
+        def invoke(
+            self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
+        ) -> WimMarginsOutput:
+            """See `DocumentRunnable.invoke`."""
+
+        async def ainvoke(
+            self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
+        ) -> WimMarginsOutput:
+            """See `DocumentRunnable.invoke`."""
 
     def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
         return request.reading.stream_margins(request.question, **options)
@@ -158,6 +190,7 @@ class WimMargins(DocumentRunnable):
     def _output(self, request: Request, last: Event | None) -> Outputs:
         if not isinstance(last, MarginsDone):
             return {"margins": [], "usage": {}, "timings": {}, "chunks_read": 0}
+        remember(request.reading, request.question, last.margins)
         return {
             "margins": request.margins_data(last.margins),
             "usage": asdict(last.usage),
@@ -166,11 +199,11 @@ class WimMargins(DocumentRunnable):
         }
 
     def _first_chunk(self, request: Request) -> Outputs:
-        return AddableDict(margins=[])
+        return AddableDict(margins=Margins())
 
     def _chunk(self, request: Request, event: Event) -> Outputs | None:
-        if isinstance(event, MarginWritten):
-            return AddableDict(margins=request.margins_data([event.margin]))
+        if isinstance(event, MarginWritten | MarginRevised):
+            return AddableDict(margins=Margins(request.margins_data([event.margin])))
         return None
 
     def _streamed(self) -> tuple[str, ...]:
@@ -181,16 +214,24 @@ class WimAnswer(WimRunnable):
     """Answers from margins as they are handed in, by `WimMargins` and whoever went over them since.
 
     Input as for `WimRunnable`, and ``margins``: those with ``kept`` count, a ``note`` is the reader's remark on one, a
-    string is a margin of the reader's own; and optionally ``chunks_read``. In the process that wrote the margins the
-    documents are not read again; elsewhere they are.
+    string is a margin of the reader's own; and optionally ``chunks_read``. True or ``"approve"`` in the place of the
+    list means the margins that `WimMargins` wrote last for this question, in the same process; `reviewed` does the same
+    across processes. In the process that wrote the margins the documents are not read again; elsewhere they are.
+
+    Raises:
+        MarginsError: for something that is no margin, or one of other documents.
     """
 
     margins_key: str = "margins"
 
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question, the documents and the margins."""
         handed: dict[str, Any] = {
-            self.margins_key: (list[dict[str, Any] | str], ...),
+            self.margins_key: (list[dict[str, Any] | str] | str | bool, ...),
             "chunks_read": (int | None, None),
         }
         return create_model(self.get_name("Input"), __base__=super().get_input_schema(config), **handed)
@@ -211,6 +252,11 @@ class WimAnswer(WimRunnable):
         margins, chunks_read = self._handed_in(request)
         return request.reading.astream_answer(request.question, margins, chunks_read=chunks_read, **options)
 
+    def _emitter(self, request: Request, manager: Manager, config: RunnableConfig) -> Emitter:
+        emitter = super()._emitter(request, manager, config)
+        emitter.margins, _ = self._handed_in(request)
+        return emitter
+
     def _first_chunk(self, request: Request) -> Outputs:
         return AddableDict(answer="")
 
@@ -220,8 +266,9 @@ class WimAnswer(WimRunnable):
     def _handed_in(self, request: Request) -> tuple[list[Margin], int | None]:
         assert request.source is not None
         if self.margins_key not in request.inputs:
-            raise KeyError(
+            raise MissingInputError(
                 f"The input has {sorted(map(str, request.inputs))}, and nothing called {self.margins_key}."
             )
-        given = request.inputs[self.margins_key]
-        return [request.source.margin(item) for item in given], request.inputs.get("chunks_read")
+        written = remembered(request.reading, request.question)
+        margins = request.source.margins(request.inputs[self.margins_key], written)
+        return margins, request.inputs.get("chunks_read")

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from inspect import signature
+from typing import Any, NoReturn
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import StructuredTool, ToolException
 
 from wim_integrations.langchain.documents import Documents
 from wim_integrations.langchain.events import NO_STREAM
-from wim_integrations.langchain.library import Folder, Library, Named
+from wim_integrations.langchain.library import Folder, Library, Named, Retrieved, Retriever
 from wim_integrations.langchain.runnable import WimRunnable
+from wim_integrations.options import check_kernel, check_names
 from wim_kernel import WimError, WimKernel
-from wim_kernel.asynchrony import in_thread
+from wim_kernel.copying import refuse_to_pickle
 from wim_kernel.reports import DESCRIPTION, TRUNCATED, report
 
 
 def create_wim_tool(
     kernel: WimKernel,
-    documents: Documents | Mapping[str, Documents] | None = None,
+    documents: Documents | Mapping[str, Documents] | Retriever | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
+    retriever: Retriever | None = None,
     name: str = "ask_document",
     description: str | None = None,
     max_output_chars: int = 4000,
@@ -42,25 +45,19 @@ def create_wim_tool(
         documents: one document (its parts in order), or several by name.
         folder: a folder of text, Markdown, HTML or PDF files, instead; the agent names a file in it or below it. Files
             added later can be asked about too.
+        retriever: finds the documents that a question is asked of, instead; it may be given as ``documents``, too.
         name: the tool's name.
         description: what the agent's model is told of the tool; by default says what it does and names the documents.
         max_output_chars: longest content, in characters.
         options: further fields of `WimRunnable`.
 
     Raises:
-        TypeError: unless either documents or a folder are given.
+        TypeError: unless either documents, a folder or a retriever are given.
         ValueError: if there are no documents.
     """
-    if (documents is None) == (folder is None):
-        raise TypeError("Give create_wim_tool either documents= or folder=.")
-    library: Library
-    if folder is not None:
-        library = Folder(folder)
-    elif isinstance(documents, Mapping):
-        library = Named(documents)
-    else:
-        assert documents is not None
-        library = Named({"the document": documents})
+    check_names(options, [*WimRunnable.model_fields, *_ARGUMENTS], "create_wim_tool")
+    check_kernel(kernel, "create_wim_tool")
+    library = _library(documents, folder, retriever)
     if not library.names():
         raise ValueError("There are no documents to ask about.")
     if {"question_key", "documents_key"} & set(options):
@@ -84,7 +81,7 @@ def create_wim_tool(
 
     for function in (ask, aask):
         function.__annotations__["runtime"] = _runtime_type()
-    return StructuredTool.from_function(
+    return WimTool.from_function(
         func=ask,
         coroutine=aask,
         name=name,
@@ -95,6 +92,32 @@ def create_wim_tool(
         handle_tool_error=True,
         handle_validation_error=library.explain,
     )
+
+
+class WimTool(StructuredTool):
+    """A tool that holds a kernel: a copy shares it."""
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_to_pickle(self)
+
+
+def _library(
+    documents: Documents | Mapping[str, Documents] | Retriever | None,
+    folder: str | os.PathLike[str] | None,
+    retriever: Retriever | None,
+) -> Library:
+    if sum(given is not None for given in (documents, folder, retriever)) != 1:
+        raise TypeError("Give create_wim_tool either documents=, folder= or retriever=.")
+    if folder is not None:
+        return Folder(folder)
+    if retriever is not None:
+        return Retrieved(retriever)
+    if isinstance(documents, Runnable):
+        return Retrieved(documents)
+    if isinstance(documents, Mapping):
+        return Named(documents)
+    assert documents is not None
+    return Named({"the document": documents})
 
 
 class _Asker:
@@ -108,23 +131,21 @@ class _Asker:
     def ask(self, question: str, document: str | None, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
         """Content and artifact."""
         with _as_messages():
-            return self._result(question, self.reader.invoke(self._input(question, document), config))
+            documents = self.library.find(question, document, config)
+            output = self.reader.invoke({"question": question, "documents": documents}, config)
+            return self._result(question, output)
 
     async def aask(
         self, question: str, document: str | None, config: RunnableConfig
     ) -> tuple[str, dict[str, Any]]:
         """Content and artifact."""
         with _as_messages():
-            asked = await in_thread(self._input, question, document)
-            return self._result(question, await self.reader.ainvoke(asked, config))
+            documents = await self.library.afind(question, document, config)
+            output = await self.reader.ainvoke({"question": question, "documents": documents}, config)
+            return self._result(question, output)
 
     def _result(self, question: str, output: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return self._content(output), {"question": question, **output}
-
-    def _input(self, question: str, document: str | None) -> dict[str, Any]:
-        if document is None:  # there was one, whose name nobody has to say
-            document = next(iter(self.library.names()), "")
-        return {"question": question, "documents": self.library.get(document)}
 
     def _content(self, output: Mapping[str, Any]) -> str:
         notes = [margin["text"].strip() + _place(margin) for margin in output["margins"] if margin["kept"]]
@@ -181,3 +202,6 @@ def _place(margin: Mapping[str, Any]) -> str:
     if source is None or margin["start"] is None:
         return ""
     return f" ({source}, characters {margin['start']} to {margin['end']})"
+
+
+_ARGUMENTS = tuple(name for name in signature(create_wim_tool).parameters if name != "options")

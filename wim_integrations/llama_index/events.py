@@ -14,8 +14,20 @@ from llama_index.core.instrumentation.events.base import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 
 from wim_integrations.llama_index.nodes import NodeReading
-from wim_kernel import Answered, AnswerToken, ChunkRead, Event, MarginsDone, MarginWritten, Options, Usage
+from wim_kernel import (
+    Answered,
+    AnswerToken,
+    ChunkRead,
+    Event,
+    Margin,
+    MarginRevised,
+    MarginsDone,
+    MarginWritten,
+    Options,
+    Usage,
+)
 from wim_kernel.settings import together
+from wim_kernel.transcripts import Transcript
 
 dispatcher = get_dispatcher(__name__)
 
@@ -51,10 +63,12 @@ class WimMarginWritten(BaseEvent):
     Attributes:
         query_str: the question.
         margin: see `NodeReading.margin_data`.
+        prompt: what the model was asked, the document elided.
     """
 
     query_str: str
     margin: dict[str, Any]
+    prompt: str = ""
 
     @classmethod
     def class_name(cls) -> str:
@@ -62,10 +76,28 @@ class WimMarginWritten(BaseEvent):
         return "WimMarginWritten"
 
 
+class WimMarginRevised(WimMarginWritten):
+    """Now that more is known, a margin is another: it takes the place of the one with the same index.
+
+    It is a `WimMarginWritten` too, so that whoever shows margins shows it.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The event's name."""
+        return "WimMarginRevised"
+
+
 class WimAnswerStart(BaseEvent):
-    """The answer's first token is there."""
+    """The answer's first token is there.
+
+    Attributes:
+        query_str: the question.
+        prompt: what the model was asked, the kept margins included and the document elided.
+    """
 
     query_str: str
+    prompt: str = ""
 
     @classmethod
     def class_name(cls) -> str:
@@ -109,18 +141,29 @@ class Teller:
     """Tells of one question's events, in the span in which it was made, wherever they are told from.
 
     Args:
-        callbacks: the older callbacks: a ``TREE`` event for each margin, one ``LLM`` event for the whole call.
+        callbacks: the older callbacks: a ``TREE`` event for each margin, and again for one whose note was revised; one
+            ``LLM`` event for the whole call.
         source: the nodes.
         question: what is asked.
+        options: how; they say what the model is asked.
     """
 
-    def __init__(self, callbacks: CallbackManager, source: NodeReading, question: str) -> None:
+    def __init__(
+        self, callbacks: CallbackManager, source: NodeReading, question: str, options: Options
+    ) -> None:
         self.callbacks = callbacks
         self.source = source
         self.question = question
         self.span_id = active_span_id.get()
         self._answering = False
-        payload: dict[str, Any] = {EventPayload.PROMPT: question, EventPayload.MODEL_NAME: self._model_name}
+        self._transcript = Transcript(source.reading, question, options)
+        self._prompt = self._transcript.answer(())  # until the margins are known
+        self._margins: dict[int, Margin] = {}
+        self._chunks_read = 0
+        payload: dict[str, Any] = {
+            EventPayload.PROMPT: self._prompt,
+            EventPayload.MODEL_NAME: self._model_name,
+        }
         self._llm_event: str | None = callbacks.on_event_start(CBEventType.LLM, payload=payload)
 
     def tell(self, event: Event) -> None:
@@ -129,14 +172,15 @@ class Teller:
         match event:
             case ChunkRead(index, chunks, tokens, total_tokens, cached):
                 read: dict[str, Any] = {"tokens": tokens, "total_tokens": total_tokens, "cached": cached}
+                self._chunks_read = index + 1
                 dispatcher.event(WimChunkRead(index=index, chunks=chunks, **read, **asked))
             case MarginWritten(margin):
-                data = self.source.margin_data(margin)
-                dispatcher.event(WimMarginWritten(margin=data, **asked))
-                with self.callbacks.event(
-                    CBEventType.TREE, payload={EventPayload.QUERY_STR: self.question}
-                ) as told:
-                    told.on_end(payload={EventPayload.RESPONSE: data})
+                self._margins[margin.index] = margin
+                self._tell_margin(margin, WimMarginWritten, asked)
+            case MarginRevised(margin):
+                before, self._margins[margin.index] = self._margins[margin.index], margin
+                has_changed = (before.text, before.kept) != (margin.text, margin.kept)
+                self._tell_margin(margin, WimMarginRevised, asked, calls_back=has_changed)
             case AnswerToken():
                 self._start(asked)
             case Answered(result):
@@ -145,7 +189,19 @@ class Teller:
                 dispatcher.event(WimAnswerEnd(answer=result.answer, usage=usage, timings=timings, **asked))
                 self.end(result.answer, result.usage)
             case MarginsDone(margins, usage):
+                self._prompt = self._transcript.margin(max(0, self._chunks_read - 1))
                 self.end("\n".join(margin.text for margin in margins if margin.kept), usage)
+
+    def _tell_margin(
+        self, margin: Margin, kind: type[WimMarginWritten], asked: dict[str, Any], *, calls_back: bool = True
+    ) -> None:
+        data, prompt = self.source.margin_data(margin), self._transcript.margin(margin.index)
+        dispatcher.event(kind(margin=data, prompt=prompt, **asked))
+        if not calls_back:
+            return
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question, EventPayload.PROMPT: prompt}
+        with self.callbacks.event(CBEventType.TREE, payload=payload) as told:
+            told.on_end(payload={EventPayload.RESPONSE: data})
 
     def end(self, text: str, usage: Usage | None = None) -> None:
         """The call is over, at its end or before."""
@@ -157,7 +213,7 @@ class Teller:
             text = ""  # a count of 0 is counted again, from the text
         completion = CompletionResponse(text=text, raw=raw if usage else None)
         event_id, self._llm_event = self._llm_event, None
-        payload: dict[str, Any] = {EventPayload.PROMPT: self.question, EventPayload.COMPLETION: completion}
+        payload: dict[str, Any] = {EventPayload.PROMPT: self._prompt, EventPayload.COMPLETION: completion}
         self.callbacks.on_event_end(CBEventType.LLM, payload=payload, event_id=event_id)
 
     def fail(self, error: BaseException) -> None:
@@ -171,7 +227,8 @@ class Teller:
     def _start(self, asked: dict[str, Any]) -> None:
         if not self._answering:
             self._answering = True
-            dispatcher.event(WimAnswerStart(**asked))
+            self._prompt = self._transcript.answer(list(self._margins.values()), self._chunks_read)
+            dispatcher.event(WimAnswerStart(prompt=self._prompt, **asked))
 
     @property
     def _model_name(self) -> str:

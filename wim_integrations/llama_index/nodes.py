@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
 from wim_kernel import Chunk, Margin, Reading, Span, WimKernel, WimResult
 from wim_kernel.chunks import contiguous, drop_overlaps, join_adjacent
@@ -43,7 +43,9 @@ class NodeReading:
         join_small: bool = False,
     ) -> None:
         check_reading_options(order, chunk_tokens)
-        self.nodes = list(nodes) if order == "given" else in_document_order(nodes)
+        self.given = _as_nodes(nodes)
+        self._order = list(range(len(self.given))) if order == "given" else _document_order(self.given)
+        self.nodes = [self.given[place] for place in self._order]
         longest = chunk_tokens or kernel.chunk_tokens
         chunks = self._chunks()
         if join_small:
@@ -66,10 +68,11 @@ class NodeReading:
         """A margin as plain data.
 
         Returns:
-            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``node_ids`` and ``ref_doc_ids``
-            of the nodes it is about; ``spans``, what its chunk holds of each node, and ``quotes``, each sentence of a
-            verbatim margin: with ``node_id``, ``start`` and ``end`` in the node's text, and ``start_char_idx`` and
-            ``end_char_idx`` in the node's document (None where that is not known).
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, what its relevance
+            is made of, by signal; ``node_ids`` and ``ref_doc_ids`` of the nodes it is about; ``spans``, what its chunk
+            holds of each node, and ``quotes``, each sentence of a verbatim margin: with ``node_id``, ``start`` and
+            ``end`` in the node's text, and ``start_char_idx`` and ``end_char_idx`` in the node's document (None where
+            that is not known).
         """
         nodes = [self.nodes[place] for place in self.nodes_of(margin)]
         return {
@@ -77,6 +80,7 @@ class NodeReading:
             "text": margin.text,
             "relevance": margin.relevance,
             "kept": margin.kept,
+            "evidence": dict(margin.evidence),
             "note": margin.note,
             "node_ids": [node.node_id for node in nodes],
             "ref_doc_ids": list(dict.fromkeys(node.ref_doc_id for node in nodes if node.ref_doc_id)),
@@ -93,13 +97,16 @@ class NodeReading:
             "stopped_early": result.stopped_early,
         }
 
-    def relevance_of_nodes(self, margins: Sequence[Margin]) -> dict[str, float]:
-        """The highest relevance of each node's chunks, by node id; nodes that were not read are not in it."""
-        found: dict[str, float] = {}
+    def relevance_of_nodes(self, margins: Sequence[Margin]) -> list[float | None]:
+        """The highest relevance of each node's chunks, in the order in which the nodes were given.
+
+        None for nodes that were not read. By place and not by id: two nodes may have the same.
+        """
+        found: list[float | None] = [None] * len(self.nodes)
         for margin in margins:
             for place in (int(span.source_id) for span in margin.chunk.spans if span.length):
-                node_id = self.nodes[place].node_id
-                found[node_id] = max(found.get(node_id, 0.0), margin.relevance)
+                given = self._order[place]
+                found[given] = max(found[given] or 0.0, margin.relevance)
         return found
 
     def _place(self, span: Span) -> dict[str, Any]:
@@ -148,6 +155,24 @@ class NodeReading:
         return _document(place, self.nodes[place])
 
 
+def scored_nodes(
+    source: NodeReading | None, margins: Sequence[Margin], nodes: Sequence[NodeWithScore]
+) -> list[NodeWithScore]:
+    """Nodes with their relevance as score, those that were not read with their own.
+
+    Args:
+        source: the reading; None if nothing was read.
+        margins: what was written on it.
+        nodes: those that were read, in the order given, and behind them any others.
+    """
+    relevance = [] if source is None else source.relevance_of_nodes(margins)
+    relevance += [None] * (len(nodes) - len(relevance))
+    return [
+        NodeWithScore(node=item.node, score=item.score if score is None else score)
+        for item, score in zip(nodes, relevance, strict=True)
+    ]
+
+
 def check_reading_options(order: str, chunk_tokens: int | None) -> None:
     """See that options make sense.
 
@@ -162,18 +187,35 @@ def check_reading_options(order: str, chunk_tokens: int | None) -> None:
 
 def in_document_order(nodes: Sequence[BaseNode]) -> list[BaseNode]:
     """Nodes by document, documents in the order they first come in, and by position; unknown positions stay put."""
+    return [nodes[place] for place in _document_order(nodes)]
+
+
+def _document_order(nodes: Sequence[BaseNode]) -> list[int]:
     first: dict[str, int] = {}
     keys = []
     for place, node in enumerate(nodes):
         document = first.setdefault(_document(place, node), place)
         begin = getattr(node, "start_char_idx", None)
         keys.append((document, begin is None, begin or 0, place))
-    return [nodes[key[-1]] for key in sorted(keys)]
+    return [key[-1] for key in sorted(keys)]
+
+
+def _as_nodes(nodes: Iterable[BaseNode | NodeWithScore]) -> list[BaseNode]:
+    """Nodes, out of what holds them.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    found = [item.node if isinstance(item, NodeWithScore) else item for item in nodes]
+    for place, item in enumerate(found):
+        if not isinstance(item, BaseNode):
+            raise TypeError(f"Nodes are BaseNodes; the one at position {place} is a {type(item).__name__}.")
+    return found
 
 
 def _document(place: int, node: BaseNode) -> str:
     """What nodes of one document have in common; a node of none is a document of its own."""
-    return node.ref_doc_id or f"node {place}"
+    return f"document {node.ref_doc_id}" if node.ref_doc_id else f"node {place}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import aclosing, closing
-from typing import Any
+from inspect import signature
+from typing import Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
@@ -12,8 +13,10 @@ from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle
 
 from wim_integrations.llama_index.events import Teller, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
+from wim_integrations.options import OPTION_NAMES, check_kernel, check_names, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
 from wim_kernel.asynchrony import in_thread
+from wim_kernel.copying import refuse_to_pickle
 from wim_kernel.settings import settle
 
 
@@ -22,6 +25,11 @@ class WimNodePostprocessor(BaseNodePostprocessor):
 
     A margin's node has its source nodes' metadata and, as ``SOURCE``, the first of them; ``metadata["wim"]`` says
     where it stands (see `NodeReading.margin_data`). By default margins are whole sentences, copied.
+
+    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
+    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
+    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
+    ``top_k`` or ``keep`` choose.
 
     Args:
         kernel: reads.
@@ -49,13 +57,18 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         options: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
+        check_kernel(kernel, "WimNodePostprocessor")
         options = {**(options or {}), **more}
+        check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimNodePostprocessor")
         settle({**options})  # type: ignore[typeddict-item]
         check_reading_options(order, chunk_tokens)
         fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
         fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}
         super().__init__(**fields)
         self._kernel = kernel
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_to_pickle(self)
 
     @classmethod
     def class_name(cls) -> str:
@@ -68,9 +81,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = self._read(nodes), _question(query_bundle)
         if source is None:
             return []
-        teller, last = Teller(self.callback_manager, source, question), None
+        options, last = self._options(source), None
+        teller = Teller(self.callback_manager, source, question, options)
         try:
-            with closing(source.reading.stream_margins(question, **self._options(source))) as events:
+            with closing(source.reading.stream_margins(question, **options)) as events:
                 for last in events:
                     teller.tell(last)
         except BaseException as error:
@@ -84,9 +98,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = await in_thread(self._read, nodes), _question(query_bundle)
         if source is None:
             return []
-        teller, last = Teller(self.callback_manager, source, question), None
+        options, last = self._options(source), None
+        teller = Teller(self.callback_manager, source, question, options)
         try:
-            async with aclosing(source.reading.astream_margins(question, **self._options(source))) as events:
+            async with aclosing(source.reading.astream_margins(question, **options)) as events:
                 async for last in events:
                     teller.tell(last)
         except BaseException as error:
@@ -108,7 +123,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
 
     def _options(self, source: NodeReading) -> Options:
         options: Options = {"margin_style": "verbatim", **self.options}  # type: ignore[typeddict-item]
-        return paced(source, options, self.callback_manager)
+        return paced(source, leaning_to_recall(options, self._kernel), self.callback_manager)
 
 
 def _question(query: QueryBundle | None) -> str:
@@ -126,7 +141,7 @@ def _margin_nodes(source: NodeReading, last: Event | None) -> list[NodeWithScore
 def _margin_node(source: NodeReading, margin: Margin) -> TextNode:
     data = source.margin_data(margin)
     first = source.nodes[source.nodes_of(margin)[0]]
-    place = {name: data[name] for name in ("index", "node_ids", "ref_doc_ids", "spans", "quotes")}
+    place = {name: data[name] for name in ("index", "evidence", "node_ids", "ref_doc_ids", "spans", "quotes")}
     return TextNode(
         text=margin.text,
         metadata={**first.metadata, "wim": place},
@@ -134,3 +149,6 @@ def _margin_node(source: NodeReading, margin: Margin) -> TextNode:
         excluded_embed_metadata_keys=[*first.excluded_embed_metadata_keys, "wim"],
         relationships={NodeRelationship.SOURCE: first.as_related_node_info()},
     )
+
+
+_ARGUMENTS = tuple(signature(WimNodePostprocessor).parameters)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
@@ -14,7 +15,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
-from llama_index.core.llms import LLM, MockLLM
+from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType
@@ -24,8 +25,10 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
 from wim_integrations.llama_index.events import Teller, paced
-from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
+from wim_integrations.llama_index.llm import WimLLM
+from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options, scored_nodes
 from wim_integrations.llama_index.prompts import ANSWER, MARGIN, Templates
+from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import (
     PROMPTS,
     Answered,
@@ -33,11 +36,13 @@ from wim_kernel import (
     EmptyDocumentError,
     Event,
     Margin,
+    MarginRevised,
     MarginWritten,
     Options,
     WimKernel,
 )
 from wim_kernel.asynchrony import in_thread
+from wim_kernel.copying import HoldsShared
 from wim_kernel.settings import settle
 
 dispatcher = get_dispatcher(__name__)
@@ -67,7 +72,7 @@ _synthesize: Any = getattr(BaseSynthesizer.synthesize, "__wrapped__", BaseSynthe
 _asynthesize: Any = getattr(BaseSynthesizer.asynthesize, "__wrapped__", BaseSynthesizer.asynthesize)
 
 
-class WimSynthesizer(BaseSynthesizer):
+class WimSynthesizer(HoldsShared, BaseSynthesizer):
     """Reads nodes once, in order, and answers from margins written on the way.
 
     For every query engine that takes a response synthesizer. The response's ``metadata`` has, beside the map of nodes,
@@ -77,8 +82,8 @@ class WimSynthesizer(BaseSynthesizer):
 
     Args:
         kernel: the model and the readings it holds.
-        llm: not called; a `StructuredLLM` says what the answer is to be. ``synthesizer.llm`` can be given to callers
-            that would otherwise look for one in `Settings`.
+        llm: not called here; a `StructuredLLM` says what the answer is to be. ``synthesizer.llm``, by default the
+            kernel's own model as a `WimLLM`, is for engines that want a language model beside the synthesizer.
         callback_manager: the older callbacks.
         streaming: whether the answer streams.
         output_cls: what the answer is to be an object of; it is decoded so that it always fits.
@@ -111,7 +116,9 @@ class WimSynthesizer(BaseSynthesizer):
         margin_template: BasePromptTemplate | None = None,
         **options: Unpack[Options],
     ) -> None:
-        llm = llm or MockLLM()
+        check_kernel(kernel, "WimSynthesizer")
+        check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimSynthesizer")
+        llm = llm or WimLLM(kernel)
         super().__init__(
             llm=llm,
             callback_manager=callback_manager,
@@ -133,7 +140,7 @@ class WimSynthesizer(BaseSynthesizer):
 
     @property
     def llm(self) -> LLM:
-        """The language model that LlamaIndex is told of; it is not called."""
+        """A language model for engines that want one: by default the kernel's own, as a `WimLLM`."""
         return self._llm
 
     # -- LlamaIndex's ways to call it ---------------------------------------------------------------------------------
@@ -210,11 +217,7 @@ class WimSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         call = _call.get()
         assert call is not None, "responses are made within synthesize"
-        relevance = call.source.relevance_of_nodes(call.margins) if call.source else {}
-        scored = [
-            NodeWithScore(node=item.node, score=relevance.get(item.node.node_id, item.score))
-            for item in source_nodes
-        ]
+        scored = scored_nodes(call.source, call.margins, source_nodes)
         if call.source is None and self._shape is not None:
             # nothing was read, and what is said of that is no object
             return Response(self._empty_response, source_nodes=scored, metadata=call.metadata)
@@ -274,7 +277,7 @@ class WimSynthesizer(BaseSynthesizer):
     def _told(self, call: Call, question: str, options: Options, streams: bool) -> Generator[str, None, None]:
         """The answer's pieces; everything else is told, and noted in the call."""
         assert call.source is not None
-        teller = Teller(self._callback_manager, call.source, question)
+        teller = Teller(self._callback_manager, call.source, question, options)
         options = paced(call.source, options, self._callback_manager, streams=streams)
         try:
             with closing(call.source.reading.stream(question, **options)) as events:
@@ -291,7 +294,7 @@ class WimSynthesizer(BaseSynthesizer):
         self, call: Call, question: str, options: Options, streams: bool
     ) -> AsyncGenerator[str, None]:
         assert call.source is not None
-        teller = Teller(self._callback_manager, call.source, question)
+        teller = Teller(self._callback_manager, call.source, question, options)
         options = paced(call.source, options, self._callback_manager, streams=streams)
         try:
             async with aclosing(call.source.reading.astream(question, **options)) as events:
@@ -330,6 +333,13 @@ def _note(call: Call, event: Event) -> None:
         call.margins.append(event.margin)
         call.metadata["margins"].append(call.source.margin_data(event.margin))
         call.metadata["margins"].sort(key=lambda data: data["index"])
+    elif isinstance(event, MarginRevised):
+        place = [margin.index for margin in call.margins].index(event.margin.index)
+        call.margins[place] = event.margin
+        data = call.source.margin_data(event.margin)
+        call.metadata["margins"] = [
+            data if other["index"] == data["index"] else other for other in call.metadata["margins"]
+        ]
     elif isinstance(event, Answered):
         call.margins = list(event.result.margins)
         call.metadata.update(call.source.result_data(event.result))
@@ -351,3 +361,6 @@ async def _apieces(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerato
 def _tokenizer(kernel: WimKernel) -> Any:
     """The model's own tokenizer as LlamaIndex counts with one."""
     return lambda text: [0] * kernel.count_tokens(text)
+
+
+_ARGUMENTS = tuple(signature(WimSynthesizer).parameters)

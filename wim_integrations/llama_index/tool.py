@@ -1,18 +1,22 @@
-"""A tool with which an agent asks about a long document, and whose margins reach the workflow's stream."""
+"""A tool with which an agent asks about long documents, and whose margins reach the workflow's stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from inspect import signature
+from typing import Any, Literal, cast
 
 from llama_index.core.base.response.schema import Response
+from llama_index.core.bridge.pydantic import Field, create_model
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, Event
 
 from wim_integrations.llama_index.events import Teller
-from wim_integrations.llama_index.nodes import NodeReading, Order
-from wim_kernel import Answered, ChunkRead, MarginWritten, Options, WimError, WimKernel
+from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
+from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
+from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
+from wim_kernel.copying import HoldsShared
 from wim_kernel.reports import DESCRIPTION, report
 from wim_kernel.settings import settle
 
@@ -26,25 +30,36 @@ class WimProgress(Event):
 
 
 class WimMargin(Event):
-    """A margin was written, or its chunk found not relevant enough: ``query_str``, ``margin``."""
+    """A margin was written, or its chunk found not relevant enough: ``query_str``, ``margin``.
+
+    If it is ``revised``, it takes the place of the one with the same index.
+    """
 
     query_str: str
     margin: dict[str, Any]
+    revised: bool = False
+
+
+Documents = str | BaseNode | NodeWithScore | Sequence[str | BaseNode | NodeWithScore]
+
+
+class WimTool(HoldsShared, FunctionTool):
+    """A tool that holds a kernel: a copy shares it."""
 
 
 def create_wim_tool(
     kernel: WimKernel,
-    documents: str | Sequence[str | BaseNode],
+    documents: Documents | Mapping[str, Documents],
     *,
     name: str = "ask_document",
-    description: str = DESCRIPTION.format(documents="the document"),
+    description: str | None = None,
     order: Order = "given",
     chunk_tokens: int | None = None,
     join_small: bool = False,
     max_output_chars: int = 4000,
     **options: Any,
 ) -> FunctionTool:
-    """A function tool that answers questions about one document.
+    """A function tool that answers questions about documents.
 
     While it runs in an agent workflow, `WimProgress` and `WimMargin` reach ``handler.stream_events()``. What it gives
     is a response: its text is the answer and the notes it stands on, its metadata and source nodes are as
@@ -52,9 +67,10 @@ def create_wim_tool(
 
     Args:
         kernel: reads and answers.
-        documents: the document's nodes or texts, in order.
+        documents: one document's nodes or texts, in order; or several documents by name, of which the agent's model
+            says one.
         name: the tool's name.
-        description: what the agent's model is told of it.
+        description: what the agent's model is told of it; by default says what it does and names the documents.
         order: nodes ``"given"`` as they come, or in ``"document"`` order.
         chunk_tokens: longest chunk; longer nodes are split.
         join_small: small neighbours of one document share a chunk.
@@ -62,46 +78,97 @@ def create_wim_tool(
         options: the kernel's `Options`.
 
     Raises:
+        TypeError: if the documents are neither nodes nor texts.
         ValueError: if there is nothing to read, or an option makes no sense.
     """
+    check_kernel(kernel, "create_wim_tool")
+    check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "create_wim_tool")
     settle(cast(Options, options))
-    given = [documents] if isinstance(documents, str) else documents
-    nodes = [item if isinstance(item, BaseNode) else TextNode(text=item) for item in given]
-    source = NodeReading(kernel, nodes, order=order, chunk_tokens=chunk_tokens, join_small=join_small)
+    named = documents if isinstance(documents, Mapping) else {"the document": documents}
+    if not named:
+        raise ValueError("There are no documents to ask about: give create_wim_tool at least one.")
+    reading = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
+    sources = {title: NodeReading(kernel, _nodes(item), **reading) for title, item in named.items()}  # type: ignore[arg-type]
+    titles = list(sources)
 
-    async def ask_document(ctx: Context, question: str) -> Response:
-        teller = Teller(CallbackManager(), source, question)
-        last: Any = None
-        try:
-            async with aclosing(source.reading.astream(question, **cast(Options, options))) as events:
-                async for last in events:
-                    teller.tell(last)
-                    if isinstance(last, ChunkRead):
-                        told = WimProgress(
-                            query_str=question, tokens=last.tokens, total_tokens=last.total_tokens
-                        )
-                        ctx.write_event_to_stream(told)
-                    elif isinstance(last, MarginWritten):
-                        ctx.write_event_to_stream(
-                            WimMargin(query_str=question, margin=source.margin_data(last.margin))
-                        )
-        except (WimError, ValueError) as error:  # the agent can ask something else
-            teller.fail(error)
-            return Response(f"Error: {error}")
-        except BaseException as error:
-            teller.fail(error)
-            raise
-        return _response(source, last, max_output_chars)
+    async def ask_document(ctx: Context, question: str, document: str = titles[0]) -> Response:
+        source = sources.get(document)
+        if source is None:
+            return Response(
+                f"Error: There is no document called {document!r}. There are: {', '.join(titles)}."
+            )
+        return await _answer(ctx, question, source, cast(Options, options), max_output_chars)
 
-    return FunctionTool.from_defaults(async_fn=ask_document, name=name, description=description)
+    listed = titles[0] if len(titles) == 1 else "one of these documents: " + ", ".join(titles)
+    arguments: dict[str, Any] = {
+        "question": (str, Field(description="A plain question, complete in itself."))
+    }
+    if len(titles) > 1:
+        arguments["document"] = (Literal[tuple(titles)], Field(description="Which document to read."))
+    return WimTool.from_defaults(
+        async_fn=ask_document,
+        name=name,
+        description=description or DESCRIPTION.format(documents=listed),
+        fn_schema=create_model("AskDocument", **arguments),
+    )
+
+
+async def _answer(
+    ctx: Context, question: str, source: NodeReading, options: Options, max_output_chars: int
+) -> Response:
+    teller, last = Teller(CallbackManager(), source, question, options), None
+    try:
+        async with aclosing(source.reading.astream(question, **options)) as events:
+            async for last in events:
+                teller.tell(last)
+                if isinstance(last, ChunkRead):
+                    told = WimProgress(query_str=question, tokens=last.tokens, total_tokens=last.total_tokens)
+                    ctx.write_event_to_stream(told)
+                elif isinstance(last, MarginWritten | MarginRevised):
+                    data, revised = source.margin_data(last.margin), isinstance(last, MarginRevised)
+                    ctx.write_event_to_stream(WimMargin(query_str=question, margin=data, revised=revised))
+    except (WimError, ValueError) as error:  # the agent can ask something else
+        teller.fail(error)
+        return Response(f"Error: {error}")
+    except BaseException as error:
+        teller.fail(error)
+        raise
+    assert isinstance(last, Answered), "a stream ends with its answer"
+    return _response(source, last, max_output_chars)
+
+
+def _nodes(documents: Documents) -> list[BaseNode]:
+    """A document's nodes.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    given = [documents] if isinstance(documents, str | BaseNode | NodeWithScore) else documents
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence):
+        raise TypeError(
+            f"A document is its nodes or texts, in order, not a {type(given).__name__}: give an index or a retriever "
+            "to a query engine with a WimSynthesizer, and that to a QueryEngineTool."
+        )
+    nodes: list[BaseNode] = []
+    for place, item in enumerate(given):
+        if not isinstance(item, str | BaseNode | NodeWithScore):
+            raise TypeError(
+                f"A document is its nodes or texts; the one at position {place} is a {type(item).__name__}."
+            )
+        node = item.node if isinstance(item, NodeWithScore) else item
+        nodes.append(TextNode(text=node) if isinstance(node, str) else node)
+    return nodes
 
 
 def _response(source: NodeReading, last: Answered, max_output_chars: int) -> Response:
     result = last.result
     notes = [margin.text.strip() for margin in result.kept if margin.text.strip()]
     text = report(result.answer.strip() or "(The model gave no answer.)", notes, max_output_chars)
-    relevance = source.relevance_of_nodes(result.margins)
     metadata: dict[str, Any] = {node.node_id: node.metadata for node in source.nodes}
     metadata.update(source.result_data(result))
-    scored = [NodeWithScore(node=node, score=relevance.get(node.node_id)) for node in source.nodes]
+    given = [NodeWithScore(node=node) for node in source.given]
+    scored = scored_nodes(source, result.margins, given)
     return Response(text, source_nodes=scored, metadata=metadata)
+
+
+_ARGUMENTS = tuple(signature(create_wim_tool).parameters)

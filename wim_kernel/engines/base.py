@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from transformers import GenerationConfig
 
 from wim_kernel.storage import Packed
@@ -34,6 +35,24 @@ class Text:
 Prompt = tuple[Text, ...]
 
 
+Head = tuple[int, int]
+"""An attention head: its layer and its number in the layer, both from 0."""
+
+
+@dataclass(frozen=True)
+class AttentionProbe:
+    """Asks how much attention the scored run's tokens put on spans of the text before them.
+
+    Attributes:
+        cuts: ascending positions, counted from the beginning of the prefix and on through the branch's own prompt.
+            Span ``i`` reaches from ``cuts[i]`` to ``cuts[i + 1]``.
+        heads: in which heads.
+    """
+
+    cuts: tuple[int, ...]
+    heads: tuple[Head, ...]
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a branch's prompt told before anything was generated.
@@ -41,10 +60,13 @@ class Scores:
     Attributes:
         likelihood: mean log-probability of the tokens of the scored run of the prompt, in nats; None if none was asked.
         choices: probability of each choice as the reply's first token, normalised over the choices.
+        attention: what the branch's probe found, (heads, spans): mean over the scored tokens of the attention that
+            falls on a span, 0 to 1; None without a probe, or where the engine cannot see attention.
     """
 
     likelihood: float | None = None
     choices: tuple[float, ...] = ()
+    attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class Branch:
             taken as decided, and generation continues after it.
         generation: how to generate; None to measure only.
         json_schema: a JSON schema, as text, that the generated text has to fit.
+        probe: which attention of the scored run is wanted.
     """
 
     at: int
@@ -69,6 +92,7 @@ class Branch:
     choices: tuple[str, ...] = ()
     generation: GenerationConfig | None = None
     json_schema: str | None = None
+    probe: AttentionProbe | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +165,8 @@ class Engine(Protocol[PrefixT]):
     """Whether margins are best written before the next chunk is read, whoever waits for them."""
     shows_tokens: bool
     """Whether the ids here are those that the model sees."""
+    heads: tuple[Head, ...]
+    """Heads whose attention branches can report; none where it cannot be seen."""
 
     @property
     def decides_by(self) -> str:
@@ -155,6 +181,12 @@ class Engine(Protocol[PrefixT]):
 
     def encode(self, text: Text) -> list[int]:
         """Tokens of a run of text, without any that the tokenizer would add around it."""
+
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, as ``encode`` gives them, and the character at which each begins.
+
+        Asked only of engines that see attention.
+        """
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""

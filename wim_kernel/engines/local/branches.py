@@ -18,6 +18,7 @@ from wim_kernel.engines.local.attention import (
     in_window,
     nested_parts,
 )
+from wim_kernel.engines.local.prompt_probe import PromptProbe
 from wim_kernel.engines.local.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.sampling import Next
 
@@ -40,13 +41,23 @@ class BranchBatch:
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self._stream = stream_of(prefix.runner.device)
 
-    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+    sees_attention = True
+
+    def prompt(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        keep: Tensor,
+        start: int = 0,
+        probe: PromptProbe | None = None,
+    ) -> Tensor:
         """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
         rows = slice(start, start + len(ids))
         self.pads[rows] = [width - len(row) for row in ids]
         self.used = width
         padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
-        return self._forward(padded, rows, keep)
+        step = BranchStep([OwnTokens(self, rows, 0, width)], probe)
+        return self.runner.forward(padded, step.positions.clamp(min=0), step, keep)
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append one token to every row; what may come next."""
@@ -84,10 +95,6 @@ class BranchBatch:
         for layer, (keys, values) in self.own.items():
             index = torch.tensor(rows, dtype=torch.long, device=keys.device)
             self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
-
-    def _forward(self, ids: Tensor, rows: slice, keep: Tensor | int) -> Tensor:
-        step = BranchStep([OwnTokens(self, rows, 0, ids.shape[1])])
-        return self.runner.forward(ids, step.positions.clamp(min=0), step, keep)
 
     @property
     def runner(self) -> ModelRunner:
@@ -177,8 +184,9 @@ class JointStep:
 class BranchStep:
     """What attention needs while rows of one or more batches on one prefix run."""
 
-    def __init__(self, own: Sequence[OwnTokens]) -> None:
+    def __init__(self, own: Sequence[OwnTokens], probe: PromptProbe | None = None) -> None:
         self.own = own
+        self.probe = probe
         self.prefix = own[0].batch.prefix
         self.positions = torch.cat([part.positions for part in own])
         self.counts = [len(part.lengths) for part in own]
@@ -194,6 +202,9 @@ class BranchStep:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
+        if self.probe is not None:
+            store = self.prefix.layers.get(layer)
+            self.probe.observe(layer, query, key, None if store is None else store.keys, terms)
         rows, heads, count, size = query.shape
         key_heads = key.shape[1]
         groups = heads // key_heads

@@ -9,7 +9,7 @@ with the likeliest tokens, while the ones before it are looked at.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wim_kernel.engines.local.branch_attention import ABSENT, pack_state, table_row
 from wim_kernel.engines.local.graphs import Graph, KernelStep
+from wim_kernel.engines.local.prompt_probe import PromptProbe
 from wim_kernel.engines.local.runner import moved, stream_of, upload
 from wim_kernel.engines.local.sampling import Next
 
@@ -85,7 +86,16 @@ class KernelBatch:
         self._key = object()  # what a graph knows the batch by, so as not to keep it alive
         self._ahead: Pending | None = None
 
-    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+    sees_attention = True
+
+    def prompt(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        keep: Tensor,
+        start: int = 0,
+        probe: PromptProbe | None = None,
+    ) -> Tensor:
         """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
         rows = slice(start, start + len(ids))
         self.pads[rows] = [width - len(row) for row in ids]
@@ -97,6 +107,8 @@ class KernelBatch:
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
         table = moved(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
         step = KernelStep(table, self.layers, state, max(lengths), False, self._dtype)
+        if probe is not None:
+            step = replace(step, probe=probe, keys=[store.keys for store in self._stores])
         logits = self.runner.forward(padded, positions, step, keep)
         if start == 0:
             self.graphs.renew()  # takes the host some milliseconds: while the device is busy

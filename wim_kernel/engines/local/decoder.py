@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
+from wim_kernel.engines.local.prompt_probe import ProbedRow, PromptProbe
 from wim_kernel.engines.local.runner import moved, upload
 from wim_kernel.engines.local.sampling import Next, Sampler
 from wim_kernel.engines.local.tokens import TextStream
@@ -45,8 +46,18 @@ class Limits:
 class Batch(Protocol):
     """Rows that run together: `shared.BranchBatch` or `snapshot.SnapshotBatch`."""
 
-    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
-        """Run left-padded prompts of rows ``start`` on; logits (rows, keep, vocabulary)."""
+    def prompt(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        keep: Tensor,
+        start: int = 0,
+        probe: PromptProbe | None = None,
+    ) -> Tensor:
+        """Run left-padded prompts of rows ``start`` on, watched by ``probe``; logits (rows, keep, vocabulary)."""
+
+    sees_attention: bool
+    """Whether a probe of `prompt` is shown the attention."""
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
@@ -120,9 +131,22 @@ class Row:
         choices = upload(self.choices, torch.int64, logits.device)
         return torch.cat([likelihood, logits[-1, choices].float().softmax(-1)])
 
-    def take_scores(self, numbers: Sequence[float]) -> None:
-        """Keep what was `measured`."""
-        self.scores = Scores(None if self.branch.scored is None else numbers[0], tuple(numbers[1:]))
+    def probed(self, row: int, width: int) -> ProbedRow | None:
+        """What the branch's probe wants to see of a pass in which it is row ``row``; None without a probe."""
+        probe, pad = self.branch.probe, width - len(self.ids)
+        if probe is None:
+            return None
+        queries = range(self.scored.start + pad, self.scored.stop + pad)
+        return ProbedRow(row, self.branch.at, pad, queries, probe)
+
+    def take_scores(self, numbers: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """Keep what was `measured`, and the probe's findings behind it."""
+        likelihood = None if self.branch.scored is None else float(numbers[0])
+        choices, attention = numbers[1 : 1 + len(self.choices)], numbers[1 + len(self.choices) :]
+        found = None
+        if self.branch.probe is not None and len(attention):
+            found = attention.reshape(len(self.branch.probe.heads), -1)
+        self.scores = Scores(likelihood, tuple(map(float, choices)), found)
 
     def begin(self, prefix: Sequence[int]) -> None:
         """The gate let the branch go on: get ready to sample behind everything it saw."""
@@ -233,11 +257,16 @@ def _run_prompts(batch: Batch, rows: list[Row], group: slice) -> list[Tensor]:
     width = max(len(row.ids) for row in rows)
     mine = rows[group]
     slots = torch.tensor(_wanted_slots(mine, width))
-    logits = batch.prompt([row.ids for row in mine], width, slots, group.start)
+    probed = [item for place, row in enumerate(mine) if (item := row.probed(place, width)) is not None]
+    probe = PromptProbe(probed) if probed and batch.sees_attention else None
+    logits = batch.prompt([row.ids for row in mine], width, slots, group.start, probe)
     found = [row.measured(kept, slots, width) for row, kept in zip(mine, logits, strict=True)]
-    numbers = iter(torch.cat(found).tolist())  # one wait for the device
-    for row, some in zip(mine, found, strict=True):
-        row.take_scores(list(itertools.islice(numbers, len(some))))
+    if probe is not None:
+        for item in probed:
+            found[item.row] = torch.cat([found[item.row], probe.mass(item.row, logits.device).flatten()])
+    numbers = torch.cat(found).cpu().numpy()  # one wait for the device
+    for row, some in zip(mine, np.split(numbers, np.cumsum([len(item) for item in found])), strict=False):
+        row.take_scores(some)
     return [kept[-1].clone() for kept in logits]
 
 

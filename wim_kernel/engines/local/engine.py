@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel import forks
-from wim_kernel.engines.base import Branch, Gate, Progress, Text
+from wim_kernel.copying import Shared
+from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.local.decoder import Limits, Row, decode
 from wim_kernel.engines.local.grammar import Grammars
 from wim_kernel.engines.local.loading import load_model
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 LocalPrefix = SharedPrefix | SnapshotPrefix
 
 
-class LocalEngine:
+class LocalEngine(Shared):
     """Runs a model in this process.
 
     Args:
@@ -87,9 +89,12 @@ class LocalEngine:
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = _budget(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
+        self.heads: tuple[Head, ...] = ()
         self.path, self._bytes_per_token = self._choose_path(path)
         if self.path == "snapshot":
+            self.heads = ()
             self.max_branches = 4  # each has a copy of the prefix
+        self.reads_text = self._reads_text()
         self.together = Together(self.turn, most_rows=64)
         forks.register(self)
 
@@ -121,6 +126,10 @@ class LocalEngine:
     def encode(self, text: Text) -> list[int]:
         """Tokens of a run of text."""
         return self.codec.encode(text)
+
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, and the character at which each begins."""
+        return self.codec.placed(text)
 
     def suffix(self, branch: Branch) -> list[int]:
         """Tokens of a branch's prompt, to the point where the reply begins."""
@@ -188,6 +197,25 @@ class LocalEngine:
             "dtype": str(self.model.dtype),
             "path": self.path,
         }
+
+    def fingerprint(self) -> str:
+        """A short name for the model's weights, the same for every type that they may be loaded in."""
+        digest = hashlib.blake2b(digest_size=12)
+        digest.update(type(self.model).__name__.encode())
+        samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]
+        rounded = torch.cat([sample.float().to("cpu", torch.bfloat16) for sample in samples])
+        digest.update(rounded.float().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def _reads_text(self) -> bool:
+        """Whether the model predicts English better than chance: random weights have no heads worth looking for."""
+        ids = self.codec.encode(
+            Text("The ship left the harbour in the morning, and nobody on the quay saw it go.")
+        )
+        logits = self.model(torch.tensor([ids], device=self.runner.device), use_cache=False).logits[0].float()
+        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
+        return bool(loss < 0.7 * math.log(logits.shape[-1]))
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
         """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""
@@ -325,6 +353,9 @@ class LocalEngine:
             prefix.mark()
         if isinstance(prefix, SharedPrefix):
             self._check_windows(prefix)
+            self.heads = tuple(
+                (layer, head) for layer, count in sorted(prefix.query_heads.items()) for head in range(count)
+            )
         batch = prefix.branch(lengths, room=6)
         prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
         steps = batch.step([following] * 3).logits

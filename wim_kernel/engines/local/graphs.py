@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wim_kernel.engines.local.attention import Terms
 from wim_kernel.engines.local.branch_attention import branch_attention, prefix_splits
 from wim_kernel.engines.local.lending import Lender
+from wim_kernel.engines.local.prompt_probe import PromptProbe
 from wim_kernel.engines.local.runner import ModelRunner, moved, upload
 from wim_kernel.errors import UnsupportedModelError
 
@@ -39,6 +40,8 @@ class KernelStep:
         longest: most tokens of prefix that a row may see.
         past: whether rows may have own tokens already.
         dtype: of keys and values in the buffers.
+        probe: watches the pass, if anything does.
+        keys: the prefix's keys in each of ``layers``, (key heads, capacity, D), for the probe.
     """
 
     table: Tensor
@@ -47,6 +50,8 @@ class KernelStep:
     longest: int
     past: bool
     dtype: torch.dtype
+    probe: PromptProbe | None = None
+    keys: Sequence[Tensor] = ()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix and the rows' own tokens; stores the new ones."""
@@ -54,7 +59,10 @@ class KernelStep:
             raise UnsupportedModelError(
                 f"The reading is {self.dtype} and the model now computes in {query.dtype}: read the document again."
             )
-        row = self.table[self.layers.index(layer)]
+        place = self.layers.index(layer)
+        if self.probe is not None:
+            self.probe.observe(layer, query, key, self.keys[place], terms)
+        row = self.table[place]
         table, state = (item.to(query.device) for item in (row, self.state))
         splits = prefix_splits(query, key, self.longest)
         return branch_attention(query, key, value, terms, table, state, splits, past=self.past)

@@ -96,6 +96,7 @@ class SharedPrefix:
         self.paths = paths
         self.layers: dict[int, LayerStore] = {}
         self.windows: dict[int, int | None] = {}
+        self.query_heads: dict[int, int] = {}
         self.ids: list[int] = []
         self.share = Share()  # of the model's time, for reading
         self.capacity = 0
@@ -193,6 +194,7 @@ class ExtendStep:
         if layer not in prefix.layers:
             prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=paths.kernels)
             prefix.windows[layer] = terms.window
+            prefix.query_heads[layer] = query.shape[1]
         store, end = prefix.layers[layer], self.start + key.shape[2]
         if paths.kernels:
             return self._by_kernels(store, query, key, value, terms)

@@ -125,7 +125,11 @@ class SnapshotBatch:
         self.caches = [prefix.at(length) for length in lengths]
         self.positions = list(lengths)
 
-    def prompt(self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0) -> Tensor:
+    sees_attention = False
+
+    def prompt(
+        self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0, probe: object = None
+    ) -> Tensor:
         """Run the prompts of rows ``start`` on; logits at slots ``keep`` of left-padded rows: (rows, keep, vocab)."""
         logits = []
         for row, prompt in enumerate(ids, start):

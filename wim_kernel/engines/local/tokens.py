@@ -62,6 +62,17 @@ class Codec:
         ids = [token for char in text for token in self._plain.encode(char, add_special_tokens=False).ids]
         return [token for token in ids if token not in self.control_ids]
 
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of document text, as `encode` gives them, and the character at which each begins."""
+        if not text:
+            return [], []
+        data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found = self._plain.encode(data, add_special_tokens=False)
+        if self.control_ids.isdisjoint(found.ids):
+            return list(found.ids), [start for start, _ in found.offsets]
+        pairs = [(token, place) for place, char in enumerate(data) for token in self._spelled(char)]
+        return [token for token, _ in pairs], [place for _, place in pairs]
+
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, control tokens left out."""
         return self.backend.decode(ids, skip_special_tokens=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from wim_kernel.engines.base import Branch, Gate, Progress, Text
+from wim_kernel.copying import Shared
+from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
 from wim_kernel.engines.local.loading import load_tokenizer
 from wim_kernel.engines.server.branches import Branches, Running
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
@@ -26,7 +27,7 @@ from wim_kernel.errors import ServerError
 from wim_kernel.storage import Packed
 
 
-class ServerEngine:
+class ServerEngine(Shared):
     """Drives servers over the OpenAI-compatible API; their prefix caches take the place of a cache of our own.
 
     Args:
@@ -49,6 +50,7 @@ class ServerEngine:
         ValueError: if the model is not among those served, or the family is unknown.
     """
 
+    heads: tuple[Head, ...] = ()  # servers do not report attention
     budget_bytes = 2**30  # what is held here is ids
     host_budget_bytes = 0
 
@@ -109,6 +111,10 @@ class ServerEngine:
     def head(self, system: str, lead: str) -> list[int]:
         """What stands before every document."""
         return self.words.head(system, lead)
+
+    def placed(self, text: str) -> tuple[list[int], list[int]]:
+        """Not to be had: servers do not report attention, so that nobody needs it."""
+        raise NotImplementedError
 
     def encode(self, text: Text) -> list[int]:
         """What stands for a run of text."""

@@ -1,14 +1,14 @@
 """How much a chunk helps with a question: scores from 0 to 1, behind one small interface.
 
-A score is a callable that gets the `Evidence` the branches brought and gives a number. Three come with the kernel;
-any callable of that shape is welcome.
+A score is a callable that takes the `Evidence` found for a chunk and returns a number. Those of `BY_NAME` come with the
+kernel; any callable of that shape is welcome.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from wim_kernel.chunks import Chunk
@@ -20,7 +20,15 @@ class Evidence:
 
     Attributes:
         question: the question; empty for a summary.
-        chunk: the newest chunk at this boundary.
+        chunk: the chunk.
+        attention: attention of the question's tokens on the chunk's best passage, in the heads that look evidence up:
+            its logarithm, in nats, less that of the document's best passage. 0 for the best, below 0 for the others.
+        lexical: how much of the question's words the passage shares, 0 to 1, weighted by rarity (BM25), less the same
+            of the document's best passage.
+        passage: mean log-probability of the question's tokens given the passage alone, in nats, less that of the
+            document's best passage.
+        probabilities: the calibrated probability that the chunk holds evidence, by each of these signals alone, and
+            by all of them as ``"combined"``.
         likelihood: mean log-probability, in nats, of the question's tokens given the text through this chunk; None
             where there is no question to take it of.
         likelihood_before: the same, given the text up to the chunk.
@@ -31,26 +39,72 @@ class Evidence:
 
     question: str
     chunk: Chunk
+    attention: float | None = None
+    lexical: float | None = None
+    passage: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
     likelihood: float | None = None
     likelihood_before: float | None = None
     decision: float | None = None
     judgement: float | None = None
     note: str = ""
 
+    @property
+    def signals(self) -> dict[str, float]:
+        """What was measured, by name."""
+        names = (
+            "attention",
+            "lexical",
+            "passage",
+            "likelihood",
+            "likelihood_before",
+            "decision",
+            "judgement",
+        )
+        found = {name: getattr(self, name) for name in names}
+        return {name: float(value) for name, value in found.items() if value is not None}
+
 
 class Relevance:
-    """Base of the scores. ``asks`` says what the branches must find out beyond the question's likelihood.
+    """Base of the scores.
 
     Attributes:
-        asks: ``"nothing"``, ``"decision"`` (YES or NO as the note's first token, Writing in the Margins, section 3), or
-            ``"judgement"`` (a second call about the written note, as the paper's published code does).
+        asks: what a branch behind the chunk must be asked: ``"nothing"``, ``"decision"`` (YES or NO as the note's first
+            token, Writing in the Margins, section 3), or ``"judgement"`` (a second call about the written note, as the
+            paper's published code does).
+        searches: which signals of passages it needs: some of ``"attention"``, ``"lexical"`` and ``"passage"``.
     """
 
     asks: Literal["nothing", "decision", "judgement"] = "nothing"
+    searches: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> float:
         """The chunk's relevance, 0 to 1."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EvidenceProbability(Relevance):
+    """The calibrated probability that the chunk holds evidence for the question.
+
+    Each of a chunk's passages is compared with the best of the document, by the attention that the question's tokens
+    put on it, by the words it shares with the question, and by how likely the question is after the passage alone; the
+    chunk is as relevant as its best passage. 1 where there is no question.
+
+    Attributes:
+        searches: the signals that count.
+    """
+
+    searches: tuple[str, ...] = ("attention", "lexical", "passage")
+
+    @property
+    def curve(self) -> str:
+        """The name of the probability among `Evidence.probabilities`."""
+        return self.searches[0] if len(self.searches) == 1 else "combined"
+
+    def __call__(self, evidence: Evidence) -> float:
+        """The chunk's relevance, 0 to 1."""
+        return evidence.probabilities.get(self.curve, 1.0)
 
 
 @dataclass(frozen=True)
@@ -102,8 +156,14 @@ def _logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-RelevanceName = Literal["likelihood", "decision", "second-call"]
+RelevanceName = Literal[
+    "combined", "attention", "lexical", "passage", "likelihood", "decision", "second-call"
+]
 BY_NAME: dict[str, Relevance] = {
+    "combined": EvidenceProbability(),
+    "attention": EvidenceProbability(("attention",)),
+    "lexical": EvidenceProbability(("lexical",)),
+    "passage": EvidenceProbability(("passage",)),
     "likelihood": QuestionLikelihood(),
     "decision": Decision(),
     "second-call": SecondCall(),

@@ -1,0 +1,118 @@
+"""Margins as they come back from people and programs: one way in, and errors that say what a margin is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from helpers import SHORT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wim_kernel import Chunk, Margin, MarginsError, WimError, WimKernel
+from wim_kernel.margins_in import is_approval, margins_in
+
+TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship.", "The fog was thick."]
+QUESTION = "Who owned the ship?"
+CHUNKS = [Chunk.of(text, str(place), 0) for place, text in enumerate(TEXTS)]
+
+
+async def test_every_form_of_a_margin_reaches_the_answers_prompt(kernel: WimKernel) -> None:
+    reading = kernel.read(TEXTS)
+    written = reading.margins(QUESTION, threshold=0, margin_config=SHORT["margin_config"])
+    as_data = json.loads(json.dumps([margin.to_dict() for margin in written]))
+    wanted = reading.answer(QUESTION, written, **SHORT)
+    assert reading.answer(QUESTION, as_data, **SHORT).answer == wanted.answer
+    assert (await reading.aanswer(QUESTION, as_data, **SHORT)).answer == wanted.answer
+    mixed: list[Any] = [written[0], as_data[1], "My own note.", {"text": "Another.", "index": 0}]
+    (*_, last) = reading.stream_answer(QUESTION, mixed, **SHORT)
+    seen = kernel.tokenizer.decode(reading.prompt_ids(last.result))  # type: ignore[union-attr]
+    assert "- My own note." in seen
+    assert "- Another." in seen
+    assert reading.answer(QUESTION, ["x"], **SHORT).margins[0].chunk == reading.chunks[-1]
+
+
+WRONG: list[tuple[Any, str]] = [
+    ("approve", "approves margins"),
+    (True, "approves margins"),
+    ("a note", "Margins are a list"),
+    (None, "Margins are a list"),
+    (False, "give \\[\\]"),
+    ({"text": "x"}, "Margins are a list"),
+    (7, "Margins are a list"),
+    ([None], "position 0 is None"),
+    ([{}], "no 'text'"),
+    (["x", 3], "position 1 is an int"),
+    ([["x"]], "position 0 is a list"),
+    ([{"text": None}], "text is a string"),
+    ([{"text": "x", "kept": "yes"}], "true or false"),
+    ([{"text": "x", "relevance": "high"}], "0 to 1"),
+    ([{"text": "x", "relevance": 7}], "0 to 1"),
+    ([{"text": "x", "relevance": float("nan")}], "0 to 1"),
+    ([{"text": "x", "index": "first"}], "number of its chunk"),
+    ([{"text": "x", "index": 3}], "chunks 0 to 2"),
+    ([{"text": "x", "index": -1}], "chunks 0 to 2"),
+    ([{"text": "x", "note": 3}], "note is a string"),
+    ([{"text": "x", "keep": False}], "is called 'kept'"),
+    ([{"note": "x", "txt": "x"}], "is called 'text'"),
+    ([{"text": "x", "chunk": {}}], "leave it out"),
+    ([{"text": "x", "chunk": 3}], "leave it out"),
+    ([{"text": "x", "chunk": CHUNKS[0].to_dict(), "spans": [{"a": 1}]}], "leave them out"),
+]
+
+
+@pytest.mark.parametrize(("margins", "said"), WRONG)
+async def test_what_is_no_margin_is_said_in_one_sentence(kernel: WimKernel, margins: Any, said: str) -> None:
+    reading = kernel.read(TEXTS)
+    with pytest.raises(MarginsError, match=said) as caught:
+        reading.answer(QUESTION, margins, **SHORT)
+    assert str(caught.value).endswith(".")
+    assert isinstance(caught.value, WimError | ValueError)
+    with pytest.raises(MarginsError, match=said):
+        await reading.aanswer(QUESTION, margins, **SHORT)
+    with pytest.raises(MarginsError, match=said):
+        list(reading.stream_answer(QUESTION, margins, **SHORT))
+    assert not any(live.in_use for live in kernel.readings.held)
+
+
+def test_a_margin_of_a_longer_document_is_refused(kernel: WimKernel) -> None:
+    margins = kernel.read([*TEXTS, "The sea was calm."]).margins(QUESTION, threshold=0, margin_tokens=2)
+    with pytest.raises(MarginsError, match="chunks 0 to 2"):
+        kernel.read(TEXTS).answer(QUESTION, margins, **SHORT)
+
+
+@pytest.mark.parametrize("reply", [True, "approve", "Approved", " accept "])
+def test_an_approval_is_the_margins_that_were_written(reply: Any) -> None:
+    written = margins_in(["one", "two"], CHUNKS)
+    assert is_approval(reply)
+    assert margins_in(reply, CHUNKS, written=written) == written
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["text", "kept", "note", "relevance", "index", "chunk", "spans"])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(anything)
+def test_whatever_comes_in_is_margins_or_a_clear_error(margins: Any) -> None:
+    try:
+        found = margins_in(margins, CHUNKS)
+    except MarginsError:
+        return
+    assert all(isinstance(margin, Margin) for margin in found)
+
+
+@pytest.mark.parametrize("data", [{}, {"text": "x"}, {"index": 0, "text": "x", "relevance": 1, "kept": True}])
+def test_from_dict_says_what_is_missing(data: Any) -> None:
+    with pytest.raises(MarginsError, match="to_dict wrote, and this has no"):
+        Margin.from_dict(data)

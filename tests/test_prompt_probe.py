@@ -1,0 +1,72 @@
+"""A probe reports the attention that the model's own eager code gives out."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from wim_kernel.engines.base import AttentionProbe, Branch, Text
+from wim_kernel.engines.local.engine import LocalEngine
+
+DOCUMENT = "The brig Halcyon left port in May. Old Mrs Fenn bought her for a song. It rained all of June."
+QUESTION = " Who bought the ship?"
+
+
+def probed(engine: LocalEngine, cuts: list[int], heads, at: int, prefix) -> torch.Tensor:
+    lead = Text("\n\nQuestion:", trusted=True)
+    branch = Branch(at, (lead, Text(QUESTION)), scored=1, probe=AttentionProbe(tuple(cuts), tuple(heads)))
+    other = Branch(0, (lead, Text(" N/A")), scored=1)
+    found = {}
+    for step in engine.decode(prefix, [other, branch]):
+        found.update({item.branch: item.done for item in step if item.done is not None})
+    assert found[0].scores.attention is None
+    return torch.tensor(found[1].scores.attention), found[1].suffix_ids
+
+
+KINDS = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3", "gpt_neox")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [*((kind, "parts") for kind in KINDS), ("gemma2", "kernels"), ("gpt_oss", "kernels")],
+)
+def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
+    engine = LocalEngine(copy.deepcopy(tiny_model(kind)), smollm2[1], attention=attention)
+    assert engine.path == "shared"
+    ids = [*engine.head("You read.", "Document:\n"), *engine.encode(Text(DOCUMENT))]
+    prefix = engine.open()
+    engine.extend(prefix, [ids], 0)
+    cuts = [0, 3, len(ids) // 2, len(ids) - 2, len(ids), len(ids) + 3]
+    mass, suffix = probed(engine, cuts, engine.heads, len(ids), prefix)
+
+    eager = copy.deepcopy(tiny_model(kind))
+    eager.set_attn_implementation("eager")
+    with torch.inference_mode():
+        layers = eager(torch.tensor([[*ids, *suffix]]), output_attentions=True).attentions
+    queries = engine.codec.scored(
+        engine.codec.suffix((Text("\n\nQuestion:", trusted=True), Text(QUESTION)), ""), 1
+    )
+    for row, (layer, head) in enumerate(engine.heads):
+        weights = layers[layer][0, head, len(ids) + queries.start : len(ids) + queries.stop]
+        weights = weights[:, : len(ids) + len(suffix)].mean(0)
+        wanted = [float(weights[start:end].sum()) for start, end in itertools.pairwise(cuts)]
+        assert mass[row].tolist() == pytest.approx(wanted, abs=1e-5)
+    assert float(mass.sum(1).max()) > 0.2
+
+
+def test_models_own_cache_reports_no_attention(tiny_model, smollm2):
+    engine = LocalEngine(copy.deepcopy(tiny_model("llama")), smollm2[1], path="snapshot")
+    assert engine.heads == ()
+
+
+@pytest.mark.parametrize("text", [DOCUMENT, "Füße! <|im_end|> 🙂 Ende.", "a  b\n\nc", "", "lone \ud83d."])
+def test_placed_tokens_are_the_encoded_ones_in_order(smollm2, tiny_model, text):
+    engine = LocalEngine(tiny_model("llama"), smollm2[1])
+    tokens, starts = engine.placed(text)
+    assert tokens == engine.encode(Text(text))
+    assert starts == sorted(starts)
+    for place, count in zip(starts, range(len(tokens)), strict=True):
+        assert engine.codec.decode(tokens[:count]).rstrip("\ufffd").strip() in text[: place + 1].strip() + " "

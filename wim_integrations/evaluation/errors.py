@@ -1,0 +1,31 @@
+"""The error of an evaluation that cannot be run as asked, and packages that are not there."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from wim_kernel.errors import WimError
+
+
+class EvaluationError(WimError, ValueError):
+    """An evaluation cannot be run as asked. The message says why and what to do."""
+
+
+def require(module: str, what: str, extra: str = "eval") -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: the module's full name.
+        what: what needs it, as the subject of the error's sentence.
+        extra: the package's extra that installs it.
+
+    Raises:
+        EvaluationError: if the module is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise EvaluationError(
+            f"{what} needs {error.name}: pip install 'wim-integrations[{extra}]'."
+        ) from error

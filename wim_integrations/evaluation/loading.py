@@ -1,0 +1,41 @@
+"""A kernel on a model as a command line names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wim_integrations.evaluation.errors import EvaluationError
+from wim_kernel import WimKernel
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def load_kernel(
+    model: str, gguf_file: str | None = None, dtype: str | None = None, device: str | None = None
+) -> WimKernel:
+    """Load a model.
+
+    Args:
+        model: a hub id, a path, or ``"embedded"``.
+        gguf_file: the GGUF file within the model's repository or folder.
+        dtype: one of `DTYPES`; None is what the model was saved in, or suits the device.
+        device: where the model runs; None is the best there is.
+
+    Raises:
+        EvaluationError: for an unknown dtype.
+        ModelNotFoundError: if there is no such model.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if dtype is not None and dtype not in DTYPES:
+        raise EvaluationError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}.")
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    given: dict[str, Any] = {
+        "gguf_file": gguf_file,
+        "dtype": getattr(torch, dtype) if dtype else None,
+        "device": device,
+    }
+    return WimKernel.from_pretrained(
+        model, **{name: value for name, value in given.items() if value is not None}
+    )

@@ -1,0 +1,223 @@
+"""The ways to answer that are compared, each on the same loaded model with the same token limits.
+
+==================  ===========================================================================================
+``plain``           the whole document, then the question; no margins
+``wim``             the kernel's defaults; ``wim:KEY=VALUE,...`` sets options of `wim_kernel.Options`
+``wim-free``        margins in the model's own words
+``wim-verbatim``    margins that are whole sentences of the document
+``gold``            margins that quote the gold paragraphs: how much perfect margins would help
+``rag``             the best chunks by BM25 as the document; ``rag:top_k=N`` chooses how many, 3 by default
+``map-reduce``      LangChain's ``MapReduceDocumentsChain``
+``refine``          LlamaIndex's ``Refine``
+``tree-summarize``  LlamaIndex's ``TreeSummarize``
+==================  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from wim_integrations.evaluation.errors import EvaluationError, require
+from wim_integrations.evaluation.generation import Generator
+from wim_integrations.evaluation.outcomes import Call, ChunkScore, Outcome, Tokens
+from wim_integrations.evaluation.specs import MethodSpec
+from wim_integrations.evaluation.tasks import Document, Question
+from wim_kernel import Margin, Reading, WimKernel, WimResult
+
+Method: TypeAlias = Callable[[Question, Document], Outcome]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Token limits that all methods share.
+
+    Attributes:
+        answer_tokens: most tokens of an answer.
+        margin_tokens: most tokens of a margin, or of a chain's note on a chunk; None is the kernel's default for
+            margins and `NOTE_TOKENS` for notes.
+    """
+
+    answer_tokens: int = 48
+    margin_tokens: int | None = None
+
+
+NOTE_TOKENS = 64  # the kernel's default for margins in the model's own words
+
+
+def make_method(spec: MethodSpec, kernel: WimKernel, limits: Limits) -> Method:
+    """The method that a spec names.
+
+    Raises:
+        EvaluationError: if a package that the method needs is not installed.
+    """
+    if spec.kind == "wim":
+        return _margins(kernel, limits, spec.options)
+    if spec.kind == "rag":
+        return _rag(kernel, limits, spec.options)
+    return _MAKERS[spec.kind](kernel, limits)
+
+
+def _read(kernel: WimKernel, document: Document) -> Reading:
+    """A reading whose chunks are the document's.
+
+    Raises:
+        EvaluationError: if the kernel had to split chunks.
+    """
+    reading = kernel.read(document.chunks)
+    if len(reading.chunks) != len(document.chunks):
+        raise EvaluationError(
+            "The model's window is so short that chunks had to be split: use a smaller --chunk-tokens."
+        )
+    return reading
+
+
+def _plain(kernel: WimKernel, limits: Limits) -> Method:
+    def answer(question: Question, document: Document) -> Outcome:
+        with closing(kernel.read(document.chunks, overflow="error")) as reading:
+            result = reading.answer(question.question, [], answer_tokens=limits.answer_tokens)
+            return _outcome(reading, result)
+
+    return answer
+
+
+def _margins(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Method:
+    sizes: dict[str, Any] = {"answer_tokens": limits.answer_tokens, "margin_tokens": limits.margin_tokens}
+
+    def answer(question: Question, document: Document) -> Outcome:
+        with closing(_read(kernel, document)) as reading:
+            result = reading.ask(question.question, **{**sizes, **options})
+            scores = [ChunkScore(m.index, m.relevance, m.kept, m.text) for m in result.margins]
+            return _outcome(reading, result, scores, calibrated=True)
+
+    return answer
+
+
+def _gold(kernel: WimKernel, limits: Limits) -> Method:
+    def answer(question: Question, document: Document) -> Outcome:
+        with closing(_read(kernel, document)) as reading:
+            margins = [
+                Margin(index, evidence, relevance=1.0, kept=True, chunk=reading.chunks[index])
+                for index, evidence in enumerate(document.evidence)
+                if evidence
+            ]
+            result = reading.answer(question.question, margins, answer_tokens=limits.answer_tokens)
+            return _outcome(reading, result)
+
+    return answer
+
+
+def _rag(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Method:
+    # Where JAX is installed, bm25s imports it, and JAX takes most of a GPU's memory at its first use.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    bm25s = require("bm25s", "The method rag")
+    top_k = int(options.get("top_k", 3))
+
+    def scores_of(question: str, chunks: Sequence[str]) -> list[float]:
+        retriever = bm25s.BM25()
+        retriever.index(
+            bm25s.tokenize(list(chunks), return_ids=False, show_progress=False), show_progress=False
+        )
+        words = bm25s.tokenize([question], return_ids=False, show_progress=False)[0]
+        return [float(score) for score in retriever.get_scores(words)] if words else [0.0] * len(chunks)
+
+    def answer(question: Question, document: Document) -> Outcome:
+        scores = scores_of(question.question, document.chunks)
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_k]
+        with closing(kernel.read([document.chunks[index] for index in sorted(best)])) as reading:
+            result = reading.answer(question.question, [], answer_tokens=limits.answer_tokens)
+            judged = [ChunkScore(index, score, index in best) for index, score in enumerate(scores)]
+            return _outcome(reading, result, judged, read=sorted(best))
+
+    return answer
+
+
+def _map_reduce(kernel: WimKernel, limits: Limits) -> Method:
+    require("langchain_classic", "The method map-reduce")
+    chain = require("wim_integrations.evaluation.langchain_chain", "The method map-reduce")
+    generator = Generator(kernel.model, kernel.tokenizer)
+    return _chain(
+        generator,
+        chain.map_reduce(generator, limits.margin_tokens or NOTE_TOKENS, limits.answer_tokens),
+    )
+
+
+def _synthesizer(mode: str) -> Callable[[WimKernel, Limits], Method]:
+    def make(kernel: WimKernel, limits: Limits) -> Method:
+        require("llama_index.core", f"The method {mode}")
+        module = require("wim_integrations.evaluation.llama_index_synthesizers", f"The method {mode}")
+        generator = Generator(kernel.model, kernel.tokenizer)
+        return _chain(
+            generator, module.synthesize(mode, generator, kernel.engine.window, limits.answer_tokens)
+        )
+
+    return make
+
+
+def _chain(generator: Generator, ask: Callable[[str, Sequence[str]], str]) -> Method:
+    """A framework's chain as a method: what it asked of the model is the record of its calls."""
+
+    def answer(question: Question, document: Document) -> Outcome:
+        generator.reset()
+        text = ask(question.question, document.chunks)
+        calls = tuple(Call(_short(call.prompt, document.chunks), call.output) for call in generator.calls)
+        return Outcome(text, generator.tokens, calls)
+
+    return answer
+
+
+_MAKERS: dict[str, Callable[[WimKernel, Limits], Method]] = {
+    "plain": _plain,
+    "gold": _gold,
+    "map-reduce": _map_reduce,
+    "refine": _synthesizer("refine"),
+    "tree-summarize": _synthesizer("tree-summarize"),
+}
+
+
+def _outcome(
+    reading: Reading,
+    result: WimResult,
+    chunks: Sequence[ChunkScore] = (),
+    *,
+    calibrated: bool = False,
+    read: Sequence[int] | None = None,
+) -> Outcome:
+    """A kernel's result as an outcome.
+
+    Args:
+        reading: what was asked.
+        result: what it answered.
+        chunks: how the method judged each chunk.
+        calibrated: whether these scores are meant as probabilities.
+        read: which of the document's chunks the reading holds; None is all.
+    """
+    usage = result.usage
+    tokens = Tokens(usage.prefill_tokens, usage.cached_tokens or 0, usage.prompt_tokens, usage.output_tokens)
+    names = [f"[chunk {index}]" for index in (range(len(reading.chunks)) if read is None else read)]
+    head = _head(reading, result)
+    calls = []
+    written = [(margin.branch, margin.text, margin.index + 1) for margin in result.margins]
+    for branch, output, end in [*written, (result.branch, result.answer, len(names))]:
+        if branch is not None:  # otherwise nothing was asked of the model
+            suffix = reading.kernel.tokenizer.decode(list(branch.suffix_ids))
+            calls.append(Call(head + "".join(names[branch.first_chunk : end]) + str(suffix), output))
+    return Outcome(result.answer, tokens, tuple(calls), tuple(chunks), calibrated)
+
+
+def _head(reading: Reading, result: WimResult) -> str:
+    """What stands before the document in every prompt on a reading."""
+    if result.branch is None or result.volumes > 1:
+        return "[head]"
+    length = result.branch.prefix_tokens - reading.tokens
+    return str(reading.kernel.tokenizer.decode(reading.prompt_ids(result)[:length]))
+
+
+def _short(prompt: str, chunks: Sequence[str]) -> str:
+    """A prompt with the document's chunks named instead of repeated."""
+    for index, chunk in sorted(enumerate(chunks), key=lambda pair: -len(pair[1])):
+        prompt = prompt.replace(chunk, f"[chunk {index}]")
+    return prompt

@@ -1,0 +1,172 @@
+"""What a run's records come to: scores with intervals, costs, and how well chunks were chosen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from wim_integrations.evaluation.outcomes import Tokens
+from wim_integrations.evaluation.records import Record
+from wim_integrations.evaluation.specs import BASELINE
+from wim_integrations.evaluation.statistics import (
+    CalibrationBin,
+    Interval,
+    Selection,
+    bootstrap,
+    calibration,
+    calibration_error,
+    selection,
+)
+
+TOKEN_KINDS = tuple(Tokens.__annotations__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one task, or on all.
+
+    Attributes:
+        method: the method.
+        tasks: how many tasks it answered questions of.
+        questions: how many questions it answered.
+        failed: how many it failed on. These count nowhere else.
+        score: mean score; over all tasks, the mean of the tasks' means.
+        difference: of its scores from the baseline's on the questions that both answered; None for the baseline, and
+            without it.
+        seconds: median seconds a question.
+        calls: mean number of prompts given to the model for a question.
+        tokens: mean tokens a question, by kind.
+    """
+
+    method: str
+    tasks: int
+    questions: int
+    failed: int
+    score: float | None
+    difference: Interval | None
+    seconds: float
+    calls: float
+    tokens: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a method chose chunks.
+
+    Attributes:
+        method: the method.
+        overall: over all tasks whose gold chunks are known.
+        tasks: for each of these tasks.
+        calibration: chunks by relevance; empty where scores are not meant as probabilities.
+        calibration_error: the expected calibration error.
+    """
+
+    method: str
+    overall: Selection
+    tasks: Mapping[str, Selection]
+    calibration: tuple[CalibrationBin, ...]
+    calibration_error: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All figures of a run.
+
+    Attributes:
+        questions: how many questions each task has.
+        metrics: how each task's answers were scored.
+        overall: a line for each method.
+        tasks: for each task, a line for each method.
+        choices: how methods chose chunks.
+    """
+
+    questions: Mapping[str, int]
+    metrics: Mapping[str, tuple[str, ...]]
+    overall: tuple[Line, ...]
+    tasks: Mapping[str, tuple[Line, ...]]
+    choices: tuple[Choice, ...]
+
+
+def summarise(records: Sequence[Record]) -> Summary:
+    """Sum up records."""
+    methods = list(dict.fromkeys(record.method for record in records))
+    methods.sort(key=lambda method: method != BASELINE)  # the baseline is the first line
+    tasks = sorted({record.task for record in records})
+    by_task = {task: [record for record in records if record.task == task] for task in tasks}
+    choices = (_choice(method, [r for r in records if r.method == method]) for method in methods)
+    return Summary(
+        questions={task: len({record.id for record in by_task[task]}) for task in tasks},
+        metrics={task: tuple(sorted({record.metric for record in by_task[task]})) for task in tasks},
+        overall=tuple(_line(method, records) for method in methods),
+        tasks={task: tuple(_lines(methods, by_task[task])) for task in tasks},
+        choices=tuple(choice for choice in choices if choice is not None),
+    )
+
+
+def _lines(methods: Iterable[str], records: Sequence[Record]) -> list[Line]:
+    present = {record.method for record in records}
+    return [_line(method, records) for method in methods if method in present]
+
+
+def _line(method: str, records: Sequence[Record]) -> Line:
+    own = [record for record in records if record.method == method]
+    good = [record for record in own if not record.error]
+    scores = _scores(good)
+    means = [fmean(values.values()) for values in scores.values()]
+    return Line(
+        method=method,
+        tasks=len(scores),
+        questions=len(good),
+        failed=len(own) - len(good),
+        score=fmean(means) if means else None,
+        difference=None if method == BASELINE else _difference(scores, records),
+        seconds=median([record.seconds for record in good]) if good else 0.0,
+        calls=fmean([len(record.calls) for record in good]) if good else 0.0,
+        tokens={kind: fmean([r.tokens.get(kind, 0) for r in good]) if good else 0.0 for kind in TOKEN_KINDS},
+    )
+
+
+def _scores(records: Iterable[Record]) -> dict[str, dict[str, float]]:
+    """Scores by task and question."""
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    for record in records:
+        if record.score is not None:
+            scores[record.task][record.id] = record.score
+    return scores
+
+
+def _difference(scores: Mapping[str, Mapping[str, float]], records: Sequence[Record]) -> Interval | None:
+    plain = _scores(record for record in records if record.method == BASELINE and not record.error)
+    return bootstrap(
+        [
+            [score - plain[task][id_] for id_, score in values.items() if id_ in plain.get(task, {})]
+            for task, values in scores.items()
+        ]
+    )
+
+
+def _choice(method: str, records: Sequence[Record]) -> Choice | None:
+    judged = [record for record in records if record.chunks and record.gold_known]
+    overall = _selection(judged)
+    if overall is None:
+        return None
+    by_task = {
+        task: _selection([r for r in judged if r.task == task]) for task in sorted({r.task for r in judged})
+    }
+    chunks = [chunk for record in judged if record.calibrated for chunk in record.chunks]
+    table = calibration([chunk["score"] for chunk in chunks], [chunk["gold"] for chunk in chunks])
+    return Choice(
+        method,
+        overall,
+        {task: found for task, found in by_task.items() if found is not None},
+        tuple(table),
+        calibration_error(table),
+    )
+
+
+def _selection(records: Sequence[Record]) -> Selection | None:
+    return selection(
+        *([[chunk[name] for chunk in r.chunks] for r in records] for name in ("kept", "score", "gold"))
+    )

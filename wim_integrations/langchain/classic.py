@@ -1,0 +1,247 @@
+"""The replacement for map-reduce chains as one of langchain-classic's own, for what is built on those."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from langchain_classic.chains.combine_documents.base import BaseCombineDocumentsChain
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
+    CallbackManager,
+    CallbackManagerForChainRun,
+    Callbacks,
+    StdOutCallbackHandler,
+)
+from langchain_core.documents import Document
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.runnables.config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    merge_configs,
+)
+
+from wim_integrations.langchain.map_reduce import Configs, WimMapReduceChain
+from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.requests import Request, added, someone_watches
+from wim_kernel import Event, MissingInputError
+
+
+class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
+    """A `WimMapReduceChain` that goes where langchain-classic wants a chain that combines documents.
+
+    `AnalyzeDocumentChain`, `RetrievalQA`, `ConversationalRetrievalChain` and the like take it. It has their fields too:
+    ``memory``, ``callbacks``, ``verbose``, ``tags``, ``metadata``.
+    """
+
+    # -- as langchain-classic calls it --------------------------------------------------------------------------------
+
+    def combine_docs(
+        self, docs: list[Document], callbacks: Callbacks = None, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """The answer, and the intermediate steps if they are wanted.
+
+        Args:
+            docs: what is read.
+            callbacks: told of chunks, margins and the answer, as children of their run.
+            kwargs: the question, and what else the prompts ask for.
+        """
+        config = _config(callbacks)
+        inputs = {**kwargs, self.input_key: docs}
+        return self._parted(self._combine(inputs, get_callback_manager_for_config(config), config))
+
+    async def acombine_docs(
+        self, docs: list[Document], callbacks: Callbacks = None, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """See `combine_docs`."""
+        config = _config(callbacks)
+        inputs = {**kwargs, self.input_key: docs}
+        manager = get_async_callback_manager_for_config(config)
+        return self._parted(await self._acombine(inputs, manager, config))
+
+    def _call(
+        self, inputs: dict[str, Any], run_manager: CallbackManagerForChainRun | None = None
+    ) -> dict[str, Any]:
+        run = run_manager or CallbackManagerForChainRun.get_noop_manager()
+        return self._combine(inputs, run.get_child(), ensure_config())
+
+    async def _acall(
+        self, inputs: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun | None = None
+    ) -> dict[str, Any]:
+        run = run_manager or AsyncCallbackManagerForChainRun.get_noop_manager()
+        return await self._acombine(inputs, run.get_child(), ensure_config())
+
+    def _combine(self, inputs: Inputs, manager: CallbackManager, config: RunnableConfig) -> dict[str, Any]:
+        request, last = self._request(inputs), None
+        for event in self._told(request, manager, config, live=someone_watches(manager, config)):
+            last = event
+        return self._new(request, last)
+
+    async def _acombine(
+        self, inputs: Inputs, manager: AsyncCallbackManager, config: RunnableConfig
+    ) -> dict[str, Any]:
+        request, last = await self._arequest(inputs), None
+        live = someone_watches(manager, config)
+        async with aclosing(self._atold(request, manager, config, live=live)) as events:
+            async for event in events:
+                last = event
+        return self._new(request, last)
+
+    def _new(self, request: Request, last: Event | None) -> dict[str, Any]:
+        output = self._output(request, last)
+        return {name: output[name] for name in self.output_keys}
+
+    def _parted(self, output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        return output.pop(self.output_key), output
+
+    def _validate_inputs(self, inputs: Any) -> None:
+        if self.input_key not in inputs:
+            raise MissingInputError(
+                f"The input has {sorted(map(str, inputs))}, and nothing called {self.input_key}."
+            )
+
+    @property
+    def _chain_type(self) -> str:
+        return "wim_map_reduce"
+
+    # -- as LangChain calls it ----------------------------------------------------------------------------------------
+
+    def invoke(  # type: ignore[override]
+        self,
+        input: Inputs,
+        config: RunnableConfig | None = None,
+        *,
+        return_only_outputs: bool = False,
+        include_run_info: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The inputs, the answer and, if wanted, the intermediate steps; or only what is new."""
+        chain = self._with(kwargs) if kwargs else self
+        return BaseCombineDocumentsChain.invoke(
+            chain,
+            _as_dict(input),
+            config,
+            return_only_outputs=return_only_outputs,
+            include_run_info=include_run_info,
+        )
+
+    async def ainvoke(  # type: ignore[override]
+        self,
+        input: Inputs,
+        config: RunnableConfig | None = None,
+        *,
+        return_only_outputs: bool = False,
+        include_run_info: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See `invoke`."""
+        chain = self._with(kwargs) if kwargs else self
+        return await BaseCombineDocumentsChain.ainvoke(
+            chain,
+            _as_dict(input),
+            config,
+            return_only_outputs=return_only_outputs,
+            include_run_info=include_run_info,
+        )
+
+    def transform(
+        self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Outputs]:
+        """See `stream`; the input may come in parts."""
+        kwargs.pop("include_run_info", None)  # a stream tells of its run by its callbacks
+        yield from super().transform(input, self._with_own(config), **kwargs)
+
+    async def atransform(
+        self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncGenerator[Outputs, None]:
+        """See `transform`."""
+        kwargs.pop("include_run_info", None)
+        async with aclosing(super().atransform(input, self._with_own(config), **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def batch(
+        self,
+        inputs: list[Inputs],
+        config: Configs = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Outputs for several inputs; together, unless there is a memory, which is asked and told of each."""
+        kwargs["return_exceptions"] = return_exceptions
+        if self.memory is not None:
+            return Runnable.batch(self, inputs, config, **kwargs)
+        return super().batch(inputs, self._with_own_each(config), **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[Inputs],
+        config: Configs = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """See `batch`."""
+        kwargs["return_exceptions"] = return_exceptions
+        if self.memory is not None:
+            return await Runnable.abatch(self, inputs, config, **kwargs)
+        return await super().abatch(inputs, self._with_own_each(config), **kwargs)
+
+    def _transform(
+        self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Iterator[Outputs]:
+        output: dict[str, Any] = {}
+        given = self.prep_inputs(_as_dict(added(list(inputs))))
+        for chunk in super()._transform(iter([given]), run_manager, config):
+            _add(output, chunk)
+            yield chunk
+        self.prep_outputs(given, {name: output[name] for name in self.output_keys})
+
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[Inputs],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+    ) -> AsyncIterator[Outputs]:
+        parts = [part async for part in inputs]
+        output: dict[str, Any] = {}
+        given = await self.aprep_inputs(_as_dict(added(parts)))
+        async for chunk in super()._atransform(_once(given), run_manager, config):
+            _add(output, chunk)
+            yield chunk
+        await self.aprep_outputs(given, {name: output[name] for name in self.output_keys})
+
+    def _with_own(self, config: RunnableConfig | None) -> RunnableConfig:
+        """A config with the chain's own callbacks, tags and metadata."""
+        own = RunnableConfig(tags=self.tags or [], metadata=self.metadata or {})
+        if self.callbacks is not None:
+            own["callbacks"] = self.callbacks
+        loud = RunnableConfig(callbacks=[StdOutCallbackHandler()]) if self.verbose else None
+        return merge_configs(own, loud, config)
+
+    def _with_own_each(self, config: Configs) -> Configs:
+        if isinstance(config, list):
+            return [self._with_own(item) for item in config]
+        return self._with_own(config)
+
+
+def _config(callbacks: Callbacks) -> RunnableConfig:
+    """The surrounding run's config, with the callbacks that were given."""
+    return ensure_config(None if callbacks is None else {"callbacks": callbacks})
+
+
+def _as_dict(inputs: Any) -> Any:
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
+
+
+def _add(output: dict[str, Any], chunk: Outputs) -> None:
+    """Add a part of a stream to those before it."""
+    for name, value in chunk.items():
+        output[name] = output[name] + value if name in output and isinstance(value, str) else value
+
+
+async def _once(item: Inputs) -> AsyncIterator[Inputs]:
+    yield item

@@ -1,0 +1,76 @@
+"""The kernel's options as fields of LangChain's models: whatever `Options` has, the models have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, get_type_hints
+
+from langchain_core.documents import BaseDocumentCompressor
+from langchain_core.runnables import RunnableSerializable
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model
+
+from wim_integrations.langchain.documents import DocumentPrompt
+from wim_integrations.langchain.outputs import Inputs, Outputs
+from wim_integrations.langchain.prompts import GivenPrompts
+from wim_integrations.options import OPTION_NAMES, check_names
+from wim_kernel import Options, WimKernel
+from wim_kernel.copying import refuse_to_pickle
+
+
+class ReadingFields(BaseModel):
+    """What every part is given that reads documents; a mixin."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    kernel: WimKernel = Field(exclude=True)
+    document_prompt: DocumentPrompt = None
+    document_separator: str | None = None
+    chunk_tokens: PositiveInt | None = None
+    prompts: Annotated[GivenPrompts, SkipValidation()] = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_to_pickle(self)
+
+    def given_options(self) -> Options:
+        """The kernel's options that were given, but for ``prompts``, which are made for each call."""
+        given = {name: getattr(self, name) for name in OPTION_NAMES if name != "prompts"}
+        options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+        return options
+
+    @classmethod
+    def check_fields(cls, given: dict[str, Any]) -> None:
+        """See that all fields exist.
+
+        Raises:
+            UnknownOptionError: if one does not.
+        """
+        check_names(given, cls.model_fields, cls.__name__, "Extra inputs are not permitted: ")
+
+
+def _with_options(name: str, base: type[BaseModel]) -> type[BaseModel]:
+    """A model of fields that are left open: every option that `ReadingFields` has not."""
+    hints = get_type_hints(Options)
+    fields: dict[str, Any] = {
+        option: (Optional[hints[option]], None)  # noqa: UP045 - hints are made at run time
+        for option in OPTION_NAMES
+        if option not in ReadingFields.model_fields
+    }
+    return create_model(name, __base__=(ReadingFields, base), __module__=__name__, **fields)
+
+
+if TYPE_CHECKING:
+
+    class RunnableFields(ReadingFields, RunnableSerializable[Any, Outputs]):
+        """A runnable with the kernel's options as fields; its input is Any, so that graphs of any state take it."""
+
+        stop_when: Any = None
+        stop_after: Any = None
+        variables: Any = None
+
+    class CompressorFields(ReadingFields, BaseDocumentCompressor):
+        """A compressor with the kernel's options as fields."""
+
+        variables: Any = None
+
+else:
+    RunnableFields = _with_options("RunnableFields", RunnableSerializable[Inputs, Outputs])
+    CompressorFields = _with_options("CompressorFields", BaseDocumentCompressor)

@@ -1,0 +1,115 @@
+"""Options that both frameworks' parts have: what is said of one that does not exist, and defaults that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from wim_kernel import Options, UnknownOptionError, WimKernel
+from wim_kernel.settings import fitting, settle
+
+OPTION_NAMES = tuple(Options.__annotations__)
+RECALL_THRESHOLD = 0.1  # of a probability that there is evidence, where what is dropped is lost
+
+# Names that the replaced parts have, and what stands in their place.
+_RETIRED = {
+    "token_max": "notes are chosen by relevance until they fit the window: use threshold or top_k",
+    "collapse_prompt": "notes are never collapsed: use threshold or top_k to keep fewer",
+    "collapse_llm": "notes are never collapsed, and the kernel is the model",
+    "collapse_max_retries": "notes are never collapsed: use threshold or top_k to keep fewer",
+    "collapse_documents_chain": "notes are never collapsed: use threshold or top_k to keep fewer",
+    "reduce_documents_chain": "the answer is written by the kernel: give combine_prompt, or prompts={'answer': ...}",
+    "combine_documents_chain": "the answer is written by the kernel: give combine_prompt, or prompts={'answer': ...}",
+    "refine_prompt": "an answer is not refined chunk by chunk: give prompts={'margin': ..., 'answer': ...}",
+    "refine_template": "an answer is not refined chunk by chunk: give margin_template and text_qa_template",
+    "refine_llm": "an answer is not refined chunk by chunk, and the kernel is the model",
+    "return_refine_steps": "an answer is not refined chunk by chunk: use return_intermediate_steps",
+    "initial_response_name": "an answer is not refined chunk by chunk: leave it out",
+    "document_variable_name": "the map prompt's and the combine prompt's variables have a name each: "
+    "use map_reduce_document_variable_name and combine_document_variable_name",
+    "verbose": "use the framework's callbacks or its global setting",
+    "llm": "the kernel is the model",
+    "llm_chain": "the kernel is the model: give prompts by name",
+    "llm_chain_kwargs": "the kernel is the model: give prompts by name",
+    "reduce_llm": "the kernel is the model",
+    "chain_type": "there is one chain: leave it out",
+    "prompt": "name it: prompts={'answer': ...} or prompts={'margin': ...}",
+    "summary_template": "it is called text_qa_template here",
+    "simple_template": "it is called text_qa_template here",
+    "prompt_helper": "the kernel counts in the model's own tokenizer: leave it out",
+    "chat_prompt_helper": "the kernel counts in the model's own tokenizer: leave it out",
+    "response_mode": "there is one way to answer: leave it out",
+    "structured_answer_filtering": "use threshold or top_k",
+    "program_factory": "use output_cls",
+    "use_async": "call the asynchronous methods",
+    "service_context": "the kernel is the model",
+    "multimodal": "the kernel reads text",
+    "max_tokens": "use answer_tokens and margin_tokens",
+    "max_new_tokens": "use answer_tokens and margin_tokens",
+    "temperature": "use answer_config and margin_config, which are GenerationConfigs",
+    "stop": "use answer_config, a GenerationConfig with stop_strings",
+    "k": "use top_k",
+}
+
+
+def check_names(given: Iterable[str], known: Iterable[str], owner: str, lead: str = "") -> None:
+    """See that all options exist.
+
+    Args:
+        given: names of options.
+        known: those that there are.
+        owner: whose options they are, for the error.
+        lead: what the error begins with.
+
+    Raises:
+        UnknownOptionError: if one does not; it says what to use in its place, and which there are.
+    """
+    known = list(dict.fromkeys(known))
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        said = "; ".join(_said(name, known) for name in unknown)
+        raise UnknownOptionError(
+            f"{lead}{owner} has no option {said}. Its options are {', '.join(sorted(known))}."
+        )
+
+
+def check_kernel(kernel: Any, owner: str) -> None:
+    """See that what is to read is a kernel.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(kernel, WimKernel):
+        raise TypeError(
+            f"{owner} reads with a WimKernel, not a {type(kernel).__name__}: make one with "
+            "WimKernel.from_pretrained(name) or WimKernel(model, tokenizer)."
+        )
+
+
+def leaning_to_recall(options: Options, kernel: WimKernel) -> Options:
+    """Options for parts whose readers never see what was dropped, unlike the kernel's own answers.
+
+    Those stand behind the whole document, so that a margin too few costs them little. Where only margins are handed on,
+    one too few is evidence lost, and one too many is a passage more to read.
+
+    Args:
+        options: the caller's; a threshold, ``top_k`` or ``keep`` among them is left alone.
+        kernel: reads.
+    """
+    chosen = any(options.get(name) is not None for name in ("threshold", "top_k", "keep"))
+    if chosen:
+        return options
+    try:
+        settings = fitting(settle(options), kernel.engine)
+    except ValueError:  # the call itself says what is wrong
+        return options
+    is_probability = bool(getattr(settings.relevance, "searches", ()))
+    return {**options, "threshold": RECALL_THRESHOLD} if is_probability else options
+
+
+def _said(name: str, known: list[str]) -> str:
+    if name in _RETIRED:
+        return f"{name!r} ({_RETIRED[name]})"
+    near = get_close_matches(name, known, n=1)
+    return f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name)
