@@ -42,9 +42,11 @@ WRONG: list[tuple[str, Any]] = [
     *(("threshold", value) for value in ("0.5", [0.5], True, float("nan"), {})),
     *((name, value) for name in ("top_k", "stop_after", "margin_batch") for value in ("3", 2.0, True, [1])),
     *((name, value) for name in ("margin_tokens", "answer_tokens") for value in ("3", 2.5, False)),
-    *((name, value) for name in ("keep", "stop_when") for value in (3, "all", [], {})),
+    *((name, value) for name in ("keep", "stop_when") for value in (3, [], {})),
+    ("keep", "all"),
     *(("relevance", value) for value in (3, None, ["likelihood"], float)),
-    *((name, value) for name in ("margin_style", "task", "answer_volume") for value in (3, [], None)),
+    *((name, value) for name in ("margin_style", "task", "answer_volume") for value in (3, [])),
+    *((name, None) for name in ("task", "answer_volume")),
     *(("prompts", value) for value in ("{question}", {"question": "x"}, NotPrompts())),
     *(("variables", value) for value in ([("a", "b")], "a", 1)),
     *(
