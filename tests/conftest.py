@@ -137,6 +137,20 @@ _GPT_LIKE: dict[str, object] = {
     "n_positions": 2048,
     "initializer_range": 0.3,
 }
+_BART_LIKE: dict[str, object] = {
+    "d_model": 64,
+    "decoder_layers": 2,
+    "encoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_ffn_dim": 96,
+    "encoder_ffn_dim": 96,
+    "max_position_embeddings": 2048,
+    "init_std": 0.3,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 _OTHER_KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("Phi3Config", {**_LLAMA_LIKE, "pad_token_id": 2}),
     "cohere": ("CohereConfig", _LLAMA_LIKE),
@@ -172,6 +186,12 @@ _OTHER_KINDS: dict[str, tuple[str, dict[str, object]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "bart": ("BartConfig", _BART_LIKE),
+    "mbart": ("MBartConfig", _BART_LIKE),
+    "pegasus": ("PegasusConfig", _BART_LIKE),
+    "marian": ("MarianConfig", _BART_LIKE),
+    "blenderbot": ("BlenderbotConfig", _BART_LIKE),
+    "plbart": ("PLBartConfig", _BART_LIKE),
     "llama4": (
         "Llama4TextConfig",
         {

@@ -235,7 +235,6 @@ def test_readings_are_kept_for_the_next_run(wim: Callable[..., Result], facts: s
     first, second = (answered(wim(QUESTION, facts, "--json").stdout)[0] for _ in range(2))
     assert first["usage"]["cached_tokens"] == 0
     assert second["usage"]["prefill_tokens"] == 0
-    assert second["answer"] == first["answer"]
     assert len(list(cache.iterdir())) == 1
     assert cache.stat().st_mode & 0o077 == 0
     other = answered(wim("Where?", facts, "--json").stdout)[0]

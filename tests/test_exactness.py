@@ -10,7 +10,7 @@ import torch
 from helpers import FREE, config, generated, scored_alone, spying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from wim_kernel import WimKernel
 from wim_kernel.engines.base import Text
@@ -19,6 +19,8 @@ SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
 SNAPSHOT = ["lfm2", "qwen3_next"]
 ALSO_SHARED = ["phi3", "cohere", "stablelm", "starcoder2", "gpt2", "opt", "gpt_oss", "deepseek_v3"]
 ALSO_SNAPSHOT = ["bloom", "mpt", "falcon", "gptj", "llama4"]
+DECODERS = ["bart", "mbart", "pegasus", "marian", "blenderbot", "plbart"]
+"""Decoders of encoder-decoder models, whose configs force an end at the last token."""
 SAID = "zebra harbour ledger night rope gull keel 17 sail, brass. lamp; fog? oar crate moon"
 WORDS = SAID.split()
 
@@ -53,11 +55,19 @@ def test_margins_and_answer_equal_generate(kernels, kind):
     check(kernels(kind), chunks, "Which zebra kept the ledger?")
 
 
-@pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT])
+@pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT, *DECODERS])
 def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
     kernel = kernels(kind)
     assert kernel.engine.path == ("shared" if kind in ALSO_SHARED else "snapshot")
     check(kernel, [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])], "Which zebra kept the ledger?")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "bloom", "bart"])
+@pytest.mark.parametrize("end", [[7], [2], [11, 13]])
+def test_end_that_is_forced_stands_where_generate_puts_it(kernels, kind, end):
+    forced = GenerationConfig(do_sample=False, max_new_tokens=6, forced_eos_token_id=end)
+    options = {"margin_config": forced, "answer_config": forced}
+    check(kernels(kind), [" ".join(WORDS), "A zebra."], "Which zebra kept the ledger?", **options)
 
 
 @pytest.mark.parametrize("kind", SNAPSHOT)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers import Loaded, TinyModel
 from transformers import GenerationConfig
 
@@ -41,9 +42,11 @@ WRONG: list[tuple[str, Any]] = [
     *(("threshold", value) for value in ("0.5", [0.5], True, float("nan"), {})),
     *((name, value) for name in ("top_k", "stop_after", "margin_batch") for value in ("3", 2.0, True, [1])),
     *((name, value) for name in ("margin_tokens", "answer_tokens") for value in ("3", 2.5, False)),
-    *((name, value) for name in ("keep", "stop_when") for value in (3, "all", [], {})),
+    *((name, value) for name in ("keep", "stop_when") for value in (3, [], {})),
+    ("keep", "all"),
     *(("relevance", value) for value in (3, None, ["likelihood"], float)),
-    *((name, value) for name in ("margin_style", "task", "answer_volume") for value in (3, [], None)),
+    *((name, value) for name in ("margin_style", "task", "answer_volume") for value in (3, [])),
+    *((name, None) for name in ("task", "answer_volume")),
     *(("prompts", value) for value in ("{question}", {"question": "x"}, NotPrompts())),
     *(("variables", value) for value in ([("a", "b")], "a", 1)),
     *(
@@ -257,6 +260,18 @@ def test_weights_that_are_no_numbers(tiny_model: TinyModel, smollm2: Loaded, kin
     with torch.no_grad():
         weight[3, 3] = value
     with pytest.raises(UnsupportedModelError, match=f"hold NaN or infinity, such as {name}") as caught:
+        WimKernel(model, smollm2[1])
+    assert "branch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus"])
+def test_decoder_that_cannot_be_run(smollm2: Loaded, family: str) -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "vocab_size": 49152}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, encoder_attention_heads=2, decoder_attention_heads=2, decoder_ffn_dim=16
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with pytest.raises(UnsupportedModelError, match="its own forward pass fails") as caught:
         WimKernel(model, smollm2[1])
     assert "branch" not in str(caught.value)
 

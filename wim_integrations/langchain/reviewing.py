@@ -8,13 +8,20 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from wim_kernel import Margin, Reading, WimKernel
+from wim_kernel import Margin, Reading, WimKernel, forks
 from wim_kernel.margins_in import is_approval
 
 MOST = 256
 Key = tuple[str, tuple[str, ...]]
 
+
+def _renew_after_fork() -> None:
+    global _lock
+    _lock = Lock()
+
+
 _lock = Lock()
+forks.in_child(_renew_after_fork)
 _written: WeakKeyDictionary[WimKernel, OrderedDict[Key, tuple[Margin, ...]]] = WeakKeyDictionary()
 
 

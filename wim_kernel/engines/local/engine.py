@@ -28,7 +28,7 @@ from wim_kernel.engines.local.runner import ModelRunner
 from wim_kernel.engines.local.sampling import Policy, Sampler
 from wim_kernel.engines.local.shared import SharedPrefix
 from wim_kernel.engines.local.snapshot import SnapshotPrefix
-from wim_kernel.engines.local.soundness import refuse_without_numbers
+from wim_kernel.engines.local.soundness import UnsoundModelError, plain_logits
 from wim_kernel.engines.local.together import Together
 from wim_kernel.engines.local.tokens import Codec
 from wim_kernel.errors import DeviceMemoryError, UnsupportedModelError
@@ -297,8 +297,8 @@ class LocalEngine(Shared):
         for path in ("shared", "snapshot") if wanted is None else (wanted,):
             try:
                 size = self._tried(path)
-            except _NoNumbersError:
-                refuse_without_numbers(self.model)
+            except UnsoundModelError:
+                raise
             except Exception as error:  # whatever a model's code raises here, the path does not fit it
                 reasons.append(f"{path}: {error}")
                 self.runner.uninstall()
@@ -320,7 +320,7 @@ class LocalEngine(Shared):
         try:
             with torch.inference_mode():
                 return self._check_path(path)
-        except _NoNumbersError:
+        except UnsoundModelError:
             raise
         except Exception as error:  # no compiler, too little shared memory, a driver too old, ...
             if path != "shared" or not self.paths.kernels or self.paths.attention != "auto":
@@ -342,14 +342,10 @@ class LocalEngine(Shared):
         document, suffixes, following = ids[:24], [ids[24:29], ids[29:32], ids[32:34]], 17
         lengths = [24, 13, 0]
         self.runner.uninstall()
-        plain = [
-            self.model(
-                torch.tensor([[*document[:length], *suffix, following]], device=self.runner.device)
-            ).logits[0, -2:]
-            for length, suffix in zip(lengths, suffixes, strict=True)
+        texts = [
+            [*document[:length], *suffix, following] for length, suffix in zip(lengths, suffixes, strict=True)
         ]
-        if not all(bool(torch.isfinite(logits).all()) for logits in plain):
-            raise _NoNumbersError
+        plain = plain_logits(self.model, texts, self.runner.device)
         prefix = SharedPrefix(self.runner, self.paths) if path == "shared" else SnapshotPrefix(self.model)
         prefix.reserve(len(document))
         for start, end in ((0, 7), (7, 13), (13, 24)):
@@ -380,10 +376,6 @@ class LocalEngine(Shared):
                 raise UnsupportedModelError(
                     f"layer {index} attends within {expected} positions and does not tell its attention function"
                 )
-
-
-class _NoNumbersError(Exception):
-    """A plain forward pass gives NaN or infinity."""
 
 
 @contextmanager

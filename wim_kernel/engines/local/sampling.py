@@ -80,6 +80,9 @@ class Policy:
         if grammars is not None and json_schema is not None:
             own.append(grammars.processor(json_schema, len(prompt), self.max_new_tokens))
             config = _without_bans(config)
+        elif config.forced_eos_token_id is not None:
+            config = copy.deepcopy(config)
+            config.max_length = len(prompt) + self.max_new_tokens  # where it is forced
         looks_back = (config.encoder_repetition_penalty or 1.0) != 1.0 or config.encoder_no_repeat_ngram_size
         processors = self.model._get_logits_processor(
             config,
