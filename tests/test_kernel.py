@@ -20,6 +20,7 @@ from wim_kernel import (
     Evidence,
     Frame,
     Margin,
+    MarginRevised,
     MarginsDone,
     MarginWritten,
     Prompts,
@@ -63,7 +64,9 @@ def test_a_stream_tells_everything_and_ends_with_the_result(reading, style):
     assert [event.index for event in read] == [0, 1, 2, 3]
     assert read[-1].tokens == read[-1].total_tokens == reading.tokens
     assert not any(event.cached for event in read)
-    written = {event.margin.index: event.margin for event in events if isinstance(event, MarginWritten)}
+    told = [event for event in events if isinstance(event, MarginWritten | MarginRevised)]
+    assert sorted(event.margin.index for event in told if isinstance(event, MarginWritten)) == [0, 1, 2, 3]
+    written = {event.margin.index: event.margin for event in told}
     answered = events[-1]
     assert isinstance(answered, Answered)
     assert tuple(written[index] for index in range(4)) == answered.result.margins
@@ -97,10 +100,10 @@ def test_margin_batch_is_obeyed(kernel):
         assert seen == {i: min(8, (i // size + 1) * size) for i in range(8)}
 
 
+@pytest.mark.parametrize("relevance", ["combined", "attention", "lexical", "likelihood"])
 @pytest.mark.parametrize("style", ["free", "verbatim"])
-def test_the_same_stream_or_not_the_same_result(reading, kernel, style):
-    """By what is known at a chunk's end; scores that later chunks change are in test_relevance.py."""
-    options = {"threshold": 0, "relevance": "likelihood", "margin_style": style, **SHORT}
+def test_the_same_stream_or_not_the_same_result(reading, kernel, style, relevance):
+    options = {"threshold": 0, "relevance": relevance, "margin_style": style, **SHORT}
     streamed = list(reading.stream(QUESTION, **options))[-1].result
     kernel.readings.clear()
     asked = kernel.read(TEXTS).ask(QUESTION, **options)

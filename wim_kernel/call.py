@@ -201,7 +201,7 @@ class Call:
         A margin that is no longer relevant enough loses its note; one that now is gets one. What was told last of each
         margin is what it is in the end.
         """
-        if not self.writer.may_revise:
+        if not self.writer.revises:
             return
         places = [
             Place(inquiry, index)
@@ -228,6 +228,14 @@ class Call:
             for place in self.watch.run("margins", self.writer.write_found(together)):
                 if place is None:
                     yield None
+                    continue
+                before = place.inquiry.margins[place.index]
+                if place.text == before.text:  # what the caller said of the note stands
+                    evidence = {} if place.evidence is None else place.evidence.signals
+                    relevance = place.relevance or 0.0
+                    yield from self._retell(
+                        replace(before, relevance=relevance, evidence=evidence), place.inquiry
+                    )
                 else:
                     yield from self._retell(self.writer.margin(place), place.inquiry)
 

@@ -63,7 +63,7 @@ class WimKernel(Shared):
         disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
         frame: what stands around every document.
         calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
-            finds it out at the first question, once (see `calibrate`); ``"off"`` takes rough values.
+            finds it out at the first question, once (see `calibrate`); ``"off"`` takes shared words alone.
         engine: runs the model; by default in this process.
         engine_options: options of `LocalEngine`: ``window``, ``path``.
 

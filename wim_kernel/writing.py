@@ -210,15 +210,19 @@ class MarginWriter:
                 inquiry.findings = inquiry.findings or Findings.of(search.document, inquiry.question)
             last = max(place.index for place in places)
             chunks = range(self.lease.volume_of(last + 1).start, last + 1)
-            signals = self.settings.signals
+            signals = self._signals(search.calibration)
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.end(chunk + 1) - self.lease.size(chunk + 1) for chunk in chunks]
                 yield from search.attend(asking, begins, chunks, self.lease.end(last + 1))
-            found = search.calibration.is_found or signals == ("passage",)
-            if search.reads_each_alone or ("passage" in signals and found):
+            if "passage" in signals or ("attention" in signals and search.reads_each_alone):
                 yield from search.read_alone(asking, chunks)
         if self.searches or not self.settings.measures_boundaries:
             self.weigh(places)
+
+    def _signals(self, calibration: Calibration) -> tuple[str, ...]:
+        """The signals to find: of a model that is not calibrated the words alone, unless one other is asked for."""
+        signals = self.settings.signals
+        return signals if calibration.is_found or len(signals) == 1 else ("lexical",)
 
     def weigh(self, places: Sequence[Place]) -> None:
         """Put down what the search found for chunks, and their relevance unless it is taken from something else."""
@@ -244,7 +248,7 @@ class MarginWriter:
             return Branch(at, (*fill(self.settings.prompts.found, note=notes), *question))
 
         branch = self._with_notes(_best(inquiry.in_order, MOST_NOTES), told)
-        if inquiry.findings is None or branch is None:
+        if inquiry.findings is None or branch is None or not self._calibration().is_found:
             return
         lead = branch.prompt[: -len(question)]
         search = self._searcher()
@@ -288,11 +292,6 @@ class MarginWriter:
             if branch_end(self.engine, branch) <= (self.engine.window or float("inf")):
                 return branch
         return None
-
-    @property
-    def may_revise(self) -> bool:
-        """Whether later findings may change a margin: scores of a calibration that was never found are left alone."""
-        return self.revises and self._calibration().is_found
 
     def _searcher(self) -> EvidenceSearch:
         calibration = self._calibration()

@@ -122,6 +122,8 @@ def calibrate(
     Raises:
         ValueError: if no question has both evidence and passages without any.
     """
+    if not any(example.questions for example in examples):
+        raise ValueError("Examples without a question show nothing: give some with questions.")
     begun = time.monotonic()
     head = engine.head(frame.system, frame.document)
     separator = engine.encode(Text(frame.separator, trusted=True))
