@@ -399,7 +399,7 @@ def attended(
 def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2, kind: str) -> None:
     kernel = WimKernel(tiny_model(kind), smollm2[1])
     reading = kernel.read(PASSAGES)
-    margins = reading.margins(QUESTION, threshold=0, **SHORT)
+    margins = reading.margins(QUESTION, threshold=0, relevance="attention", **SHORT)
     eager = copy.deepcopy(tiny_model(kind))
     eager.set_attn_implementation("eager")
     begins = np.cumsum([len(piece) for piece in reading._pieces]).tolist()
@@ -409,7 +409,7 @@ def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2
         for begin, end in zip(passage.cuts[::2], passage.cuts[1::2], strict=True)
     ]
     (ids,) = {tuple(reading.prompt_ids(margin)) for margin in margins}
-    other = reading.prompt_ids(reading.margins("N/A", threshold=0, **SHORT)[0])
+    other = reading.prompt_ids(reading.margins("N/A", threshold=0, relevance="attention", **SHORT)[0])
     mass = attended(reading, list(ids), QUESTION, spans, eager) - attended(
         reading, other, "N/A", spans, eager
     )

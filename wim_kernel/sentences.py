@@ -182,7 +182,13 @@ def _cuts_in_paragraph(text: str, plain: str, begin: int, end: int, language: st
     for start, stop in rows:
         if stop - start > _LONG_ROW:  # a paragraph that is one line: it has sentences
             yield from _cuts_within(text, plain, begin + start, begin + stop, language)
-        yield begin + stop
+        cut = begin + stop
+        while (
+            cut < end and text[cut].isspace()
+        ):  # a row's white space in front goes to the row before, as sentences'
+            cut += 1
+        if cut < end:
+            yield cut
 
 
 def _rows(paragraph: str) -> list[tuple[int, int]]:
