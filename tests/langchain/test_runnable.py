@@ -214,6 +214,7 @@ def test_max_concurrency_bounds_how_many_are_answered_together(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
     given = [asked(documents, f"Who owned ship {number}?") for number in range(4)]
+    runnable = runnable.model_copy(update={"margin_style": "free"})
     with spying(runnable.kernel.model) as spy:
         runnable.batch(given, {"max_concurrency": 1})
     one_by_one = max(batch.shape[0] for batch in spy.batches)
@@ -466,7 +467,12 @@ def test_templates_of_every_format(
     kernel: WimKernel, documents: list[Document], template: Any, wanted: str
 ) -> None:
     runnable = WimRunnable(
-        kernel=kernel, threshold=0, prompts={"answer": template}, margin_tokens=3, answer_tokens=3
+        kernel=kernel,
+        threshold=0,
+        prompts={"answer": template},
+        margin_style="free",
+        margin_tokens=3,
+        answer_tokens=3,
     )
     _, answer = prompts_seen(runnable, {**asked(documents), "vip": True, "notes": "VIP"})
     assert wanted in answer
@@ -483,7 +489,14 @@ def test_relevance_is_of_the_question_whatever_else_its_prompt_holds(
         "question": PromptTemplate.from_template("For a {audience}: {question}"),
         "notes": PromptTemplate.from_template("For {audience}, on {question}:\n{summaries}"),
     }
-    runnable = WimRunnable(kernel=kernel, threshold=0, prompts=prompts, margin_tokens=3, answer_tokens=3)
+    runnable = WimRunnable(
+        kernel=kernel,
+        threshold=0,
+        prompts=prompts,
+        margin_style="free",
+        margin_tokens=3,
+        answer_tokens=3,
+    )
     request = runnable._request({**asked(documents), "audience": "child"})
     lead, scored = question_lead(QUESTION, settle(request.options))
     assert lead[scored].text.strip() == QUESTION
