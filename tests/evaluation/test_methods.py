@@ -60,7 +60,7 @@ def test_plain_and_gold_prompts(kernel: WimKernel) -> None:
 
 
 def test_margins_are_judged_and_their_prompts_kept(kernel: WimKernel) -> None:
-    outcome = answer(kernel, "wim:threshold=0")
+    outcome = answer(kernel, "wim-free:threshold=0")
     assert [(chunk.index, chunk.kept) for chunk in outcome.chunks] == [(0, True), (1, True), (2, True)]
     assert outcome.calibrated
     assert [call.output for call in outcome.calls[:-1]] == [chunk.text for chunk in outcome.chunks]

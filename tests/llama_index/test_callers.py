@@ -305,7 +305,7 @@ async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithS
 def asked(synthesizer: WimSynthesizer, nodes: list[NodeWithScore], **variables: Any) -> tuple[str, str]:
     """A margin's and the answer's prompts as the model sees them."""
     reading = synthesizer._read(nodes).reading
-    result = reading.ask(QUESTION, **synthesizer._asked(QUESTION, variables))
+    result = reading.ask(QUESTION, **{**synthesizer._asked(QUESTION, variables), "margin_style": "free"})
     decode = synthesizer.kernel.tokenizer.decode
     return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
 
@@ -389,7 +389,7 @@ def test_margins_are_written_together_where_nobody_watches(
     def passes(**options: Any) -> int:
         kernel.readings.clear()
         with spying(kernel.model) as spy:
-            WimSynthesizer(kernel, **FEW, **options).synthesize(QUESTION, nodes)
+            WimSynthesizer(kernel, **{**FEW, "margin_style": "free"}, **options).synthesize(QUESTION, nodes)
         return len(spy.batches)
 
     assert passes() < passes(margin_batch=1)
