@@ -140,7 +140,7 @@ def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Docu
             assert ("Copy from the last passage above" in text) == asked
             assert QUESTION in text
     source = kernel.read([document.page_content for document in documents])
-    (*_, last) = source.margins(QUESTION, threshold=0, margin_batch=1)
+    (*_, last) = source.margins(QUESTION, threshold=0, margin_batch=1, relevance="attention")
     shown = margins[-1].inputs["prompt"].partition("tokens]")[2]
     assert shown in kernel.tokenizer.decode(source.prompt_ids(last))
     root = traced(WimAnswer(kernel=kernel, answer_tokens=4), {**given, "margins": ["She owned it."]})
