@@ -217,7 +217,9 @@ class Call:
                 waiting.append(place)  # what is quoted may be another, too, and costs no decoding
             elif had_note and self.writer.passes(place):
                 now = self.writer.margin(place)
-                margin = replace(before, relevance=now.relevance, evidence=before.evidence | now.evidence)
+                margin = replace(
+                    before, relevance=now.relevance, evidence={**before.evidence, **now.evidence}
+                )
                 yield from self._retell(margin, place.inquiry)
             else:
                 yield from self._retell(self.writer.margin(place), place.inquiry)
@@ -225,19 +227,19 @@ class Call:
             together = list(some)
             if self.settings.margin_style == "free":
                 yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
-            for place in self.watch.run("margins", self.writer.write_found(together)):
-                if place is None:
+            for done in self.watch.run("margins", self.writer.write_found(together)):
+                if done is None:
                     yield None
                     continue
-                before = place.inquiry.margins[place.index]
-                if place.text == before.text:  # what the caller said of the note stands
-                    evidence = {} if place.evidence is None else place.evidence.signals
-                    relevance = place.relevance or 0.0
+                before = done.inquiry.margins[done.index]
+                if done.text == before.text:  # what the caller said of the note stands
+                    evidence = {} if done.evidence is None else done.evidence.signals
+                    relevance = done.relevance or 0.0
                     yield from self._retell(
-                        replace(before, relevance=relevance, evidence=evidence), place.inquiry
+                        replace(before, relevance=relevance, evidence=evidence), done.inquiry
                     )
                 else:
-                    yield from self._retell(self.writer.margin(place), place.inquiry)
+                    yield from self._retell(self.writer.margin(done), done.inquiry)
 
     def _retell(self, margin: Margin, inquiry: Inquiry) -> Steps[None]:
         """Put a margin in the place of the one before it, and tell of it if it is another."""

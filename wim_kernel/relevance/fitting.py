@@ -26,7 +26,7 @@ from wim_kernel.prompts import Frame
 from wim_kernel.relevance.calibration import SIGNALS, Calibration
 from wim_kernel.relevance.findings import LEAST_MASS, Findings, Floats
 from wim_kernel.relevance.passages import DocumentPassages
-from wim_kernel.relevance.search import SHORTLIST, EvidenceSearch
+from wim_kernel.relevance.search import SHORTLIST, EvidenceSearch, asking_branch
 
 logger = logging.getLogger(__name__)
 
@@ -273,11 +273,8 @@ def _read_alone(
         for passage in item.own:
             text = Text(item.findings.document.passages[passage].text)
             prompt = (text, *lead(item.question))
-            scored = next(number for number, run in enumerate(prompt) if run.hole == "question")
             end = len(head) + len(engine.encode(text))
-            branches.append(
-                Branch(len(head), prompt, scored=scored, probe=AttentionProbe((len(head), end), heads))
-            )
+            branches.append(asking_branch(len(head), prompt, AttentionProbe((len(head), end), heads)))
         for number, done in decoded(engine, prefix, branches):
             likelihood, attention = done.scores.likelihood, done.scores.attention
             item.findings.likelihood[item.own[number]] = np.nan if likelihood is None else likelihood

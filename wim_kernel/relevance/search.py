@@ -108,7 +108,7 @@ class EvidenceSearch:
         probe = AttentionProbe(tuple(cuts), self.heads)
         questions = [*(asker.question for asker in askers), NOBODY_ASKS]
         found: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}
-        for item in self.decode([_branch(at, self.lead(question), probe) for question in questions]):
+        for item in self.decode([asking_branch(at, self.lead(question), probe) for question in questions]):
             if item is None:
                 yield None
                 continue
@@ -155,7 +155,7 @@ class EvidenceSearch:
             first = passage.cuts[0]
             cuts = tuple(self.head_tokens + cut - first for cut in passage.cuts)
             probe = AttentionProbe(cuts, self.heads)
-        return _branch(self.head_tokens, (Text(passage.text), *self.lead(question)), probe)
+        return asking_branch(self.head_tokens, (Text(passage.text), *self.lead(question)), probe)
 
     def _shortlist(self, found: Findings, chunks: range) -> list[int]:
         """The best passage of each of the best chunks, then the best of the others; all if there are few."""
@@ -177,7 +177,7 @@ def _findings(asker: Asker) -> Findings:
     return asker.findings
 
 
-def _branch(at: int, prompt: Prompt, probe: AttentionProbe | None) -> Branch:
+def asking_branch(at: int, prompt: Prompt, probe: AttentionProbe | None) -> Branch:
     """A branch whose question's likelihood and attention are wanted."""
     asked = next(index for index, run in enumerate(prompt) if run.hole == "question")
     return Branch(at, prompt, scored=asked, probe=probe)
