@@ -20,7 +20,7 @@ from wim_kernel.engines.local.branch_attention import Blocks, interpreted
 from wim_kernel.engines.local.captured import KernelBatch
 from wim_kernel.engines.local.graphs import Graph, Graphs, graph_size
 from wim_kernel.engines.local.paths import Paths
-from wim_kernel.engines.local.sampling import Next
+from wim_kernel.engines.local.rows import Next
 from wim_kernel.errors import UnsupportedModelError
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")

@@ -15,7 +15,7 @@ from helpers import FREE, config, spying
 
 from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
 from wim_kernel.engines.base import Text
-from wim_kernel.engines.local.shared import BranchBatch
+from wim_kernel.engines.local.branches import BranchBatch
 from wim_kernel.turns import Turn
 
 TEXTS = [
@@ -265,7 +265,7 @@ def test_who_takes_turns_again_and_again_starves_nobody():
 
 
 def test_no_memory_grows_over_rounds(kernel):
-    from wim_kernel.engines.local.shared import LayerStore
+    from wim_kernel.engines.local.store import LayerStore
 
     def stores() -> int:
         gc.collect()

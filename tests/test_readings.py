@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from wim_kernel import MemoryBudgetError, WimKernel
 from wim_kernel.engines.base import Text
+from wim_kernel.leases import Lease
 
 A, B, C, D = (
     f"{name} and a zebra sat in the boat that night." for name in ("Anna", "Berta", "Carla", "Dora")
@@ -170,13 +171,13 @@ def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
     def pieces(*chunks):
         return kernel.read(chunks)._pieces
 
-    left = kernel.readings.hold(pieces(A, B))
+    left = Lease(kernel.readings, pieces(A, B))
     list(left.read(1))
     left.close()  # B was planned, and never read
-    reader, late = kernel.readings.hold(pieces(A, C)), None
+    reader, late = Lease(kernel.readings, pieces(A, C)), None
     try:
-        assert not reader._must_part(2)
-        late = kernel.readings.hold(pieces(A, D))
+        assert not kernel.readings.must_fork(reader.entry, reader.pieces, 2)
+        late = Lease(kernel.readings, pieces(A, D))
         list(reader.read(2))
         list(late.read(2))
         assert reader.entry is not late.entry

@@ -17,7 +17,7 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.errors import ContextOverflowError
 from wim_kernel.events import AnswerToken, ChunkRead, Event, MarginRevised, MarginsDone, MarginWritten
 from wim_kernel.margins import Margin, Usage, WimResult
-from wim_kernel.readings import Readings
+from wim_kernel.readings import PrefixCache
 from wim_kernel.relevance.calibration import Calibration
 from wim_kernel.relevance.passages import DocumentPassages
 from wim_kernel.relevance.scores import BY_NAME, Evidence, QuestionLikelihood
@@ -81,7 +81,7 @@ class Call:
     """The state of one call.
 
     Args:
-        readings: where live prefixes are.
+        cache: where live prefixes are.
         chunks: the document.
         pieces: its tokens: the head, then the chunks.
         ask: what the caller wants.
@@ -95,7 +95,7 @@ class Call:
 
     def __init__(
         self,
-        readings: Readings,
+        cache: PrefixCache,
         chunks: Sequence[Chunk],
         pieces: Pieces,
         ask: Asked,
@@ -103,11 +103,11 @@ class Call:
         document: DocumentPassages,
         calibration: Callable[[], Calibration],
     ) -> None:
-        self.engine: AnyEngine = readings.engine
+        self.engine: AnyEngine = cache.engine
         self.chunks = chunks
         self.pieces = pieces
         self._ends = list(itertools.accumulate(map(len, pieces[1:]), initial=0))
-        self.settings = fitting(ask.settings, readings.engine, blank=ask.blank)
+        self.settings = fitting(ask.settings, cache.engine, blank=ask.blank)
         self.stream = ask.stream
         self.inquiries = [Inquiry(question, position) for position, question in enumerate(ask.questions)]
         self.watch = Stopwatch()
@@ -118,7 +118,7 @@ class Call:
         volumes = self._volumes(overflow)
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
-        self.lease = VolumeLease(readings, pieces, volumes)
+        self.lease = VolumeLease(cache, pieces, volumes)
         self.writer = MarginWriter(self.engine, self.lease, chunks, self.settings, document, calibration)
         self._fresh = not self.lease.has(len(chunks))
 
@@ -346,7 +346,7 @@ class Call:
         return stop if all_fit(self.engine, at, inquiry.question, margins, self.settings) else self.read
 
     def _decode_answers(self, inquiries: Sequence[Inquiry]) -> Iterator[Tick]:
-        branches, relieve = [], self.lease.readings.make_way
+        branches, relieve = [], self.lease.cache.make_way
         for inquiry in inquiries:
             at, given = self.lease.end(inquiry.stands_on), inquiry.given
             branch, inquiry.given = answer_branch(self.engine, at, inquiry.question, given, self.settings)

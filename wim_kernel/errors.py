@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wim_kernel.margins import Margin
+from typing import Any
 
 
 class WimError(Exception):
@@ -123,13 +120,15 @@ class ServerError(WimError, ConnectionError):
         self.reason = reason
         self.status = status
         self.passing = passing
-        self.margins_by_question: tuple[tuple[Margin, ...], ...] = ()
+        self.margins_by_question: tuple[
+            tuple[Any, ...], ...
+        ] = ()  # of Margin, which raises errors of this file
         self.chunks_read = 0
         self.retry_after = 0.0
 
     @property
-    def margins(self) -> tuple[Margin, ...]:
-        """Of all questions."""
+    def margins(self) -> tuple[Any, ...]:
+        """The margins of all questions, each a `wim_kernel.Margin`."""
         return tuple(margin for margins in self.margins_by_question for margin in margins)
 
     def __str__(self) -> str:

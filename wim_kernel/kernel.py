@@ -25,11 +25,11 @@ from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError, ServerError
 from wim_kernel.events import Answered, Event
-from wim_kernel.leases import prefix_digest
+from wim_kernel.leases import Lease, prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
 from wim_kernel.margins_in import MarginsLike, chunks_in, margins_in
 from wim_kernel.prompts import Frame
-from wim_kernel.readings import Budget, Readings
+from wim_kernel.readings import Budget, PrefixCache
 from wim_kernel.relevance.calibration import Calibration, keep, known
 from wim_kernel.relevance.fitting import Example, calibrate, packaged
 from wim_kernel.relevance.passages import DocumentPassages
@@ -59,7 +59,7 @@ class WimKernel(Shared):
         host_budget_bytes: what readings that have to make way on a GPU may take in the host's memory; by default half
             of what is free.
         cache_dir: a folder for readings that have to make way there, too. Several processes may use it, and what is in
-            it is found again after a restart; `Readings.flush` writes what is live.
+            it is found again after a restart; `PrefixCache.flush` writes what is live.
         disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
         frame: what stands around every document.
         calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
@@ -103,7 +103,7 @@ class WimKernel(Shared):
             self.engine.host_budget_bytes if host_budget_bytes is None else host_budget_bytes,
             folder,
         )
-        self.readings = Readings(self.engine, budget)
+        self.readings = PrefixCache(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
         self._calibration = calibration if isinstance(calibration, Calibration) else None
         self._may_calibrate = calibration == "auto"
@@ -673,8 +673,8 @@ class Reading(Shared):
         if window is not None and len(self.kernel._head) + self.tokens >= window:
             raise ReadingFileError(Path(path), "the document is longer than the model's window")
         document = {"chunks": [chunk.to_dict() for chunk in self.chunks], "separator": self._separator}
-        readings, engine = self.kernel.readings, self.kernel.engine
-        with closing(readings.hold(self._pieces)) as lease:
+        cache, engine = self.kernel.readings, self.kernel.engine
+        with closing(Lease(cache, self._pieces)) as lease:
             for piece in range(1, len(self._pieces)):
                 for _ in lease.read(piece):
                     pass

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from wim_kernel import forks
 from wim_kernel.engines.base import Prefix
 from wim_kernel.errors import DeviceMemoryError
 from wim_kernel.margins import BranchRecord
+from wim_kernel.readings import Entry, PrefixCache
 from wim_kernel.storage import Pieces
-
-if TYPE_CHECKING:
-    from wim_kernel.readings import Entry, Readings
 
 logger = logging.getLogger(__name__)
 
@@ -22,41 +19,32 @@ logger = logging.getLogger(__name__)
 class Lease:
     """The right to read on in a prefix, and to branch from it, until `close`.
 
-    Attributes:
+    Args:
+        cache: holds the prefix; the one that shares most leading pieces, or a new one.
         pieces: what the holder wants read.
+
+    Attributes:
         prefilled: tokens of each piece that were run on behalf of this lease.
         entry: the prefix held. It changes if another reader went on differently: then this one goes on in a copy.
+
+    Raises:
+        MemoryBudgetError: if the pieces alone need more than the cache's budget.
     """
 
-    def __init__(self, readings: Readings, pieces: Pieces) -> None:
-        self.readings = readings
+    def __init__(self, cache: PrefixCache, pieces: Pieces) -> None:
+        self.cache = cache
         self.pieces = pieces
         self.prefilled = [0] * len(pieces)
-        self.entry: Entry | None = None
         self._born = forks.generation()
         self._ends = [0, *itertools.accumulate(map(len, pieces))]
-        self._same = 0  # leading pieces of the entry known to be these; it only ever grows at its end
-
-    def take(self, entry: Entry) -> None:
-        """Hold ``entry`` in place of what is held now."""
-        with self.readings.lock:
-            entry.users += 1
-            entry.used = next(self.readings.clock)
-            self._release()
-            self.entry, self._same = entry, entry.shared(self.pieces)
+        self.entry: Entry | None = cache.acquire(pieces)
+        self._same = self.entry.shared(pieces)  # leading pieces of the entry known to be these
 
     def close(self) -> None:
         """Give the prefix back; it stays live while the budget allows."""
-        if self._release():
-            self.readings.trim()
-
-    def _release(self) -> bool:
-        with self.readings.lock:
-            if self.entry is None:
-                return False
-            self.entry.users -= 1
-            self.entry = None
-            return True
+        entry, self.entry = self.entry, None
+        if entry is not None:
+            self.cache.release(entry)
 
     def __enter__(self) -> Lease:
         return self
@@ -73,9 +61,8 @@ class Lease:
 
     @property
     def _held(self) -> Entry:
-        forks.check_same_process(
-            self._born
-        )  # another thread may have been writing to the prefix when it was copied
+        # Another thread of the parent may have been writing to the prefix when the process was forked.
+        forks.check_same_process(self._born)
         assert self.entry is not None, "the lease was given back"
         return self.entry
 
@@ -85,7 +72,8 @@ class Lease:
 
     def has(self, piece: int) -> bool:
         """Whether a piece is read already."""
-        return piece < self._agreed() and self.prefix.tokens >= self.end(piece)
+        self._same = self._held.shared(self.pieces, self._same)
+        return piece < self._same and self.prefix.tokens >= self.end(piece)
 
     def read(self, piece: int) -> Iterator[None]:
         """Have ``piece`` read, the ones before it being read; yields after every block.
@@ -102,60 +90,26 @@ class Lease:
                 self.prefilled[read] += max(0, min(ran.stop, self.end(read)) - begin)
             yield
 
-    def _extend(self, pieces: Pieces, start: int) -> range:
-        """Run a block; again, once everything that is not in use has made way, if the device has no memory for it."""
-        engine = self.readings.engine
-        try:
-            return engine.extend(self.prefix, pieces, start)
-        except DeviceMemoryError as error:
-            logger.warning("%s Trying again without what is not in use.", error)
-            self.readings.make_way()
-            return engine.extend(self.prefix, pieces, start)
-
-    def _agreed(self) -> int:
-        """How many leading pieces of the entry are these."""
-        theirs = self._held.pieces
-        while (
-            self._same < min(len(theirs), len(self.pieces)) and theirs[self._same] == self.pieces[self._same]
-        ):
-            self._same += 1
-        return self._same
-
     def record(self, piece: int, suffix_ids: tuple[int, ...]) -> BranchRecord:
         """What a branch saw that continues behind ``piece``."""
         return BranchRecord(self.end(piece), suffix_ids, prefix_digest(self.pieces, self.end(piece)))
 
+    def _extend(self, pieces: Pieces, start: int) -> range:
+        """Run a block; again, once everything that is not in use has made way, if the device has no memory for it."""
+        engine = self.cache.engine
+        try:
+            return engine.extend(self.prefix, pieces, start)
+        except DeviceMemoryError as error:
+            logger.warning("%s Trying again without what is not in use.", error)
+            self.cache.make_way()
+            return engine.extend(self.prefix, pieces, start)
+
     def _claim(self, piece: int) -> None:
-        """See that the prefix held goes on with ``piece``, in a copy if others go on with something else.
-
-        The engine is never waited for under the lock: giving a lease back must not wait for somebody's forward pass.
-        """
-        readings, engine, start = self.readings, self.readings.engine, self.end(piece - 1)
-        if self._must_part(piece):
-            fork = engine.fork(self.prefix, start)  # held by us, so it stays
-            with readings.lock:
-                self.take(readings.add(fork, [*self._held.pieces[:piece], self.pieces[piece]]))
-        with readings.lock:
-            entry, total = self._held, self.end(len(self.pieces) - 1)
-            grows = total > entry.planned
-            entry.planned = max(total, entry.planned)
-        if grows:
-            readings.trim()
-            engine.reserve(self.prefix, total)
-
-    def _must_part(self, piece: int) -> bool:
-        """Whether others hold or have read something else than ``piece`` here; if not, it is what is read next.
-
-        What somebody only planned is dropped. Nobody else may plan anything in between.
-        """
-        with self.readings.lock:
-            entry = self._held
-            if self._agreed() == piece and len(entry.pieces) > piece:
-                if entry.users > 1 or self.prefix.tokens > self.end(piece - 1):
-                    return True
-                del entry.pieces[piece:]
-            entry.pieces.extend(self.pieces[len(entry.pieces) : piece + 1])
-            return False
+        """See that the prefix held goes on with ``piece``, in a copy if others go on with something else."""
+        if self.cache.must_fork(self._held, self.pieces, piece, self._same):
+            self.entry = self.cache.fork(self._held, self.pieces, piece)
+            self._same = piece + 1
+        self.cache.reserve(self._held, self.end(len(self.pieces) - 1))
 
 
 def prefix_digest(pieces: Pieces, tokens: int) -> int:

@@ -15,7 +15,6 @@ from wim_kernel import forks
 from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Prefix
 from wim_kernel.errors import MemoryBudgetError
-from wim_kernel.leases import Lease
 from wim_kernel.storage import Packed, Pieces, ReadingFolder, leading
 
 logger = logging.getLogger(__name__)
@@ -73,14 +72,14 @@ class Entry:
         ends = itertools.accumulate(map(len, self.pieces))
         return max(0, sum(end <= self.tokens for end in ends) - 1)
 
-    def shared(self, pieces: Pieces) -> int:
-        """How many leading pieces are the same."""
-        return leading(self.pieces, pieces)
+    def shared(self, pieces: Pieces, known: int = 0) -> int:
+        """How many leading pieces are the same, the first ``known`` of which were compared before."""
+        return leading(self.pieces, pieces, known)
 
 
 @dataclass(frozen=True)
 class LiveReading:
-    """What `Readings.held` tells of one reading.
+    """What `PrefixCache.held` tells of one reading.
 
     Attributes:
         tokens: how many it holds, the head included.
@@ -99,23 +98,19 @@ class LiveReading:
     hits: int = 0
 
 
-class Readings(Shared):
+class PrefixCache(Shared):
     """The kernel's live readings: found by what they hold, moved down a level when they have to make way.
 
     Args:
         engine: opens and extends prefixes.
         budget: bytes that they may take. The least recently used make way, never one in use.
-
-    Attributes:
-        lock: guards the fields of entries.
-        clock: counts uses.
     """
 
     def __init__(self, engine: AnyEngine, budget: Budget) -> None:
         self.engine = engine
         self.budget = budget
         self._entries: list[Entry] = []
-        self.clock = itertools.count(1)
+        self._clock = itertools.count(1)
         self.renew_after_fork()
         forks.register(self)
 
@@ -199,8 +194,8 @@ class Readings(Shared):
             folder.budget_bytes = min(folder.budget_bytes + folder.nbytes, most_bytes)
         self.budget = replace(self.budget, folder=folder)
 
-    def hold(self, pieces: Pieces) -> Lease:
-        """Hold the prefix that shares most leading pieces, or a new one, until the lease is given back.
+    def acquire(self, pieces: Pieces) -> Entry:
+        """Hold the prefix that shares most leading pieces, or a new one, until it is released.
 
         Raises:
             MemoryBudgetError: if it alone needs more than the budget.
@@ -208,22 +203,72 @@ class Readings(Shared):
         self._check(pieces)
         with self.lock:
             entry = self._whole(pieces)
-            if entry is not None:  # nobody waits at the door, behind what is being moved, for what is at hand
+            # Fast path: a complete live entry needs no door, so a slow move of another reading does not delay it.
+            if entry is not None:
                 entry.hits += 1
-                return self._leased(entry, pieces)
+                return self._acquired(entry, pieces)
         with self._door:
             entry = self._found(pieces)
             with self.lock:
-                return self._leased(entry, pieces)
+                return self._acquired(entry, pieces)
 
-    def _leased(self, entry: Entry, pieces: Pieces) -> Lease:
-        """A lease of an entry, under the lock."""
-        # so that whoever comes meanwhile reads it together with us
+    def _acquired(self, entry: Entry, pieces: Pieces) -> Entry:
+        """The entry with one more user, who plans to read ``pieces``; under the lock."""
+        # Another caller who comes now with the same document finds the plan, and reads it together with this one.
         if entry.shared(pieces) == len(entry.pieces):
             entry.pieces.extend(pieces[len(entry.pieces) :])
-        lease = Lease(self, pieces)
-        lease.take(entry)
-        return lease
+        entry.users += 1
+        entry.used = next(self._clock)
+        return entry
+
+    def release(self, entry: Entry) -> None:
+        """Give an entry back; it stays live while the budget allows."""
+        with self.lock:
+            entry.users -= 1
+        self.trim()
+
+    def must_fork(self, entry: Entry, pieces: Pieces, piece: int, known: int = 0) -> bool:
+        """Whether others hold or have read something else than ``piece`` here; if not, it is planned next.
+
+        Args:
+            entry: an entry that the caller holds.
+            pieces: what the caller reads.
+            piece: the one that is next.
+            known: leading pieces of the entry known to be the caller's.
+
+        Pieces that were announced and not yet prefilled are discarded. That is safe, because the lock is held until
+        ours is recorded.
+        """
+        with self.lock:
+            if entry.shared(pieces, known) == piece and len(entry.pieces) > piece:
+                start = sum(map(len, pieces[:piece]))
+                if entry.users > 1 or entry.tokens > start:
+                    return True
+                del entry.pieces[piece:]
+            entry.pieces.extend(pieces[len(entry.pieces) : piece + 1])
+            return False
+
+    def fork(self, entry: Entry, pieces: Pieces, piece: int) -> Entry:
+        """Release a held entry and hold a copy of it that goes on with ``piece``.
+
+        The engine copies without the lock: a caller who releases an entry must not wait for somebody's forward pass.
+        """
+        assert entry.prefix is not None, "what is held is never packed"
+        prefix = self.engine.fork(entry.prefix, sum(map(len, pieces[:piece])))  # held by us, so it stays
+        with self.lock:
+            other = self._acquired(self.add(prefix, list(pieces[: piece + 1])), pieces[: piece + 1])
+            entry.users -= 1
+        return other
+
+    def reserve(self, entry: Entry, tokens: int) -> None:
+        """Make room for ``tokens`` tokens in all in a held entry."""
+        with self.lock:
+            grows = tokens > entry.planned
+            entry.planned = max(tokens, entry.planned)
+        if grows:
+            self.trim()
+            assert entry.prefix is not None, "what is held is never packed"
+            self.engine.reserve(entry.prefix, tokens)
 
     def _whole(self, pieces: Pieces) -> Entry | None:
         """An entry where the engine can use it that holds, or is going to hold, all that is wanted."""
@@ -326,7 +371,7 @@ class Readings(Shared):
         """Take a prefix in as an entry that holds ``pieces``."""
         entry = Entry(pieces, prefix, planned=prefix.tokens)
         with self.lock:
-            entry.used = next(self.clock)
+            entry.used = next(self._clock)
             self._entries.append(entry)
         return entry
 

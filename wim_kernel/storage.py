@@ -244,10 +244,10 @@ def chain(pieces: Pieces) -> list[str]:
     return found
 
 
-def leading(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
-    """How many leading items are the same."""
-    pairs = zip(ours, theirs, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+def leading(ours: Sequence[Any], theirs: Sequence[Any], known: int = 0) -> int:
+    """How many leading items are the same, the first ``known`` of which were compared before."""
+    pairs = zip(itertools.islice(ours, known, None), itertools.islice(theirs, known, None), strict=False)
+    return known + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _digest(data: bytes) -> str:

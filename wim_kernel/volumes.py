@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from wim_kernel.engines.base import Prefix
 from wim_kernel.leases import Lease, prefix_digest
 from wim_kernel.margins import BranchRecord
-from wim_kernel.readings import Readings
+from wim_kernel.readings import PrefixCache
 from wim_kernel.storage import Pieces
 
 SHARES = (8, 4, 2)
@@ -53,20 +53,20 @@ class VolumeLease:
     begins with, and 1 on are the chunks; positions are counted from the beginning of a piece's volume.
 
     Args:
-        readings: where live prefixes are.
+        cache: where live prefixes are.
         pieces: the document's tokens: the head, then the chunks.
         volumes: which chunks, from 0, each volume has.
     """
 
-    def __init__(self, readings: Readings, pieces: Pieces, volumes: Sequence[range]) -> None:
-        self.readings = readings
+    def __init__(self, cache: PrefixCache, pieces: Pieces, volumes: Sequence[range]) -> None:
+        self.cache = cache
         self.pieces = pieces
         self.volumes = volumes
         self.prefilled = [0] * len(pieces)
         self._starts = [volume.start for volume in volumes]
         self._ends = [0, *itertools.accumulate(map(len, pieces))]
         self._volume = volumes[0]
-        self._lease: Lease | None = readings.hold(self._of(self._volume))
+        self._lease: Lease | None = Lease(cache, self._of(self._volume))
 
     def close(self) -> None:
         """Give the volume in hand back; it stays live while the budget allows."""
@@ -131,7 +131,7 @@ class VolumeLease:
     def _take(self, volume: range) -> None:
         if volume is not self._volume:
             self.close()
-            self._lease = self.readings.hold(self._of(volume))
+            self._lease = Lease(self.cache, self._of(volume))
             self._volume = volume
 
     def _of(self, volume: range) -> list[tuple[int, ...]]:

@@ -305,7 +305,7 @@ class MarginWriter:
         )
 
     def _run(self, branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:
-        relieve = self.lease.readings.make_way
+        relieve = self.lease.cache.make_way
         for step in decode_all(self.engine, self.lease.prefix, branches, relieve=relieve):
             yield None
             for progress in step:
@@ -436,7 +436,7 @@ class MarginWriter:
         """Decode a branch for each place; None is a step with nothing to tell."""
         places, branches = [place for place, _ in asked], [branch for _, branch in asked]
         ask = None if gate is None else partial(_ask, gate, places)
-        relieve = self.lease.readings.make_way
+        relieve = self.lease.cache.make_way
         for step in decode_all(self.engine, self.lease.prefix, branches, ask, relieve):
             yield None
             for progress in step:

@@ -1,8 +1,7 @@
 """Writing in the Margins as LangChain runnables, chains, a compressor and a tool."""
 
-from wim_integrations.langchain.chains import create_wim_documents_chain
+from wim_integrations.langchain.chains import create_wim_documents_chain, create_wim_map_reduce_chain
 from wim_integrations.langchain.compressor import WimDocumentCompressor
-from wim_integrations.langchain.map_reduce import create_wim_map_reduce_chain
 from wim_integrations.langchain.outputs import MarginData, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.reviewing import reviewed
 from wim_integrations.langchain.runnable import WimAnswer, WimMargins, WimRunnable

@@ -7,18 +7,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
+from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.requests import Request, Sources, someone_watches
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
 from wim_kernel.asynchrony import in_thread
-
-if TYPE_CHECKING:
-    from wim_integrations.langchain.runnable import WimRunnable
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Batch:
 
     def __init__(
         self,
-        runnable: WimRunnable,
+        runnable: DocumentRunnable,
         inputs: Sequence[Inputs],
         run_managers: Sequence[Any],
         configs: Sequence[RunnableConfig],

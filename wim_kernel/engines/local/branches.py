@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,27 +18,34 @@ from wim_kernel.engines.local.attention import (
     nested_parts,
 )
 from wim_kernel.engines.local.prompt_probe import PromptProbe
+from wim_kernel.engines.local.rows import Next
 from wim_kernel.engines.local.runner import ModelRunner, stream_of
-from wim_kernel.engines.local.sampling import Next
-
-if TYPE_CHECKING:
-    from wim_kernel.engines.local.shared import SharedPrefix
+from wim_kernel.engines.local.store import LayerStore
 
 
 class BranchBatch:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
 
     Rows are left-padded: all rows write the same slot of their own buffers at each step.
+
+    Args:
+        layers: the prefix's keys and values, by layer; batches on one prefix share this mapping.
+        runner: the model.
+        lengths: how many tokens of the prefix each row sees, falling.
+        room: tokens that a row may add.
     """
 
-    def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
-        self.prefix = prefix
+    def __init__(
+        self, layers: Mapping[int, LayerStore], runner: ModelRunner, lengths: list[int], room: int
+    ) -> None:
+        self.layers = layers
+        self.runner = runner
         self.lengths = lengths
         self.room = room
         self.used = 0
         self.pads = [0] * len(lengths)
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._stream = stream_of(prefix.runner.device)
+        self._stream = stream_of(runner.device)
 
     sees_attention = True
 
@@ -73,8 +79,8 @@ class BranchBatch:
     def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
         """A step of each of several batches in one pass. It counts once they `took_part`."""
         parts = [OwnTokens(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps]
-        places = sorted(range(len(steps)), key=lambda place: id(steps[place][0].prefix))
-        groups = itertools.groupby(places, key=lambda place: id(steps[place][0].prefix))
+        places = sorted(range(len(steps)), key=lambda place: id(steps[place][0].layers))
+        groups = itertools.groupby(places, key=lambda place: id(steps[place][0].layers))
         joint = JointStep([BranchStep([parts[place] for place in group]) for _, group in groups])
         tokens = torch.tensor([token for place in places for token in steps[place][1]])
         logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, keep=1)[:, -1]
@@ -95,11 +101,6 @@ class BranchBatch:
         for layer, (keys, values) in self.own.items():
             index = torch.tensor(rows, dtype=torch.long, device=keys.device)
             self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
-
-    @property
-    def runner(self) -> ModelRunner:
-        """The model."""
-        return self.prefix.runner
 
 
 class OwnTokens:
@@ -187,7 +188,7 @@ class BranchStep:
     def __init__(self, own: Sequence[OwnTokens], probe: PromptProbe | None = None) -> None:
         self.own = own
         self.probe = probe
-        self.prefix = own[0].batch.prefix
+        self.layers = own[0].batch.layers
         self.positions = torch.cat([part.positions for part in own])
         self.counts = [len(part.lengths) for part in own]
         lengths = [length for part in own for length in part.lengths]
@@ -203,7 +204,7 @@ class BranchStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
         if self.probe is not None:
-            store = self.prefix.layers.get(layer)
+            store = self.layers.get(layer)
             self.probe.observe(layer, query, key, None if store is None else store.keys, terms)
         rows, heads, count, size = query.shape
         key_heads = key.shape[1]
@@ -234,7 +235,7 @@ class BranchStep:
         """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
         if not self.parts:
             return
-        store = self.prefix.layers[layer]
+        store = self.layers[layer]
         rows, key_heads, groups, count, size = query.shape
         folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
         pieces: list[tuple[int, slice, Mask | None]]
@@ -274,7 +275,7 @@ class BranchStep:
         """Row by row over the few positions that its window still reaches."""
         if not self.parts:
             return
-        store = self.prefix.layers[layer]
+        store = self.layers[layer]
         for row, length in enumerate(self.lengths):
             first = max(length, int(self.sorted_positions[row, 0]))
             low = max(0, first - window + 1)

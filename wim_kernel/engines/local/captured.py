@@ -8,21 +8,18 @@ with the likeliest tokens, while the ones before it are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.branch_attention import ABSENT, pack_state, table_row
-from wim_kernel.engines.local.graphs import Graph, KernelStep
+from wim_kernel.engines.local.graphs import Graph, Graphs, KernelStep
 from wim_kernel.engines.local.prompt_probe import PromptProbe
-from wim_kernel.engines.local.runner import moved, stream_of, upload
-from wim_kernel.engines.local.sampling import Next
-
-if TYPE_CHECKING:
-    from wim_kernel.engines.local.shared import LayerStore, SharedPrefix
+from wim_kernel.engines.local.rows import Next
+from wim_kernel.engines.local.runner import ModelRunner, moved, stream_of, upload
+from wim_kernel.engines.local.store import LayerStore
 
 
 @dataclass
@@ -66,18 +63,32 @@ class KernelBatch:
 
     Rows are left-padded: all rows of a batch write the same slot of their own buffers at each step. A row that leaves
     keeps its buffers until the batch ends; the others find theirs by number.
+
+    Args:
+        layers: the prefix's keys and values, by layer.
+        runner: the model.
+        graphs: the model's decode steps as they were captured.
+        lengths: how many tokens of the prefix each row sees.
+        room: tokens that a row may add.
     """
 
-    def __init__(self, prefix: SharedPrefix, lengths: list[int], room: int) -> None:
-        self.runner = prefix.runner
-        self.graphs = prefix.paths.graphs
+    def __init__(
+        self,
+        layers: Mapping[int, LayerStore],
+        runner: ModelRunner,
+        graphs: Graphs,
+        lengths: list[int],
+        room: int,
+    ) -> None:
+        self.runner = runner
+        self.graphs = graphs
         self.lengths = lengths
         self.pads = [0] * len(lengths)
         self.rows = list(range(len(lengths)))
         self.room = room
         self.used = 0
-        self.layers = sorted(prefix.layers)
-        self._stores = [prefix.layers[layer] for layer in self.layers]  # a prefix that grows gets others
+        self.layers = sorted(layers)
+        self._stores = [layers[layer] for layer in self.layers]  # a prefix that grows gets others
         self._dtype = self._stores[0].keys.dtype
         self._own = [store.beside(len(lengths), room) for store in self._stores]
         self._addresses = _Addresses(self._stores, self._own)

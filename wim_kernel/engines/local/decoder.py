@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
 from wim_kernel.engines.local.prompt_probe import ProbedRow, PromptProbe
+from wim_kernel.engines.local.rows import Batch, Next
 from wim_kernel.engines.local.runner import moved, upload
-from wim_kernel.engines.local.sampling import Next, Sampler
+from wim_kernel.engines.local.sampling import Sampler
+from wim_kernel.engines.local.together import Seat
 from wim_kernel.engines.local.tokens import TextStream
-
-if TYPE_CHECKING:
-    from wim_kernel.engines.local.together import Seat
 
 
 @dataclass(frozen=True)
@@ -41,39 +40,6 @@ class Limits:
         """How many rows of ``width`` slots, of which the logits at ``slots`` are wanted, may run together."""
         kept = width - slots[0] if self.to_the_end else len(slots)
         return max(1, min(self.tokens // width, self.nbytes // (4 * kept * self.vocabulary)))
-
-
-class Batch(Protocol):
-    """Rows that run together: `shared.BranchBatch` or `snapshot.SnapshotBatch`."""
-
-    def prompt(
-        self,
-        ids: Sequence[Sequence[int]],
-        width: int,
-        keep: Tensor,
-        start: int = 0,
-        probe: PromptProbe | None = None,
-    ) -> Tensor:
-        """Run left-padded prompts of rows ``start`` on, watched by ``probe``; logits (rows, keep, vocabulary)."""
-
-    sees_attention: bool
-    """Whether a probe of `prompt` is shown the attention."""
-
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
-
-    @property
-    def company(self) -> Hashable:
-        """Batches with equal companies can make a step together; None for one that steps alone."""
-
-    def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[Next]:
-        """A step of each of several batches, of which this is one, in one pass. It counts once they `took_part`."""
-
-    def took_part(self) -> None:
-        """A step together with others is over, and this batch has its part of it."""
-
-    def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` leave."""
 
 
 class Row:

@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +15,6 @@ from transformers.generation.logits_process import MinLengthLogitsProcessor, Min
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from wim_kernel.engines.local.grammar import Grammars
-
-
-class Next(NamedTuple):
-    """What may come next in each row of a batch.
-
-    Attributes:
-        logits: (rows, vocabulary).
-        likeliest: the token with the highest of each row.
-    """
-
-    logits: Tensor
-    likeliest: list[int]
-
-    @classmethod
-    def of(cls, logits: Tensor) -> Next:
-        """From the logits alone."""
-        return cls(logits, logits.argmax(-1).tolist())
-
 
 _NOT_FOLLOWED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
 _HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)

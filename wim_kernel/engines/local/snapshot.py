@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from wim_kernel.engines.local.packing import put_together, take_apart
-from wim_kernel.engines.local.sampling import Next
+from wim_kernel.engines.local.rows import Next
 from wim_kernel.storage import Packed
 from wim_kernel.turns import Share
 

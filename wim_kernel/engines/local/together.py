@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from wim_kernel import forks
-from wim_kernel.engines.local.decoder import Batch
-from wim_kernel.engines.local.sampling import Next
+from wim_kernel.engines.local.rows import Batch, Next
 from wim_kernel.turns import Share, Turn, patience
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from wim_kernel.engines.server.transport import Server
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,16 @@ class Said:
         prompt: tokens of the prompt.
         output: tokens generated.
         cached: tokens of the prompt that were in its cache; None if it does not say.
-        by: the server.
+        by: which server, by its base URL.
     """
 
     prompt: int
     output: int
     cached: int | None
-    by: Server
+    by: str
 
 
-def piece_of(event: Any, by: Server, *, chat: bool) -> Piece:
+def piece_of(event: Any, by: str, *, chat: bool) -> Piece:
     """What an event of a stream says; of a chat completion's stream, or a completion's."""
     choice = event.choices[0] if event.choices else None
     if choice is None:
@@ -62,13 +59,13 @@ def piece_of(event: Any, by: Server, *, chat: bool) -> Piece:
     )
 
 
-def piece_of_likelihoods(answer: Any, scored: int, by: Server) -> Piece:
+def piece_of_likelihoods(answer: Any, scored: int, by: str) -> Piece:
     """What ``/generate`` tells: [log-probability, token, text] of a prompt's last tokens, and of what may come next.
 
     Args:
         answer: its JSON.
         scored: of how many of the prompt's tokens, behind one more, they were asked for.
-        by: the server.
+        by: which server, by its base URL.
 
     Raises:
         ValueError: if there are not so many, or they are not numbers.
@@ -119,13 +116,13 @@ def _numbers(top: Mapping[Any, Any]) -> dict[str, float]:
     }
 
 
-def _said(usage: Any, by: Server) -> Said | None:
+def _said(usage: Any, by: str) -> Said | None:
     cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
     prompt, output = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
     return _counted(prompt, output, cached, by)
 
 
-def _counted(prompt: Any, output: Any, cached: Any, by: Server) -> Said | None:
+def _counted(prompt: Any, output: Any, cached: Any, by: str) -> Said | None:
     """Counts, where they are counts, that fit each other."""
     if not isinstance(prompt, int):
         return None

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 
 from wim_kernel.engines.server.pieces import Said
-from wim_kernel.engines.server.transport import Server
 
 ENOUGH_TO_JUDGE = 4096
 """Shared tokens after which too little reuse is worth a warning."""
@@ -47,7 +46,7 @@ class Reuse:
         self.advice = advice
         self.exact = exact
         self.said: bool | None = None
-        self._tell: set[Server] = set()  # servers that have said a count; from them none means 0
+        self._tell: set[str] = set()  # servers that have said a count; from them none means 0
         self._shared, self._found, self._warned = 0, 0, False
 
     def heard(self, said: Said | None, shared: int) -> int | None:

@@ -231,7 +231,7 @@ class Server:
             stream = await create(**fields, stream=True, extra_body=extra)
             async with stream:
                 async for event in stream:
-                    piece = piece_of(event, self, chat=chat)
+                    piece = piece_of(event, self.base_url, chat=chat)
                     finished = finished or piece.finish is not None
                     yield piece
         if not finished:
@@ -259,7 +259,7 @@ class Server:
         }
         async with self._working():
             answer = await self.client.post(self._beside_api("/generate"), cast_to=object, body=body)
-            piece = piece_of_likelihoods(answer, scored, self)
+            piece = piece_of_likelihoods(answer, scored, self.base_url)
         yield piece
 
     @asynccontextmanager
