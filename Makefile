@@ -95,9 +95,10 @@ $(SGLANG)/.ready: Makefile tests/real_servers/sglang.txt tests/real_servers/sgl_
 	test -x $(SGLANG)/bin/sglang
 	@touch $@
 
-lint: $(READY) ## check style and format
+lint: $(READY) ## check style, format and which part imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(READY) ## check types
 	$(BIN)/mypy

@@ -26,7 +26,7 @@ import torch
 from report import ROOT, machine, table, write_json
 
 from wim_kernel import Chunk, WimKernel
-from wim_kernel.relevance import BY_NAME, Evidence, Relevance
+from wim_kernel.run.relevance import BY_NAME, Evidence, Relevance
 
 DEFAULT_DATA = ROOT.parent / "shared" / "data" / "squad_4k.jsonl"
 

@@ -32,7 +32,9 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(scope="session")
 def smollm2() -> Loaded:
     """SmolLM2-135M-Instruct: full attention, a chat template. The first run on a machine takes half a minute."""
-    from wim_kernel.engines.local.loading import load_model  # only here: tests/gpu run with fewer packages
+    from wim_kernel.engines.loading import (
+        load_model,  # only here: tests/gpu run with fewer packages
+    )
 
     return load_model("embedded", device="cpu")
 
@@ -40,7 +42,7 @@ def smollm2() -> Loaded:
 @pytest.fixture(scope="session")
 def gemma3() -> Loaded:
     """Gemma 3 270M: sliding window and full attention, a base model. The first run takes about a minute."""
-    from wim_kernel.engines.local.loading import load_model
+    from wim_kernel.engines.loading import load_model
 
     return load_model(_gemma_file(), device="cpu")
 

@@ -8,8 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention import Terms
-from wim_kernel.engines.local.branch_attention import branch_attention, pack_state, prefix_splits, table_row
+from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.triton_launch import (
+    branch_attention,
+    pack_state,
+    prefix_splits,
+    table_row,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wim_kernel.engines.local.attention import (
+from wim_kernel.engines.local.attention.parts import (
     Mask,
     Merge,
     Part,

@@ -13,15 +13,19 @@ import torch
 from helpers import config, generated, spying
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.base import Branch, Text
-from wim_kernel.engines.local import branch_attention, engine, paths, shared
-from wim_kernel.engines.local.attention import Terms, attend
-from wim_kernel.engines.local.branch_attention import Blocks, interpreted
-from wim_kernel.engines.local.captured import KernelBatch
-from wim_kernel.engines.local.graphs import Graph, Graphs, graph_size
-from wim_kernel.engines.local.paths import Paths
-from wim_kernel.engines.local.rows import Next
-from wim_kernel.errors import UnsupportedModelError
+from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.engines.base import Branch
+from wim_kernel.engines.local import engine
+from wim_kernel.engines.local.attention import backend as paths
+from wim_kernel.engines.local.attention import triton_launch as branch_attention
+from wim_kernel.engines.local.attention.backend import Paths
+from wim_kernel.engines.local.attention.parts import Terms, attend
+from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
+from wim_kernel.engines.local.prefix import shared
+from wim_kernel.engines.local.rows.base import Next
+from wim_kernel.engines.local.rows.cuda_graphs import Graph, Graphs, graph_size
+from wim_kernel.engines.local.rows.triton_rows import KernelBatch
+from wim_kernel.text.run_text import Text
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 

@@ -13,10 +13,9 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wim_kernel import sentences
-from wim_kernel.chunks import (
-    Chunk,
-    Span,
+from wim_kernel.common.chunk import Chunk, Span
+from wim_kernel.text import sentences
+from wim_kernel.text.chunks import (
     _overlap,
     as_chunks,
     contiguous,
@@ -25,7 +24,7 @@ from wim_kernel.chunks import (
     split,
     split_chunk,
 )
-from wim_kernel.sentences import sentence_spans
+from wim_kernel.text.sentences import sentence_spans
 
 # Any code point at all, lone surrogates too, mixed with what sentences are made of.
 BITS = [
@@ -547,7 +546,7 @@ def test_overlap_is_the_longest(head, shared, tail):
     longest = max(n for n in range(len(following) + 1) if previous.endswith(following[:n]))
     assert _overlap(previous, following) == (longest if longest >= 16 else 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wim_kernel.chunks._SHORTEST_OVERLAP", 1)
+        patch.setattr("wim_kernel.text.chunks._SHORTEST_OVERLAP", 1)
         assert _overlap(previous, following) == longest
 
 

@@ -20,10 +20,10 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from wim_kernel import cli
-from wim_kernel.chunks import Chunk, Span
-from wim_kernel.display import PlainDisplay, QuietDisplay, TerminalDisplay, harmless, json_line, place
-from wim_kernel.events import (
+from wim_kernel.cli import main as cli
+from wim_kernel.cli.display import PlainDisplay, QuietDisplay, TerminalDisplay, harmless, json_line, place
+from wim_kernel.common.chunk import Chunk, Span
+from wim_kernel.common.events import (
     Answered,
     AnswerToken,
     ChunkRead,
@@ -32,8 +32,8 @@ from wim_kernel.events import (
     MarginsDone,
     MarginWritten,
 )
+from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
 from wim_kernel.kernel import WimKernel
-from wim_kernel.margins import Margin, Timings, Usage, WimResult
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who owned the ship Aurora?"
@@ -92,7 +92,7 @@ def events_in(output: str) -> list[dict[str, Any]]:
 
 def test_help_is_quick_and_loads_no_model_code() -> None:
     heavy = {"torch", "transformers", "lxml", "pypdf"}
-    code = f"import sys, wim_kernel.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, wim_kernel.cli.main; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
     shown = CliRunner().invoke(cli.main, ["ask", "--help"])
     assert shown.exit_code == 0
@@ -109,7 +109,7 @@ def test_version_is_the_distribution_s() -> None:
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_a_missing_extra_is_named(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; import wim_kernel.cli"
+    code = f"import sys; sys.modules[{missing!r}] = None; import wim_kernel.cli.main"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == f"wim needs {missing}: pip install 'wim-integrations[cli]'\n"
     assert done.returncode == 1

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from wim_kernel import WimKernel, cli, cli_checks, console
-from wim_kernel.display import TerminalDisplay
-from wim_kernel.errors import ServerError
-from wim_kernel.events import AnswerToken, ChunkRead
+from wim_kernel import WimKernel
+from wim_kernel.cli import checks as cli_checks
+from wim_kernel.cli import console
+from wim_kernel.cli import main as cli
+from wim_kernel.cli.display import TerminalDisplay
+from wim_kernel.common.errors import ServerError
+from wim_kernel.common.events import AnswerToken, ChunkRead
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who owned the ship Aurora?"
@@ -126,7 +129,7 @@ def test_full_output_while_answering(
             raise OSError(28, "No space left on device")
 
     kinds = {"json": "JsonDisplay", "plain": "PlainDisplay", "quiet": "QuietDisplay"}
-    monkeypatch.setattr(f"wim_kernel.display.{kinds[failing]}.show", full)
+    monkeypatch.setattr(f"wim_kernel.cli.display.{kinds[failing]}.show", full)
     result = wim(QUESTION, facts, *([] if failing == "plain" else [f"--{failing}"]))
     assert result.exit_code == 1
     assert result.stderr.endswith("wim: standard output cannot be written: No space left on device.\n")
@@ -181,7 +184,7 @@ def test_model_that_is_not_there_is_told_without_trying_again(facts: str) -> Non
 
 
 def test_hub_is_left_alone_where_nobody_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from wim_kernel.engines.local import loading
+    from wim_kernel.engines import loading
 
     monkeypatch.setattr(loading.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)

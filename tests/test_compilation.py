@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from wim_kernel.engines.local import kernels
+from wim_kernel.engines.local.attention import triton_kernels as kernels
 
 pytestmark = [
     pytest.mark.skipif(not kernels.AVAILABLE, reason="Triton is not installed"),
@@ -33,7 +33,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from wim_kernel.engines.local import branch_attention as host, kernels, small_kernels
+from wim_kernel.engines.local.attention import triton_kernels as kernels, triton_launch as host
+    from wim_kernel.engines.local.model import fused_ops as small_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

@@ -14,9 +14,9 @@ import torch
 from helpers import FREE, config, spying
 
 from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
-from wim_kernel.engines.base import Text
-from wim_kernel.engines.local.branches import BranchBatch
-from wim_kernel.turns import Turn
+from wim_kernel.engines.local.decode.fair_lock import Turn
+from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.text.run_text import Text
 
 TEXTS = [
     "The gull sat on the mast." * 3,
@@ -265,7 +265,7 @@ def test_who_takes_turns_again_and_again_starves_nobody():
 
 
 def test_no_memory_grows_over_rounds(kernel):
-    from wim_kernel.engines.local.store import LayerStore
+    from wim_kernel.engines.local.prefix.store import LayerStore
 
     def stores() -> int:
         gc.collect()

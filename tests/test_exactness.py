@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedModel
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.base import Text
+from wim_kernel.text.run_text import Text
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
 SNAPSHOT = ["lfm2", "qwen3_next"]
@@ -112,9 +112,9 @@ def test_relevance_equals_plain_passes(kernels, kind, most):
     kernel.engine.max_branches = before
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
     asked = kernel.engine.encode(Text(" " + question))
-    prefix: list[int] = list(reading._pieces[0])
+    prefix: list[int] = list(reading.document.tokens.head)
     alone = [scored_alone(kernel.model, prefix + lead, asked)]
-    for piece in reading._pieces[1:]:
+    for piece in reading.document.tokens.chunks:
         prefix += piece
         alone.append(scored_alone(kernel.model, prefix + lead, asked))
     for index, item in enumerate(evidence):
@@ -161,7 +161,7 @@ def test_sentences_are_chosen_as_one_alone_would_be(tiny_model, smollm2):
     reading = kernel.read([" ".join(WORDS), text])
     (_, margin) = reading.margins(question, margin_style="verbatim", threshold=0, margin_config=config(1))
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
-    asked, head = kernel.engine.encode(Text(" " + question)), list(reading._pieces[0])
+    asked, head = kernel.engine.encode(Text(" " + question)), list(reading.document.tokens.head)
     sentences = [
         "A gull sat on the rope.",
         "The zebra kept a ledger of brass!",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from wim_kernel.files import FileError, pages, read_document, read_file
+from wim_kernel.text.files import FileError, pages, read_document, read_file
 
 
 def make_pdf(*texts: str, password: str | None = None) -> bytes:

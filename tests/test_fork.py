@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from wim_kernel import ForkError, WimKernel, forks
-from wim_kernel.turns import Share, Turn
+from wim_kernel import ForkError, WimKernel
+from wim_kernel.common import forks
+from wim_kernel.engines.local.decode.fair_lock import Share, Turn
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

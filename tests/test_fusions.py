@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from wim_kernel.engines.local.branch_attention import interpreted
-from wim_kernel.engines.local.fusions import Fusions, Joint
-from wim_kernel.engines.local.small_kernels import gated, rms_norm, rotate
+from wim_kernel.engines.local.attention.triton_launch import interpreted
+from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
+from wim_kernel.engines.local.model.fusions import Fusions, Joint
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 

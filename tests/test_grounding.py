@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wim_kernel.grounding import support
+from wim_kernel.run.grounding import support
 
 TEXT = "In 1820 Captain Reed sold the Halcyon to Mrs Fenn of Lyme for 400 pounds."
 

@@ -26,8 +26,8 @@ from wim_kernel import (
     Prompts,
     WimKernel,
 )
-from wim_kernel.engines.base import Text
-from wim_kernel.relevance import BY_NAME
+from wim_kernel.run.relevance import BY_NAME
+from wim_kernel.text.run_text import Text
 
 TEXTS = [
     "The gull sat on the mast.",
@@ -186,8 +186,8 @@ def test_stopping_early_leaves_the_rest_unread(kernel):
     )
     assert result.stopped_early
     assert [margin.index for margin in result.margins] == [0, 1]
-    assert result.usage.prefill_tokens == sum(map(len, reading._pieces[1:3]))
-    assert result.branch.prefix_tokens == sum(map(len, reading._pieces[:3]))
+    assert result.usage.prefill_tokens == reading.document.tokens.tokens(2)
+    assert result.branch.prefix_tokens == reading.document.tokens.ends[2]
     whole = reading.ask(QUESTION, **SHORT)
     assert not whole.stopped_early
     assert whole.usage.cached_tokens == result.usage.prefill_tokens
@@ -523,7 +523,7 @@ def test_a_long_text_is_split_at_sentence_ends_and_nothing_is_lost(kernel):
     reading = kernel.read(text, chunk_tokens=64)
     assert "".join(chunk.text for chunk in reading.chunks) == text
     assert all(chunk.text.rstrip().endswith(".") for chunk in reading.chunks)
-    assert all(0 < len(piece) <= 64 for piece in reading._pieces[1:])
+    assert all(0 < len(piece) <= 64 for piece in reading.document.tokens.chunks)
     joined = kernel.read(reading.chunks, join_small=True, chunk_tokens=150)
     assert len(joined.chunks) < len(reading.chunks)
     assert "".join(chunk.text for chunk in joined.chunks) == text

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, check, falling
 
-from wim_kernel.engines.local.branch_attention import Blocks, Shape, interpreted, own_blocks, prefix_blocks
+from wim_kernel.engines.local.attention.triton_launch import (
+    Blocks,
+    Shape,
+    interpreted,
+    own_blocks,
+    prefix_blocks,
+)
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 

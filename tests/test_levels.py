@@ -10,8 +10,8 @@ import pytest
 from helpers import FREE, spying
 
 from wim_kernel import Event, MemoryBudgetError, ReadingFileError, WimKernel
-from wim_kernel.engines.base import Text
-from wim_kernel.storage import SUFFIX
+from wim_kernel.cache.disk import SUFFIX
+from wim_kernel.text.run_text import Text
 
 OPTIONS = {"threshold": 0, **FREE}
 QUESTION = "Who owned the ship?"
@@ -92,7 +92,7 @@ def test_a_document_that_goes_on_is_read_on_from_what_lies_on_disk(make, tmp_pat
     kernel.readings.clear()
     reading = kernel.read([*document(0), "And then the fog came."])
     result = reading.ask(QUESTION, **OPTIONS)
-    assert result.usage.prefill_tokens == len(reading._pieces[-1])
+    assert result.usage.prefill_tokens == reading.document.tokens.size(-1)
     plain = make(engine=3).read([*document(0), "And then the fog came."]).ask(QUESTION, **OPTIONS)
     assert result.token_ids == plain.token_ids
 
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_loses_nothing_but_speed(make, tmp_path,
         raise ReadingFileError(tmp_path, "it cannot be written: the disk is full")
 
     kernel = make(engine=1, folder=tmp_path, disk=10)
-    monkeypatch.setattr("wim_kernel.storage.write", full)
+    monkeypatch.setattr("wim_kernel.cache.disk.write", full)
     first = answers(kernel, [0, 1, 2])
     assert any("the disk is full" in str(warning.message) for warning in recwarn)
     assert [tokens for tokens, _ in answers(kernel, [0, 1, 2])] == [tokens for tokens, _ in first]
@@ -143,10 +143,9 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
     for thread in threads:
         thread.join()
     assert found == [(wanted, 0)] * 4
-    pieces = kernel.read(document(0))._pieces
-    assert (
-        sum(entry.shared(pieces) == len(pieces) for entry in kernel.readings._entries) == 1
-    )  # one, not four
+    tokens = kernel.read(document(0)).document.tokens
+    whole = [entry.document.common_chunks(tokens) == len(tokens) for entry in kernel.readings._entries]
+    assert sum(whole) == 1  # one, not four
 
 
 def test_what_is_on_its_way_back_counts_and_what_is_live_is_not_waited_for(make, monkeypatch):

@@ -20,9 +20,9 @@ from helpers import Loaded, TinyModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
-from wim_kernel.engines.local import loading
-from wim_kernel.engines.local.loading import load_model
-from wim_kernel.errors import ModelNotFoundError, UnsupportedModelError
+from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
+from wim_kernel.engines import loading
+from wim_kernel.engines.loading import load_model
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
@@ -311,7 +311,7 @@ def test_with_a_full_disk_it_goes_on(
 
 RACER = """
 import pathlib, sys, time, warnings
-from wim_kernel.engines.local import loading
+from wim_kernel.engines import loading
 
 gguf, cache, me, other = map(pathlib.Path, sys.argv[1:])
 convert = loading._convert

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wim_kernel import Chunk, Margin, MarginsError, WimError, WimKernel
-from wim_kernel.margins_in import is_approval, margins_in
+from wim_kernel.run.given_margins import is_approval, margins_in
 
 TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship.", "The fog was thick."]
 QUESTION = "Who owned the ship?"

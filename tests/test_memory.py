@@ -7,7 +7,7 @@ import torch
 from helpers import FREE
 
 from wim_kernel import DeviceMemoryError, WimKernel
-from wim_kernel.engines.local.shared import SharedPrefix
+from wim_kernel.engines.local.prefix.shared import SharedPrefix
 
 CHUNKS = [f"The gull sat on mast {number}. " for number in range(6)]
 QUESTION = "Who owned the ship?"

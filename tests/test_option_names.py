@@ -30,7 +30,7 @@ PARTS: dict[str, Make] = {
 }
 
 ADDED = """
-from wim_kernel import settings
+from wim_kernel.run import options as settings
 settings.Options.__annotations__["rounds"] = int | None
 from wim_integrations.langchain import WimAnswer, WimDocumentCompressor, WimMargins, WimRunnable
 from wim_integrations.options import OPTION_NAMES

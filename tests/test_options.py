@@ -25,9 +25,9 @@ from wim_kernel import (
     WimError,
     WimKernel,
 )
-from wim_kernel.option_checks import check_types
-from wim_kernel.settings import Options
-from wim_kernel.storage import ReadingFolder, describe
+from wim_kernel.cache.disk import ReadingFolder, describe
+from wim_kernel.run.option_checks import check_types
+from wim_kernel.run.options import Options
 
 TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship."]
 FEW: dict[str, Any] = {"threshold": 0, "margin_style": "free", "margin_tokens": 3, "answer_tokens": 4}
@@ -205,7 +205,7 @@ def test_folder_that_takes_nothing_is_told_once(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("wim_kernel.storage.save_file", full)
+        monkeypatch.setattr("wim_kernel.cache.disk.save_file", full)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for text in ("One.", "Two.", "Three."):
@@ -240,7 +240,7 @@ def test_header_of_anything(kernel: WimKernel, tmp_path: Path, header: bytes) ->
 
 @pytest.mark.parametrize("said", ["[" * 100_000, "{}", "[]", '{"format": "wim-reading-2"}', "3", "null"])
 def test_description_of_anything(tmp_path: Path, said: str) -> None:
-    from wim_kernel.storage import _digest
+    from wim_kernel.cache.disk import _digest
 
     header = json.dumps({"__metadata__": {"wim": said, "digest": _digest(said.encode())}}).encode()
     path = tmp_path / "reading"

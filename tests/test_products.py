@@ -11,8 +11,8 @@ from helpers import TinyModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from wim_kernel.engines.local import products
-from wim_kernel.engines.local.products import Products
+from wim_kernel.engines.local.model import onednn as products
+from wim_kernel.engines.local.model.onednn import Products
 
 pytestmark = pytest.mark.skipif(
     not products._has_onednn(), reason="torch without oneDNN, or no x86 processor"

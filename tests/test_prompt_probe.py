@@ -8,8 +8,9 @@ import itertools
 import pytest
 import torch
 
-from wim_kernel.engines.base import AttentionProbe, Branch, Text
+from wim_kernel.engines.base import AttentionProbe, Branch
 from wim_kernel.engines.local.engine import LocalEngine
+from wim_kernel.text.run_text import Text
 
 DOCUMENT = "The brig Halcyon left port in May. Old Mrs Fenn bought her for a song. It rained all of June."
 QUESTION = " Who bought the ship?"

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wim_kernel import MemoryBudgetError, WimKernel
-from wim_kernel.engines.base import Text
-from wim_kernel.leases import Lease
+from wim_kernel.cache.lease import Lease
+from wim_kernel.text.run_text import Text
 
 A, B, C, D = (
     f"{name} and a zebra sat in the boat that night." for name in ("Anna", "Berta", "Carla", "Dora")
@@ -168,21 +168,21 @@ def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
 def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
     """Somebody who comes between a reader's look and its reading goes on in a copy, and does not take over the plan."""
 
-    def pieces(*chunks):
-        return kernel.read(chunks)._pieces
+    def tokens(*chunks):
+        return kernel.read(chunks).document.tokens
 
-    left = Lease(kernel.readings, pieces(A, B))
-    list(left.read(1))
+    left = Lease(kernel.readings, tokens(A, B))
+    list(left.read(0))
     left.close()  # B was planned, and never read
-    reader, late = Lease(kernel.readings, pieces(A, C)), None
+    reader, late = Lease(kernel.readings, tokens(A, C)), None
     try:
-        assert not kernel.readings.must_fork(reader.entry, reader.pieces, 2)
-        late = Lease(kernel.readings, pieces(A, D))
-        list(reader.read(2))
-        list(late.read(2))
+        assert not kernel.readings.must_fork(reader.entry, reader.document, 1)
+        late = Lease(kernel.readings, tokens(A, D))
+        list(reader.read(1))
+        list(late.read(1))
         assert reader.entry is not late.entry
         for lease, last in ((reader, C), (late, D)):
-            assert lease.prefix.ids == [token for piece in pieces(A, last) for token in piece]
+            assert lease.prefix.ids == list(tokens(A, last).ids())
     finally:
         reader.close()
         if late is not None:

@@ -24,13 +24,18 @@ from wim_kernel import (
     Span,
     WimKernel,
 )
-from wim_kernel.engines.base import Text
-from wim_kernel.relevance import BY_NAME, calibration
-from wim_kernel.relevance.calibration import SIGNALS, Calibration
-from wim_kernel.relevance.findings import FLOOR, Findings
-from wim_kernel.relevance.fitting import Example, logistic, packaged
-from wim_kernel.relevance.lexical import LexicalIndex, words
-from wim_kernel.relevance.passages import HEADING_CHARACTERS, PASSAGE_CHARACTERS, DocumentPassages, quotable
+from wim_kernel.run.relevance import BY_NAME, calibration
+from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
+from wim_kernel.run.relevance.findings import FLOOR, Findings
+from wim_kernel.run.relevance.fitting import Example, logistic, packaged
+from wim_kernel.run.relevance.lexical import LexicalIndex, words
+from wim_kernel.run.relevance.passages import (
+    HEADING_CHARACTERS,
+    PASSAGE_CHARACTERS,
+    DocumentPassages,
+    quotable,
+)
+from wim_kernel.text.run_text import Text
 
 QUESTION = "Who owned the Halcyon?"
 SHIP = "The Halcyon was a brig of ninety tons. Elsa Brandt owned the Halcyon for eleven years."
@@ -164,10 +169,10 @@ def test_what_stands_around_a_chunks_sources_is_in_no_passage() -> None:
 )
 def test_token_cuts_agree_with_the_tokens_that_are_read(tiny_kernel: WimKernel, text: str) -> None:
     reading = tiny_kernel.read([ROUTE, text])
-    document, decode = reading._passages, tiny_kernel.engine.codec.backend.decode
+    document, decode = reading.document.passages, tiny_kernel.engine.codec.backend.decode
     assert document.of_chunk[1]
     for passage in document.passages:
-        ids = reading._pieces[passage.chunk + 1]
+        ids = reading.document.tokens.chunks[passage.chunk]
         for place, (start, end) in enumerate(passage.sentences):
             cut = ids[passage.cuts[2 * place] : passage.cuts[2 * place + 1]]
             said = decode(list(cut), skip_special_tokens=False)
@@ -402,10 +407,10 @@ def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2
     margins = reading.margins(QUESTION, threshold=0, relevance="attention", **SHORT)
     eager = copy.deepcopy(tiny_model(kind))
     eager.set_attn_implementation("eager")
-    begins = np.cumsum([len(piece) for piece in reading._pieces]).tolist()
+    begins = list(reading.document.tokens.ends)
     spans = [
         (begins[passage.chunk] + begin, begins[passage.chunk] + end)
-        for passage in reading._passages.passages
+        for passage in reading.document.passages.passages
         for begin, end in zip(passage.cuts[::2], passage.cuts[1::2], strict=True)
     ]
     (ids,) = {tuple(reading.prompt_ids(margin)) for margin in margins}
@@ -424,7 +429,7 @@ def test_passages_read_alone_equal_plain_passes(tiny_model: TinyModel, smollm2, 
     kernel = WimKernel(tiny_model("llama"), smollm2[1], path=path)
     reading = kernel.read(PASSAGES)
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
-    asked, head = kernel.engine.encode(Text(" " + QUESTION)), list(reading._pieces[0])
+    asked, head = kernel.engine.encode(Text(" " + QUESTION)), list(reading.document.tokens.head)
     alone = [
         scored_alone(kernel.model, head + kernel.engine.encode(Text(passage)) + lead, asked)
         for passage in PASSAGES
@@ -582,7 +587,7 @@ SEA = [
 def test_a_stream_comes_to_what_asking_comes_to(trained: WimKernel, style: str) -> None:
     options = {**BRIEF, "margin_style": style, "margin_batch": 2, "margin_tokens": 16}
     reading = trained.read(SEA)
-    assert len(reading._passages) > 8  # too many for each to be read alone
+    assert len(reading.document.passages) > 8  # too many for each to be read alone
     events = list(reading.stream(QUESTION, **options))
     asked = reading.ask(QUESTION, **{**options, "margin_batch": None})
     (streamed,) = (event.result for event in events if isinstance(event, Answered))

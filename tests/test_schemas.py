@@ -12,8 +12,8 @@ import torch
 from helpers import Loaded
 
 from wim_kernel import SchemaError
-from wim_kernel.engines.local.grammar import Grammars
-from wim_kernel.schemas import grammar_schema
+from wim_kernel.engines.local.decode.json_grammar import Grammars
+from wim_kernel.text.schemas import grammar_schema
 
 A = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 B = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}

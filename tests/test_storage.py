@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from wim_kernel import Chunk, Frame, ReadingFileError, WimKernel
-from wim_kernel.storage import SUFFIX, Packed, ReadingFolder, chain, read, write
+from wim_kernel.cache.disk import SUFFIX, ReadingFolder, chain, read, write
+from wim_kernel.engines.document import TokenizedDocument
+from wim_kernel.engines.packed import Packed
 
 DOCUMENT = [
     Chunk.of("The gull sat on the mast. " * 3, "birds.txt", 0, {"page": 1}),
@@ -73,15 +75,15 @@ def test_part_of_a_packed_reading_serves_a_document_that_begins_alike(make, kind
     kernel.read(DOCUMENT).prefill()
     (entry,) = kernel.readings._entries
     packed = kernel.engine.pack(entry.prefix, entry.tokens)
-    pieces = kernel.read(DOCUMENT)._pieces[:3]
-    ids = [token for piece in pieces for token in piece]
+    part = kernel.read(DOCUMENT).document.tokens.part(range(2))
+    ids = list(part.ids())
     kernel.readings.clear()
     prefix = kernel.engine.unpack(packed, ids, len(ids) + 50)
     assert prefix.tokens == len(ids)
-    kernel.readings.add(prefix, list(pieces))
+    kernel.readings.add(prefix, part)
     changed = [*DOCUMENT[:2], Chunk("And then there was fog.")]
     again = kernel.read(changed).ask(QUESTION, **OPTIONS)
-    assert again.usage.cached_tokens == sum(map(len, pieces[1:]))
+    assert again.usage.cached_tokens == part.tokens(2)
     fresh = make(kind).read(changed).ask(QUESTION, **OPTIONS)
     assert again.token_ids == fresh.token_ids
     assert [m.token_ids for m in again.margins] == [m.token_ids for m in fresh.margins]
@@ -127,12 +129,15 @@ def test_metadata_that_is_no_data_is_written_as_text(make, tmp_path):
     assert make().load(tmp_path / "ship").chunks[0].metadata == {"path": str(tmp_path)}
 
 
+SMALL = TokenizedDocument((1, 2), ((3, 4, 5),))
+
+
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory):
     """A small file, its bytes, and what it holds."""
     path = tmp_path_factory.mktemp("saved") / "small"
     packed = Packed({"0.keys": torch.arange(60.0).view(2, 5, 6)}, {"windows": {"0": None}}, 5)
-    write(path, [(1, 2), (3, 4, 5)], packed, {"model": "this"}, {"chunks": []})
+    write(path, SMALL, packed, {"model": "this"}, {"chunks": []})
     return path, path.read_bytes()
 
 
@@ -153,16 +158,18 @@ def test_no_damage_goes_unseen(small_file, tmp_path, data):
     except ReadingFileError:
         return
     # only what means nothing may differ: white space behind the header, or how its JSON is spelled
-    assert saved.pieces == [(1, 2), (3, 4, 5)]
+    assert saved.document == SMALL
     assert torch.equal(saved.packed.tensors["0.keys"], torch.arange(60.0).view(2, 5, 6))
 
 
 WRITER = """
 import itertools, pathlib, sys, torch
-from wim_kernel.storage import Packed, write
+from wim_kernel.cache.disk import write
+from wim_kernel.engines.document import TokenizedDocument
+from wim_kernel.engines.packed import Packed
 for number in itertools.count():
     packed = Packed({"0.keys": torch.full((8, 4000, 64), float(number))}, {}, 2)
-    write(pathlib.Path(sys.argv[1]), [(1,), (number,)], packed, {"model": "this"})
+    write(pathlib.Path(sys.argv[1]), TokenizedDocument((1,), ((number,),)), packed, {"model": "this"})
     print(number, flush=True)
 """
 
@@ -179,18 +186,21 @@ def test_killed_while_saving_leaves_a_whole_file(tmp_path):
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         saved = read(path, {"model": "this"})
-        number = saved.pieces[1][0]
+        number = saved.document.chunks[0][0]
         assert torch.equal(saved.packed.tensors["0.keys"], torch.full((8, 4000, 64), float(number)))
 
 
 FULL_DISK = """
 import pathlib, resource, signal, sys, torch
 from wim_kernel import ReadingFileError
-from wim_kernel.storage import Packed, write
+from wim_kernel.cache.disk import write
+from wim_kernel.engines.document import TokenizedDocument
+from wim_kernel.engines.packed import Packed
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    write(pathlib.Path(sys.argv[1]), [(1,), (2,)], Packed({"0.keys": torch.zeros(100_000)}, {}, 2), {"model": "this"})
+    packed = Packed({"0.keys": torch.zeros(100_000)}, {}, 2)
+    write(pathlib.Path(sys.argv[1]), TokenizedDocument((1,), ((2,),)), packed, {"model": "this"})
 except ReadingFileError as error:
     print(error)
 """
@@ -199,7 +209,7 @@ except ReadingFileError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "ship"
-    write(path, [(1,), (2,)], Packed({"0.keys": torch.ones(3)}, {}, 2), {"model": "this"})
+    write(path, TokenizedDocument((1,), ((2,),)), Packed({"0.keys": torch.ones(3)}, {}, 2), {"model": "this"})
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False, timeout=120
     )
@@ -219,7 +229,9 @@ def test_chains_tell_common_beginnings():
 
 
 def one(number: int, size: int = 1000) -> tuple[list[tuple[int, ...]], Packed]:
-    return [(1,), (number,)], Packed({"0.keys": torch.full((size,), float(number))}, {}, 2)
+    return TokenizedDocument((1,), ((number,),)), Packed(
+        {"0.keys": torch.full((size,), float(number))}, {}, 2
+    )
 
 
 def test_a_folder_keeps_to_its_budget_and_forgets_what_was_used_longest_ago(tmp_path):

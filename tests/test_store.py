@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from wim_kernel import MarginWritten, ReadingFileError, WimKernel
-from wim_kernel.engines.base import Text
+from wim_kernel.text.run_text import Text
 
 OPTIONS = {"threshold": 0, **FREE}
 QUESTIONS = ["Who owned the ship?", "Where was the fog?"]

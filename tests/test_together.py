@@ -10,8 +10,8 @@ import pytest
 from helpers import SHORT, config, spying
 
 from wim_kernel import AnswerToken, WimKernel
-from wim_kernel.engines.local.branches import BranchBatch
-from wim_kernel.turns import Share, Turn
+from wim_kernel.engines.local.decode.fair_lock import Share, Turn
+from wim_kernel.engines.local.rows.torch_rows import BranchBatch
 
 TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
 OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.base import Text
-from wim_kernel.engines.local.tokens import Codec
-from wim_kernel.prompts import fill
+from wim_kernel.engines.codec import Codec
+from wim_kernel.text.prompts import fill
+from wim_kernel.text.run_text import Text
 
 TEXTS = st.text(st.characters(exclude_categories=("Cn", "Co", "Cs")), max_size=60)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wim_kernel.engines.local.transfer import Transfer, bring, fetch
+from wim_kernel.engines.local.prefix.transfer import Transfer, bring, fetch
 
 CPU = torch.device("cpu")
 SIZES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40), st.integers(1, 5)), max_size=6)

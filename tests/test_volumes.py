@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wim_kernel import Chunk, ChunkRead, ContextOverflowError, MarginWritten, WimKernel
-from wim_kernel.engines.base import Text
-from wim_kernel.volumes import capacity, divide, longest_chunk
+from wim_kernel.cache.volumes import capacity, divide, longest_chunk
+from wim_kernel.text.run_text import Text
 
 WINDOW = 256
 QUESTION = "Who owned the ship?"

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from wim_kernel import Options, UnknownOptionError, WimKernel
-from wim_kernel.settings import fitting, settle
+from wim_kernel.run.options import fitting, settle
 
 OPTION_NAMES = tuple(Options.__annotations__)
 RECALL_THRESHOLD = 0.1  # of a probability that there is evidence, where what is dropped is lost

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wim_kernel.chunks import Chunk, Span
-    from wim_kernel.errors import (
+    from wim_kernel.common.chunk import Chunk, Span
+    from wim_kernel.common.errors import (
         ContextOverflowError,
         DeviceMemoryError,
         EmptyDocumentError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WimError,
     )
-    from wim_kernel.events import (
+    from wim_kernel.common.events import (
         Answered,
         AnswerToken,
         ChunkRead,
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
         MarginsDone,
         MarginWritten,
     )
-    from wim_kernel.kernel import Reading, WimKernel
-    from wim_kernel.margins import Margin, Timings, Usage, WimResult
-    from wim_kernel.prompts import PROMPTS, Frame, Prompts
-    from wim_kernel.relevance import (
+    from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
+    from wim_kernel.kernel import WimKernel
+    from wim_kernel.reading import Reading
+    from wim_kernel.run.options import Options
+    from wim_kernel.run.relevance import (
         Decision,
         Evidence,
         EvidenceProbability,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         Relevance,
         SecondCall,
     )
-    from wim_kernel.settings import Options
+    from wim_kernel.text.prompts import PROMPTS, Frame, Prompts
 
 __all__ = [
     "PROMPTS",
@@ -95,8 +96,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "chunks": ("Chunk", "Span"),
-    "errors": (
+    "common.chunk": ("Chunk", "Span"),
+    "common.errors": (
         "ContextOverflowError",
         "DeviceMemoryError",
         "EmptyDocumentError",
@@ -114,7 +115,7 @@ _HOMES = {
         "UnsupportedModelError",
         "WimError",
     ),
-    "events": (
+    "common.events": (
         "Answered",
         "AnswerToken",
         "ChunkRead",
@@ -123,10 +124,11 @@ _HOMES = {
         "MarginsDone",
         "MarginWritten",
     ),
-    "kernel": ("Reading", "WimKernel"),
-    "margins": ("Margin", "Timings", "Usage", "WimResult"),
-    "prompts": ("PROMPTS", "Frame", "Prompts"),
-    "relevance": (
+    "kernel": ("WimKernel",),
+    "reading": ("Reading",),
+    "common.margins": ("Margin", "Timings", "Usage", "WimResult"),
+    "text.prompts": ("PROMPTS", "Frame", "Prompts"),
+    "run.relevance": (
         "Decision",
         "Evidence",
         "EvidenceProbability",
@@ -134,7 +136,7 @@ _HOMES = {
         "Relevance",
         "SecondCall",
     ),
-    "settings": ("Options",),
+    "run.options": ("Options",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

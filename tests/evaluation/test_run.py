@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from wim_integrations.evaluation import loading
 from wim_integrations.evaluation.records import read_records
-from wim_kernel import WimKernel, cli
+from wim_kernel import WimKernel
+from wim_kernel.cli import main as cli
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("--answer-tokens", "4", "--margin-tokens", "4", "--chunk-tokens", "32")

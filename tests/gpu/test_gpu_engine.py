@@ -12,7 +12,7 @@ from torch import nn
 from word_tokenizer import tokenizer, words
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.local.graphs import Graph
+from wim_kernel.engines.local.rows.cuda_graphs import Graph
 
 OPTIONS = {"threshold": 0, "margin_config": config(12), "answer_config": config(16, 16)}
 KINDS = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from kernel_cases import Case, check, falling
 
-from wim_kernel.engines.local import paths
-from wim_kernel.engines.local.attention import Terms, extend_attention
-from wim_kernel.engines.local.branch_attention import (
+from wim_kernel.engines.local.attention import backend as paths
+from wim_kernel.engines.local.attention.parts import Terms, extend_attention
+from wim_kernel.engines.local.attention.triton_launch import (
     Elsewhere,
     branch_attention,
     pack_state,

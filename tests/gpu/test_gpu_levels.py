@@ -7,7 +7,7 @@ import torch
 from helpers import config
 from word_tokenizer import words
 
-from wim_kernel.engines.local.transfer import PIECE, Transfer, bring, fetch
+from wim_kernel.engines.local.prefix.transfer import PIECE, Transfer, bring, fetch
 
 OPTIONS = {"threshold": 0, "margin_config": config(6), "answer_config": config(8, 8)}
 CUDA = torch.device("cuda", 0)

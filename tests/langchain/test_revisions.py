@@ -25,8 +25,8 @@ from wim_integrations.langchain import (
 from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.outputs import Margins
 from wim_kernel import Evidence, EvidenceProbability, WimKernel
-from wim_kernel.quoting import GAP
-from wim_kernel.relevance.calibration import Calibration
+from wim_kernel.run.quoting import GAP
+from wim_kernel.run.relevance.calibration import Calibration
 
 QUESTION = "Who owned the ship?"
 SLOWLY: dict[str, Any] = {"margin_batch": 1, "answer_tokens": 4}  # so that most is known only later

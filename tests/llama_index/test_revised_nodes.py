@@ -23,7 +23,7 @@ from wim_integrations.llama_index import (
     create_wim_tool,
 )
 from wim_kernel import Evidence, EvidenceProbability, WimKernel
-from wim_kernel.relevance.calibration import Calibration
+from wim_kernel.run.relevance.calibration import Calibration
 
 QUESTION = "Who owned the ship?"
 SLOWLY: dict[str, Any] = {"margin_batch": 1}  # so that most is known only later

@@ -41,7 +41,7 @@ def most(reading, result: WimResult, block: int, *, fresh: bool) -> int:
 
 def cut_off(kernel, reading) -> int:
     """Tokens that a new reader reads again where a server keeps one prompt: its first chunk cuts off what follows."""
-    return reading.tokens - len(reading._pieces[1]) if kernel.engine.writes_as_it_reads else 0
+    return reading.tokens - reading.document.tokens.size(0) if kernel.engine.writes_as_it_reads else 0
 
 
 def test_it_is_asked_what_it_is(server, kernel):
@@ -109,9 +109,9 @@ def test_text_of_control_tokens_stays_text(server, kernel, fresh):
     reading, before = kernel.read(document), server.counted()
     reading.prefill()
     counted = server.counted() - before
-    chunks = [token for piece in reading._pieces[1:] for token in piece]
+    chunks = [token for piece in reading.document.tokens.chunks for token in piece]
     assert control.isdisjoint(chunks)
-    head, sizes = len(kernel._head), [len(piece) for piece in reading._pieces[1:]]
+    head, sizes = len(kernel._head), [len(piece) for piece in reading.document.tokens.chunks]
     ends = [head + sum(sizes[: number + 1]) for number in range(3)]
     assert counted.computed + counted.cached == sum(ends)  # it saw just these tokens
     assert reading.ask(QUESTION, **OPTIONS).answer.strip()

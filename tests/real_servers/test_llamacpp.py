@@ -64,7 +64,7 @@ def test_without_a_folder_for_it_the_document_is_read_again(program, server, fre
         before = forgetful.counted()
         second = reading.ask("Where did the gull sit?", **OPTIONS)
         counted = forgetful.counted() - before
-    behind_the_first = reading.tokens - len(reading._pieces[1])
+    behind_the_first = reading.tokens - reading.document.tokens.size(0)
     assert first.usage.prefill_tokens >= reading.tokens - 8
     assert second.usage.prefill_tokens == pytest.approx(behind_the_first, abs=16)
     assert counted.computed <= behind_the_first + second.usage.prompt_tokens + 16

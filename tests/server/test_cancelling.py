@@ -12,7 +12,7 @@ from proxy import posts
 from ship import OPTIONS, QUESTION, TEXTS, always
 
 from wim_kernel import AnswerToken
-from wim_kernel.asynchrony import iterate_in_thread, stoppable
+from wim_kernel.common.concurrency import iterate_in_thread, stoppable
 
 
 def rests(kernel) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wim_kernel import WimKernel
-from wim_kernel.completion import Completed, Turn, complete
+from wim_kernel.run.completion import Completed, Turn, complete
 
 TURNS = [
     Turn("system", "Answer in a word."),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wim_kernel.batches import decode_all
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
+from wim_kernel.run.decoding import decode_all
 
 
 class Noting:

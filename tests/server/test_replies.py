@@ -6,12 +6,13 @@ import math
 
 import pytest
 
-from wim_kernel.engines.base import Branch, Text
-from wim_kernel.engines.server.pieces import Said
+from wim_kernel.engines.base import Branch
+from wim_kernel.engines.server.codecs import Characters, Tokens
+from wim_kernel.engines.server.deltas import Said
 from wim_kernel.engines.server.replies import chances, without_decision
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server
-from wim_kernel.engines.server.words import Characters, Tokens
+from wim_kernel.text.run_text import Text
 
 CHOICES = ("YES:", "NO")
 

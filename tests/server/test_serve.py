@@ -276,7 +276,7 @@ def test_the_command_line(served, tmp_path):
     pytest.importorskip("click")
     from click.testing import CliRunner
 
-    from wim_kernel.cli import main
+    from wim_kernel.cli.main import main
 
     document = tmp_path / "log.txt"
     document.write_text("\n".join(TEXTS))

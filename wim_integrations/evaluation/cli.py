@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from wim_integrations.evaluation.errors import EvaluationError
-from wim_kernel.errors import WimError
+from wim_kernel.common.errors import WimError
 
 EXIT_INTERRUPTED = 130
 _METHODS = "plain,wim,rag"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from wim_kernel.errors import WimError
+from wim_kernel.common.errors import WimError
 
 
 class EvaluationError(WimError, ValueError):

@@ -79,7 +79,7 @@ def _plain(kernel: WimKernel, limits: Limits) -> Method:
     def answer(question: Question, document: Document) -> Outcome:
         with closing(kernel.read(document.chunks, overflow="error")) as reading:
             result = reading.answer(question.question, [], answer_tokens=limits.answer_tokens)
-            return _outcome(reading, result)
+            return _outcome(kernel, reading, result)
 
     return answer
 
@@ -91,7 +91,7 @@ def _margins(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> M
         with closing(_read(kernel, document)) as reading:
             result = reading.ask(question.question, **{**sizes, **options})
             scores = [ChunkScore(m.index, m.relevance, m.kept, m.text) for m in result.margins]
-            return _outcome(reading, result, scores, calibrated=True)
+            return _outcome(kernel, reading, result, scores, calibrated=True)
 
     return answer
 
@@ -105,7 +105,7 @@ def _gold(kernel: WimKernel, limits: Limits) -> Method:
                 if evidence
             ]
             result = reading.answer(question.question, margins, answer_tokens=limits.answer_tokens)
-            return _outcome(reading, result)
+            return _outcome(kernel, reading, result)
 
     return answer
 
@@ -130,7 +130,7 @@ def _rag(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Metho
         with closing(kernel.read([document.chunks[index] for index in sorted(best)])) as reading:
             result = reading.answer(question.question, [], answer_tokens=limits.answer_tokens)
             judged = [ChunkScore(index, score, index in best) for index, score in enumerate(scores)]
-            return _outcome(reading, result, judged, read=sorted(best))
+            return _outcome(kernel, reading, result, judged, read=sorted(best))
 
     return answer
 
@@ -179,6 +179,7 @@ _MAKERS: dict[str, Callable[[WimKernel, Limits], Method]] = {
 
 
 def _outcome(
+    kernel: WimKernel,
     reading: Reading,
     result: WimResult,
     chunks: Sequence[ChunkScore] = (),
@@ -189,6 +190,7 @@ def _outcome(
     """A kernel's result as an outcome.
 
     Args:
+        kernel: what read and answered.
         reading: what was asked.
         result: what it answered.
         chunks: how the method judged each chunk.
@@ -198,22 +200,22 @@ def _outcome(
     usage = result.usage
     tokens = Tokens(usage.prefill_tokens, usage.cached_tokens or 0, usage.prompt_tokens, usage.output_tokens)
     names = [f"[chunk {index}]" for index in (range(len(reading.chunks)) if read is None else read)]
-    head = _head(reading, result)
+    head = _head(kernel, reading, result)
     calls = []
     written = [(margin.branch, margin.text, margin.index + 1) for margin in result.margins]
     for branch, output, end in [*written, (result.branch, result.answer, len(names))]:
         if branch is not None:  # otherwise nothing was asked of the model
-            suffix = reading.kernel.tokenizer.decode(list(branch.suffix_ids))
+            suffix = kernel.tokenizer.decode(list(branch.suffix_ids))
             calls.append(Call(head + "".join(names[branch.first_chunk : end]) + str(suffix), output))
     return Outcome(result.answer, tokens, tuple(calls), tuple(chunks), calibrated)
 
 
-def _head(reading: Reading, result: WimResult) -> str:
+def _head(kernel: WimKernel, reading: Reading, result: WimResult) -> str:
     """What stands before the document in every prompt on a reading."""
     if result.branch is None or result.volumes > 1:
         return "[head]"
     length = result.branch.prefix_tokens - reading.tokens
-    return str(reading.kernel.tokenizer.decode(reading.prompt_ids(result)[:length]))
+    return str(kernel.tokenizer.decode(reading.prompt_ids(result)[:length]))
 
 
 def _short(prompt: str, chunks: Sequence[str]) -> str:

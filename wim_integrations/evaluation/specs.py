@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wim_integrations.evaluation.errors import EvaluationError
-from wim_kernel.settings import Options, settle
+from wim_kernel.run.options import Options, settle
 
 BASELINE = "plain"
 _WIM = {"wim": {}, "wim-free": {"margin_style": "free"}, "wim-verbatim": {"margin_style": "verbatim"}}

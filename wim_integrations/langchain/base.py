@@ -32,8 +32,8 @@ from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import DOCUMENTS_KEYS, QUESTION_KEYS, PromptSet
 from wim_integrations.langchain.requests import Request, Sources, added, first, missing, someone_watches
 from wim_kernel import EmptyDocumentError, Event, Options
-from wim_kernel.asynchrony import in_thread
-from wim_kernel.settings import settle, together
+from wim_kernel.common.concurrency import in_thread
+from wim_kernel.run.options import settle, together
 
 
 class DocumentRunnable(RunnableFields):

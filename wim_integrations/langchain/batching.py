@@ -16,7 +16,7 @@ from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.requests import Request, Sources, someone_watches
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
-from wim_kernel.asynchrony import in_thread
+from wim_kernel.common.concurrency import in_thread
 
 
 @dataclass

@@ -23,8 +23,8 @@ from wim_integrations.langchain.fields import CompressorFields
 from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templates
 from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
-from wim_kernel.asynchrony import in_thread
-from wim_kernel.settings import settle, together
+from wim_kernel.common.concurrency import in_thread
+from wim_kernel.run.options import settle, together
 
 
 class WimDocumentCompressor(CompressorFields):

@@ -14,8 +14,8 @@ from pydantic_core import to_jsonable_python
 
 from wim_integrations.langchain.outputs import MarginData, Quote
 from wim_kernel import Chunk, Margin, MarginsError, Reading, Span, WimKernel
-from wim_kernel.margins_in import margins_in
-from wim_kernel.quoting import reads
+from wim_kernel.run.given_margins import margins_in
+from wim_kernel.run.quoting import reads
 
 Documents = str | Document | Sequence[str | Document | Mapping[str, Any]]
 

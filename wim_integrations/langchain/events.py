@@ -32,7 +32,7 @@ from wim_kernel import (
     Options,
     Usage,
 )
-from wim_kernel.transcripts import Transcript
+from wim_kernel.run.transcripts import Transcript
 
 NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
 
@@ -73,9 +73,11 @@ class Emitter:
         self.source = source
         self.question = question
         self.tags = list(tags)
-        self.model_name = source.reading.kernel.engine.model_name
+        self.model_name = source.reading.engine.model_name
         self.margins: list[Margin] = []  # that the answer will stand on, each as it was told last
-        self._transcript = Transcript(source.reading, question, options)
+        self._transcript = Transcript(
+            source.reading.engine, source.reading.frame, source.reading.document, question, options
+        )
         self._chunks_read = 0
         self._run: Any = None
 

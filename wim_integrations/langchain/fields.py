@@ -13,7 +13,7 @@ from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import GivenPrompts
 from wim_integrations.options import OPTION_NAMES, check_names
 from wim_kernel import Options, WimKernel
-from wim_kernel.copying import refuse_to_pickle
+from wim_kernel.common.copying import refuse_to_pickle
 
 
 class ReadingFields(BaseModel):

@@ -15,8 +15,8 @@ from langchain_core.tools import ToolException
 from pydantic import BaseModel, Field, create_model
 
 from wim_integrations.langchain.documents import Documents, as_documents
-from wim_kernel.asynchrony import in_thread
-from wim_kernel.files import FileError, read_document
+from wim_kernel.common.concurrency import in_thread
+from wim_kernel.text.files import FileError, read_document
 
 Retriever = Runnable[str, Sequence[Document]]
 

@@ -10,7 +10,7 @@ from langchain_core.messages import SystemMessage, get_buffer_string
 from langchain_core.prompts import BaseChatPromptTemplate, BasePromptTemplate
 
 from wim_kernel import PROMPTS, MissingInputError, Prompts
-from wim_kernel.templates import CallPrompts, adopt, marked, unmarked
+from wim_kernel.text.foreign_prompts import CallPrompts, adopt, marked, unmarked
 
 PromptLike = str | BasePromptTemplate[Any]
 GivenPrompts = Prompts | Mapping[str, PromptLike] | None

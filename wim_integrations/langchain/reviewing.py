@@ -8,8 +8,10 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from wim_kernel import Margin, Reading, WimKernel, forks
-from wim_kernel.margins_in import is_approval
+from wim_kernel import Margin, Reading
+from wim_kernel.common import forks
+from wim_kernel.engines.base import AnyEngine
+from wim_kernel.run.given_margins import is_approval
 
 MOST = 256
 Key = tuple[str, tuple[str, ...]]
@@ -22,7 +24,7 @@ def _renew_after_fork() -> None:
 
 _lock = Lock()
 forks.in_child(_renew_after_fork)
-_written: WeakKeyDictionary[WimKernel, OrderedDict[Key, tuple[Margin, ...]]] = WeakKeyDictionary()
+_written: WeakKeyDictionary[AnyEngine, OrderedDict[Key, tuple[Margin, ...]]] = WeakKeyDictionary()
 
 
 def reviewed(written: Sequence[Any], reply: Any) -> Sequence[Any]:
@@ -42,7 +44,7 @@ def reviewed(written: Sequence[Any], reply: Any) -> Sequence[Any]:
 def remember(reading: Reading, question: str, margins: Sequence[Margin]) -> None:
     """Keep margins, for an approval of them in this process."""
     with _lock:
-        mine = _written.setdefault(reading.kernel, OrderedDict())
+        mine = _written.setdefault(reading.engine, OrderedDict())
         key = _key(reading, question)
         mine.pop(key, None)
         mine[key] = tuple(margins)
@@ -53,7 +55,7 @@ def remember(reading: Reading, question: str, margins: Sequence[Margin]) -> None
 def remembered(reading: Reading, question: str) -> tuple[Margin, ...] | None:
     """The margins that were last written for a question about the same chunks, if they are known."""
     with _lock:
-        return _written.get(reading.kernel, OrderedDict[Key, tuple[Margin, ...]]()).get(
+        return _written.get(reading.engine, OrderedDict[Key, tuple[Margin, ...]]()).get(
             _key(reading, question)
         )
 

@@ -18,8 +18,8 @@ from wim_integrations.langchain.library import Folder, Library, Named, Retrieved
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.options import check_kernel, check_names
 from wim_kernel import WimError, WimKernel
-from wim_kernel.copying import refuse_to_pickle
-from wim_kernel.reports import DESCRIPTION, TRUNCATED, report
+from wim_kernel.common.copying import refuse_to_pickle
+from wim_kernel.text.tool_text import DESCRIPTION, TRUNCATED, report
 
 
 def create_wim_tool(

@@ -26,8 +26,8 @@ from wim_kernel import (
     Options,
     Usage,
 )
-from wim_kernel.settings import together
-from wim_kernel.transcripts import Transcript
+from wim_kernel.run.options import together
+from wim_kernel.run.transcripts import Transcript
 
 dispatcher = get_dispatcher(__name__)
 
@@ -156,7 +156,9 @@ class Teller:
         self.question = question
         self.span_id = active_span_id.get()
         self._answering = False
-        self._transcript = Transcript(source.reading, question, options)
+        self._transcript = Transcript(
+            source.reading.engine, source.reading.frame, source.reading.document, question, options
+        )
         self._prompt = self._transcript.answer(())  # until the margins are known
         self._margins: dict[int, Margin] = {}
         self._chunks_read = 0
@@ -232,4 +234,4 @@ class Teller:
 
     @property
     def _model_name(self) -> str:
-        return self.source.reading.kernel.engine.model_name
+        return self.source.reading.engine.model_name

@@ -25,10 +25,10 @@ from llama_index.core.prompts import BasePromptTemplate
 from wim_integrations.llama_index.shapes import shape_of
 from wim_integrations.options import check_kernel, check_names
 from wim_kernel import Options, WimKernel
-from wim_kernel.asynchrony import iterate_in_thread
-from wim_kernel.completion import Completed, Turn, complete, is_chat_model
-from wim_kernel.copying import refuse_to_pickle
-from wim_kernel.settings import settle
+from wim_kernel.common.concurrency import iterate_in_thread
+from wim_kernel.common.copying import refuse_to_pickle
+from wim_kernel.run.completion import Completed, Turn, complete, is_chat_model
+from wim_kernel.run.options import settle
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -84,7 +84,7 @@ class WimLLM(CustomLLM):
         return LLMMetadata(
             context_window=engine.window or 65_536,
             num_output=self.max_tokens,
-            is_chat_model=is_chat_model(self._kernel),
+            is_chat_model=is_chat_model(self._kernel.engine),
             model_name=engine.model_name,
         )
 
@@ -234,7 +234,7 @@ class WimLLM(CustomLLM):
         self, turns: Sequence[Turn], kwargs: dict[str, Any]
     ) -> Generator[CompletionResponse, None, None]:
         text = ""
-        with closing(complete(self._kernel, turns, self._options(kwargs))) as pieces:
+        with closing(complete(self._kernel.readings, turns, self._options(kwargs))) as pieces:
             for piece in pieces:
                 if piece:
                     response = _response(text, piece)
@@ -245,7 +245,7 @@ class WimLLM(CustomLLM):
         self, turns: Sequence[Turn], kwargs: dict[str, Any]
     ) -> AsyncGenerator[CompletionResponse, None]:
         text = ""
-        work = iterate_in_thread(complete(self._kernel, turns, self._options(kwargs)))
+        work = iterate_in_thread(complete(self._kernel.readings, turns, self._options(kwargs)))
         async with aclosing(work) as pieces:
             async for piece in pieces:
                 if piece:

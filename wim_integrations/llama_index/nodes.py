@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
 from wim_kernel import Chunk, Margin, Reading, Span, WimKernel, WimResult
-from wim_kernel.chunks import contiguous, drop_overlaps, join_adjacent
+from wim_kernel.text.chunks import contiguous, drop_overlaps, join_adjacent
 
 Order = Literal["given", "document"]
 

@@ -15,9 +15,9 @@ from wim_integrations.llama_index.events import Teller, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
-from wim_kernel.asynchrony import in_thread
-from wim_kernel.copying import refuse_to_pickle
-from wim_kernel.settings import settle
+from wim_kernel.common.concurrency import in_thread
+from wim_kernel.common.copying import refuse_to_pickle
+from wim_kernel.run.options import settle
 
 
 class WimNodePostprocessor(BaseNodePostprocessor):

@@ -9,7 +9,7 @@ from llama_index.core.base.llms.types import MessageRole
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 
 from wim_kernel import Prompts
-from wim_kernel.templates import CallPrompts, adopt, marked
+from wim_kernel.text.foreign_prompts import CallPrompts, adopt, marked
 
 ANSWER, MARGIN = "text_qa_template", "margin_template"
 _FIELDS = {ANSWER: "answer", MARGIN: "margin"}

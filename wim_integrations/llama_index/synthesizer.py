@@ -41,9 +41,9 @@ from wim_kernel import (
     Options,
     WimKernel,
 )
-from wim_kernel.asynchrony import in_thread
-from wim_kernel.copying import HoldsShared
-from wim_kernel.settings import settle
+from wim_kernel.common.concurrency import in_thread
+from wim_kernel.common.copying import HoldsShared
+from wim_kernel.run.options import settle
 
 dispatcher = get_dispatcher(__name__)
 

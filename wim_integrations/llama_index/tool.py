@@ -16,9 +16,9 @@ from wim_integrations.llama_index.events import Teller
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
-from wim_kernel.copying import HoldsShared
-from wim_kernel.reports import DESCRIPTION, report
-from wim_kernel.settings import settle
+from wim_kernel.common.copying import HoldsShared
+from wim_kernel.run.options import settle
+from wim_kernel.text.tool_text import DESCRIPTION, report
 
 
 class WimProgress(Event):

@@ -13,27 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from transformers import GenerationConfig
 
-from wim_kernel.storage import Packed
-
-
-@dataclass(frozen=True)
-class Text:
-    """A run of prompt text.
-
-    Attributes:
-        text: the characters.
-        trusted: True for the application's own prompt text, which may hold control tokens. Text from documents,
-            questions and margins is not trusted: nothing in it is ever read as a control token.
-        hole: the name of the template's hole that it fills, if it fills one.
-    """
-
-    text: str
-    trusted: bool = False
-    hole: str = field(default="", compare=False, repr=False)
-
-
-Prompt = tuple[Text, ...]
-
+from wim_kernel.engines.packed import Packed
+from wim_kernel.text.run_text import Prompt, Text
 
 Head = tuple[int, int]
 """An attention head: its layer and its number in the layer, both from 0."""

@@ -17,23 +17,24 @@ import psutil
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from wim_kernel import forks
-from wim_kernel.copying import Shared
-from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
-from wim_kernel.engines.local.decoder import Limits, Row, decode
-from wim_kernel.engines.local.grammar import Grammars
-from wim_kernel.engines.local.loading import load_model
-from wim_kernel.engines.local.paths import Attention, Paths
-from wim_kernel.engines.local.runner import ModelRunner
-from wim_kernel.engines.local.sampling import Policy, Sampler
-from wim_kernel.engines.local.shared import SharedPrefix
-from wim_kernel.engines.local.snapshot import SnapshotPrefix
-from wim_kernel.engines.local.soundness import UnsoundModelError, plain_logits
-from wim_kernel.engines.local.together import Together
-from wim_kernel.engines.local.tokens import Codec
-from wim_kernel.errors import DeviceMemoryError, UnsupportedModelError
-from wim_kernel.storage import Packed
-from wim_kernel.turns import Turn
+from wim_kernel.common import forks
+from wim_kernel.common.copying import Shared
+from wim_kernel.common.errors import DeviceMemoryError, UnsupportedModelError
+from wim_kernel.engines.base import Branch, Gate, Head, Progress
+from wim_kernel.engines.codec import Codec
+from wim_kernel.engines.loading import load_model
+from wim_kernel.engines.local.attention.backend import Attention, Paths
+from wim_kernel.engines.local.decode.decoder import Limits, Row, decode
+from wim_kernel.engines.local.decode.fair_lock import Turn
+from wim_kernel.engines.local.decode.json_grammar import Grammars
+from wim_kernel.engines.local.decode.sampling import Policy, Sampler
+from wim_kernel.engines.local.decode.step_batcher import Together
+from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.model.soundness import UnsoundModelError, plain_logits
+from wim_kernel.engines.local.prefix.shared import SharedPrefix
+from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
+from wim_kernel.engines.packed import Packed
+from wim_kernel.text.run_text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class LocalEngine(Shared):
         window: most tokens to attend to; by default what the model's config says.
         path: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
             time), or None to take the first unless the model fails its check.
-        attention: what computes attention on the first path, for debugging; see `wim_kernel.engines.local.paths.Paths`.
+        attention: what computes attention on the first path, for debugging; see
+            `wim_kernel.engines.local.attention.backend.Paths`.
 
     Raises:
         UnsupportedModelError: if the path does not give the same results as the model's plain forward pass.
@@ -114,7 +116,7 @@ class LocalEngine(Shared):
         attention: Attention = "auto",
         **loading: Any,
     ) -> LocalEngine:
-        """Load a model by name; see `wim_kernel.engines.local.loading.load_model`."""
+        """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
         return cls(*load_model(name, **loading), window=window, path=path, attention=attention)
 
     # -- text ---------------------------------------------------------------------------------------------------------

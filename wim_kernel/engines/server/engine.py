@@ -11,20 +11,21 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from wim_kernel.copying import Shared
-from wim_kernel.engines.base import Branch, Gate, Head, Progress, Text
-from wim_kernel.engines.local.loading import load_tokenizer
-from wim_kernel.engines.server.branches import Branches, Running
+from wim_kernel.common.copying import Shared
+from wim_kernel.common.errors import ServerError
+from wim_kernel.engines.base import Branch, Gate, Head, Progress
+from wim_kernel.engines.loading import load_tokenizer
+from wim_kernel.engines.packed import Packed
+from wim_kernel.engines.server.branch_requests import Branches, Running
+from wim_kernel.engines.server.codecs import Characters, Tokens, Words
+from wim_kernel.engines.server.deltas import Said
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
-from wim_kernel.engines.server.pieces import Said
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import READ, Requests
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server, gathered, wait_for
-from wim_kernel.engines.server.words import Characters, Tokens, Words
-from wim_kernel.errors import ServerError
-from wim_kernel.storage import Packed
+from wim_kernel.text.run_text import Text
 
 
 class ServerEngine(Shared):

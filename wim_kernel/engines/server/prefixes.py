@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from wim_kernel import forks
+from wim_kernel.common import forks
 from wim_kernel.engines.server.transport import Server
 
 

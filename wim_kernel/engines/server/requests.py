@@ -18,14 +18,14 @@ from tenacity import (
 )
 from transformers import GenerationConfig
 
+from wim_kernel.common.errors import ServerError
+from wim_kernel.engines.server.codecs import Tokens, Words
+from wim_kernel.engines.server.deltas import Piece, Said
 from wim_kernel.engines.server.families import Family, Route
-from wim_kernel.engines.server.pieces import Piece, Said
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.slots import Slot
 from wim_kernel.engines.server.transport import Server
-from wim_kernel.engines.server.words import Tokens, Words
-from wim_kernel.errors import ServerError
 
 logger = logging.getLogger(__name__)
 

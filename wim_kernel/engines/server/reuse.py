@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from wim_kernel.engines.server.pieces import Said
+from wim_kernel.engines.server.deltas import Said
 
 ENOUGH_TO_JUDGE = 4096
 """Shared tokens after which too little reuse is worth a warning."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from wim_kernel import forks
+from wim_kernel.common import forks
 from wim_kernel.engines.server.transport import Server
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
-from wim_kernel import forks
-from wim_kernel.asynchrony import stoppable
-from wim_kernel.engines.server.pieces import Piece, piece_of, piece_of_likelihoods
-from wim_kernel.errors import ServerError
+from wim_kernel.common import forks
+from wim_kernel.common.concurrency import stoppable
+from wim_kernel.common.errors import ServerError
+from wim_kernel.engines.server.deltas import Piece, piece_of, piece_of_likelihoods
 
 Item = TypeVar("Item")
 AWAY = 30.0

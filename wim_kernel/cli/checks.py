@@ -1,0 +1,91 @@
+"""What `wim` checks before it loads anything: a mistake is told at once, not after seconds."""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import click
+
+from wim_kernel.cli.console import at_a_terminal
+from wim_kernel.common.errors import ServerError
+from wim_kernel.text.files import STDIN
+
+
+class Fraction(click.FloatRange):
+    """A number from 0 to 1, which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check it."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number between 0 and 1.", param, ctx)
+        return number
+
+
+def check_use(questions: Sequence[str], files: Sequence[str], chat: bool, task: str) -> None:
+    """See that there is something to ask of something."""
+    if not questions and not chat:
+        raise click.UsageError("Missing argument 'QUESTION'.")
+    if not all(question.strip() for question in questions) and task != "summarise":
+        raise click.UsageError("QUESTION is empty.")
+    if chat and not (at_a_terminal(sys.stdin) and at_a_terminal(sys.stdout)):
+        raise click.UsageError("--chat needs a terminal: give each question with --question instead.")
+    if chat and (not files or STDIN in files):
+        raise click.UsageError("With --chat, standard input is for questions: give at least one FILE.")
+    if not files and at_a_terminal(sys.stdin):
+        raise click.UsageError("Give at least one FILE, or pipe a document in.")
+
+
+def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
+    """See that options go together, before anything is loaded."""
+    if options.get("top_k") and options.get("stop_after"):
+        raise click.UsageError(
+            "--top-k chooses once all is read, and --stop-after counts what is kept before: use one of them."
+        )
+    blank = not all(question.strip() for question in questions)
+    if blank and (options.get("top_k") or options.get("margin_style") == "verbatim"):
+        raise click.UsageError(
+            "--top-k and --margin-style verbatim need a question that says what to look for."
+        )
+
+
+def check_settings(questions: Sequence[str], options: Any) -> None:
+    """The same by the kernel's own rules, once its code has to be imported anyway."""
+    from wim_kernel.run.run import asked
+
+    try:
+        asked(questions, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def check_reachable(servers: Sequence[str]) -> None:
+    """See that somebody listens at one of the addresses, which takes no time, before torch is imported.
+
+    Raises:
+        ServerError: if nobody does.
+        click.UsageError: if one is no address.
+    """
+    reason = ""
+    for url in servers:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+        except (ValueError, KeyError):
+            raise click.UsageError(f"{url!r} is no address: it begins with http:// or https://.") from None
+        if not host:
+            raise click.UsageError(f"{url!r} names no host.")
+        if parts.scheme in getproxies():
+            return
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise ServerError(servers[-1], f"nobody answers there ({reason}): start it, or check the address")

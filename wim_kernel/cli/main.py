@@ -1,0 +1,300 @@
+"""The `wim` command: ask questions of files, and watch margins and answers being written.
+
+Exit codes: 0, answered (also after one Ctrl-C while reading, from what was read); 1, it could not be done (a
+document too long, a model not found); 2, wrong use (a bad option, a file that cannot be read); 130,
+interrupted; 141, the reader of standard output went away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Generator
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import click
+    import rich  # noqa: F401  (wim_kernel.cli.display needs it)
+except ModuleNotFoundError as error:
+    raise SystemExit(f"wim needs {error.name}: pip install 'wim-integrations[cli]'") from error
+
+from wim_kernel.cli.checks import Fraction, check_options, check_reachable, check_settings, check_use
+from wim_kernel.cli.console import (
+    Interrupts,
+    Program,
+    check_output,
+    guarded,
+    quietened,
+    set_encoding,
+)
+from wim_kernel.cli.display import Display, make_display
+from wim_kernel.common.errors import ReadingFileError, WimError
+from wim_kernel.common.events import AnswerToken, ChunkRead, Event, MarginsDone
+from wim_kernel.run.relevance.scores import BY_NAME
+from wim_kernel.text.files import STDIN, read_document
+
+if TYPE_CHECKING:
+    from wim_kernel.kernel import WimKernel
+    from wim_kernel.reading import Reading
+
+_CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 512 for the embedded model."
+_CACHE_HELP = "Where readings are kept for the next run. By default in the user's cache folder."
+
+CACHE_BYTES = 8 * 2**30
+"""Most that the default cache folder takes, or half of what is free on its disk."""
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wim-integrations", prog_name="wim")
+def main() -> None:
+    """Ask questions of documents with a language model that takes notes while it reads."""
+
+
+@main.command()
+@click.argument("question", required=False)
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.option(
+    "--question", "-Q", "more", metavar="TEXT", multiple=True, help="Another question; again for more."
+)
+@click.option("--chat", "-i", is_flag=True, help="At a terminal: go on asking about the same document.")
+@click.option(
+    "--model", default="embedded", show_default=True, help="A hub id, a path, or the embedded model."
+)
+@click.option("--gguf-file", metavar="NAME", help="The GGUF file within the model's repository or folder.")
+@click.option(
+    "--server",
+    "servers",
+    metavar="URL",
+    multiple=True,
+    help="An OpenAI-compatible API that runs --model; again for more.",
+)
+@click.option("--tokenizer", metavar="NAME", help="The server's model's tokenizer: a hub id or a folder.")
+@click.option("--cache-dir", metavar="FOLDER", help=_CACHE_HELP)
+@click.option(
+    "--no-cache", is_flag=True, help="Keep nothing for the next run, and use nothing that was kept."
+)
+@click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
+@click.option(
+    "--relevance",
+    type=click.Choice(list(BY_NAME)),
+    help="What relevance is taken from. By default all signals.",
+)
+@click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
+@click.option(
+    "--stop-after", type=click.IntRange(min=1), metavar="N", help="Stop reading after N kept margins."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look for evidence N times, knowing what was found.",
+)
+@click.option("--margins-only", is_flag=True, help="Write margins and no answer.")
+@click.option(
+    "--margin-style", type=click.Choice(["free", "verbatim"]), help="Own words, or sentences as they stand."
+)
+@click.option("--task", type=click.Choice(["answer", "summarise"]), default="answer", show_default=True)
+@click.option(
+    "--max-answer-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens of answer."
+)
+@click.option(
+    "--max-margin-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens a margin."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write each event as a line of JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Write the answer alone.")
+def ask(
+    question: str | None,
+    files: tuple[str, ...],
+    more: tuple[str, ...],
+    chat: bool,
+    model: str,
+    gguf_file: str | None,
+    servers: tuple[str, ...],
+    tokenizer: str | None,
+    cache_dir: str | None,
+    no_cache: bool,
+    chunk_tokens: int | None,
+    margins_only: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Answer QUESTION from the text, Markdown, HTML or PDF FILEs, read in order as one document.
+
+    FILE `-`, and no FILE where something is piped in, is standard input. With `--task summarise` QUESTION
+    says what to look for and may be empty. With --question or --chat, QUESTION may be left out: a first
+    argument that is a file is read. Ctrl-C while reading answers from what was read; again, it leaves.
+
+    What was read is kept for the next run, in a folder that `--cache-dir` names.
+    """
+    check_output()
+    set_encoding(as_json)
+    display = make_display(as_json, quiet, margins_only)
+    with guarded(display), Interrupts() as interrupts, quietened(show_downloads=not (as_json or quiet)):
+        if (more or chat) and question is not None and (question == STDIN or os.path.exists(question)):
+            files = (question, *files)
+            question = None
+        questions = [*([question] if question is not None else []), *more]
+        folder = None if no_cache or servers else Path(cache_dir or _cache_folder())
+        check_use(questions, files, chat, options["task"])
+        if servers and cache_dir:
+            raise click.UsageError(
+                "--cache-dir is of no use with --server: servers keep what they read themselves."
+            )
+        if tokenizer and not servers:
+            raise click.UsageError("--tokenizer belongs to --server: a model has its own.")
+        if no_cache and cache_dir:
+            raise click.UsageError("Use --cache-dir or --no-cache, not both.")
+        check_options(questions, _asked(options))
+        document = read_document(files or (STDIN,))
+        if servers:
+            display.status(f"Asking {', '.join(servers)}")
+            kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
+            if options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
+                raise click.UsageError(
+                    "Of servers only SGLang can choose verbatim margins, given --tokenizer."
+                )
+        else:
+            check_settings(questions, _asked(options))
+            display.status(f"Loading the model {model}")
+            kernel = _load(model, gguf_file)
+        _check(options, kernel)
+        with _kept_in(kernel, folder, default=not cache_dir):
+            display.status(f"Reading {', '.join(files) or 'standard input'}")
+            reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
+            named = chat or len(questions) > 1
+            for position, each in enumerate(questions):
+                display.begin(each if named else None)
+                events = _events(reading, each, margins_only, interrupts, _asked(options))
+                _follow(events, position, display, interrupts)
+            if chat:
+                _chat(reading, len(questions), margins_only, display, interrupts, _asked(options))
+
+
+@main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Compare margins with other ways to answer, on your model and questions."""
+    found = entry_points(group="wim_kernel.commands", name="eval")  # of the package of the integrations
+    if not found:
+        raise click.UsageError("`wim eval` is not installed: pip install 'wim-integrations[eval]'.")
+    next(iter(found)).load().main(args=list(arguments), prog_name="wim eval")
+
+
+def _load(model: str, gguf_file: str | None) -> WimKernel:
+    from transformers.utils import logging as transformers_logging
+
+    from wim_kernel.kernel import WimKernel  # torch comes with it: seconds, not to be spent on --help
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return WimKernel.from_pretrained(model, gguf_file=gguf_file)
+
+
+def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None) -> WimKernel:
+    check_reachable(servers)
+    from wim_kernel.kernel import WimKernel
+
+    try:
+        return WimKernel.from_server(servers, model, tokenizer=tokenizer)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _cache_folder() -> str:
+    """Where readings are kept: in the folder that WIM_CACHE_DIR names, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    folder = os.environ.get("WIM_CACHE_DIR") or user_cache_dir("wim-integrations", appauthor=False)
+    return str(Path(folder).expanduser() / "readings")
+
+
+@contextlib.contextmanager
+def _kept_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Generator[None, None, None]:
+    """Use the readings in a folder, and leave those of this run there."""
+    if folder is None:
+        yield
+        return
+    try:
+        kernel.readings.keep_in(folder.expanduser(), most_bytes=CACHE_BYTES if default else None)
+    except ReadingFileError as error:
+        if not default:
+            raise
+        warnings.warn(f"{error} --no-cache does without.", stacklevel=2)
+    try:
+        yield
+    finally:
+        kernel.readings.flush()
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
+    names = {"max_answer_tokens": "answer_tokens", "max_margin_tokens": "margin_tokens"}
+    return {names.get(name, name): value for name, value in options.items() if value is not None}
+
+
+def _events(
+    reading: Reading, question: str, margins_only: bool, interrupts: Interrupts, options: dict[str, Any]
+) -> Generator[Event, None, None]:
+    interrupts.stopping = False
+    stream = reading.stream_margins if margins_only else reading.stream
+    try:
+        return stream(question, stop_when=lambda _: interrupts.stopping, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _check(options: dict[str, Any], kernel: WimKernel) -> None:
+    """See that the model, wherever it runs, can do what is asked."""
+    from wim_kernel.run.options import fitting, settle
+
+    try:
+        fitting(settle(_asked(options)), kernel.engine)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _follow(
+    events: Generator[Event, None, None], position: int, display: Display, interrupts: Interrupts
+) -> None:
+    """Show a stream's events; leaving midway closes the stream, which stops the model."""
+    with contextlib.closing(events):
+        interrupts.reading = True
+        for event in events:
+            if isinstance(event, AnswerToken):
+                interrupts.reading = False
+            display.show(
+                event if isinstance(event, ChunkRead | MarginsDone) else replace(event, question=position)
+            )
+        interrupts.reading = False
+
+
+def _chat(
+    reading: Reading,
+    asked: int,
+    margins_only: bool,
+    display: Display,
+    interrupts: Interrupts,
+    options: dict[str, Any],
+) -> None:
+    """Answer what is typed, until nothing is."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (lines can be edited then)
+    while True:
+        try:
+            question = input("\n? ").strip()
+        except EOFError:
+            click.echo()
+            return
+        if not question:
+            return
+        display.begin(None)
+        try:
+            _follow(_events(reading, question, margins_only, interrupts, options), asked, display, interrupts)
+        except WimError as error:  # about this question: the next may do
+            display.fail(str(error))
+        asked += 1

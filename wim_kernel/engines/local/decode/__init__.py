@@ -1,0 +1,1 @@
+"""Branches token by token: sampling, grammars, and steps shared between callers."""

@@ -1,0 +1,1 @@
+"""A transformers model: loaded, run and patched."""

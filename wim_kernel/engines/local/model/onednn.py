@@ -1,0 +1,83 @@
+"""A step's matrix products in float32 on x86 processors, by oneDNN in place of the BLAS that torch asks for them.
+
+Same weights, same precision, another library: for the few rows of a decode step it gets through the weights sooner, and
+soonest where they were laid out for it beforehand. That takes a copy, so only the output layer, the widest, has one.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wim_kernel.engines.local.model.patching import Lender
+
+FEW_ROWS = 8  # how many rows the output layer's copy is laid out for; any number may come
+
+
+class Products(Lender):
+    """Lends oneDNN's products to the linear layers of a model.
+
+    Args:
+        model: its layers are left as they are wherever oneDNN has nothing to offer: other devices, types or processors,
+            subclasses of `torch.nn.Linear`, layers whose ``forward`` someone else has replaced.
+        wanted: asked at each call; if it says no, the layer's own product is taken.
+    """
+
+    def _lend_all(self) -> None:
+        if not _has_onednn():
+            return
+        output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        for layer in self.model.modules():
+            if type(layer) is nn.Linear and "forward" not in vars(layer) and _fits(layer.weight):
+                product = _Packed(layer) if layer is output else functools.partial(_plain, layer)
+                self._lend(layer, product)
+
+    def _forward(self, module: nn.Linear, form: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        if not self.wanted() or not _fits(rows) or not _fits(module.weight):
+            return nn.Linear.forward(module, rows)
+        return form(rows)
+
+
+def _plain(layer: nn.Linear, rows: Tensor) -> Tensor:
+    return _product(rows, layer.weight, layer.bias)
+
+
+class _Packed:
+    """The product of a layer whose weights were copied into oneDNN's own layout; copied again when they change."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+        self._version: tuple[int, int] | None = None
+        self._weight: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "_version": None, "_weight": None}  # oneDNN's layout cannot be copied
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        weight = self.layer.weight
+        version = weight.data_ptr(), weight._version
+        if self._weight is None or self._version != version:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_ROWS)
+            self._version = version
+        return _product(rows, self._weight, self.layer.bias)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
+    return result
+
+
+def _fits(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _has_onednn() -> bool:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and hasattr(torch.ops.mkldnn, "_linear_pointwise"))

@@ -1,0 +1,1 @@
+"""A reading's keys, values and states."""

@@ -1,0 +1,69 @@
+"""Keys and values of a prefix, one buffer pair a layer, allocated ahead."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wim_kernel.engines.local.attention.triton_launch import ALIGNED, table_row
+from wim_kernel.engines.local.model.runner import upload
+
+
+class LayerStore:
+    """Keys and values of one layer on its own device: (heads, capacity, head size) each.
+
+    Args:
+        key: keys of any number of tokens, (heads, M, D).
+        value: their values, (heads, M, Dv).
+        capacity: tokens that there is room for.
+        by_token: lay tokens out one after another, with their heads, as the kernels and cuDNN want it: strides then do
+            not depend on the capacity. Otherwise head after head, which a CPU reads sooner.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, capacity: int, *, by_token: bool) -> None:
+        self.by_token = by_token
+        self.keys, self.values = (
+            item.new_empty(capacity, item.shape[0], item.shape[-1]).transpose(0, 1)
+            if by_token
+            else item.new_empty(item.shape[0], capacity, item.shape[-1])
+            for item in (key, value)
+        )
+        self._table: Tensor | None = None
+
+    def write(self, key: Tensor, value: Tensor, start: int) -> None:
+        """Put keys (heads, M, D) and values (heads, M, Dv) at positions from ``start`` on."""
+        self.keys[:, start : start + key.shape[1]] = key
+        self.values[:, start : start + value.shape[1]] = value
+
+    def resized(self, tokens: int, capacity: int) -> LayerStore:
+        """A store of another capacity with the first ``tokens`` positions of this one."""
+        store = LayerStore(self.keys, self.values, capacity, by_token=self.by_token)
+        store.write(self.keys[:, :tokens], self.values[:, :tokens], 0)
+        return store
+
+    def stored(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The first ``tokens`` keys and values as they lie in memory, token by token or head after head."""
+        if self.by_token:
+            return self.keys.transpose(0, 1)[:tokens], self.values.transpose(0, 1)[:tokens]
+        return self.keys[:, :tokens], self.values[:, :tokens]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def beside(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
+        """Buffers for branches' own keys and values, (rows, room or a little more, heads, head size) each."""
+        room = -(-room // ALIGNED) * ALIGNED
+        keys, values = (
+            item.new_empty(rows, room, item.shape[0], item.shape[2]) for item in (self.keys, self.values)
+        )
+        return keys, values
+
+    @property
+    def table(self) -> Tensor:
+        """The layer's row of the kernels' table, for extending: what is new goes behind what there is."""
+        if self._table is None:
+            row = table_row(self.keys, self.values, [self.keys], [self.values])
+            self._table = upload(row, torch.int64, self.keys.device)
+        return self._table

@@ -1,0 +1,1 @@
+"""Branches as rows of one batch."""

@@ -1,0 +1,1 @@
+"""One question, from its options to its answer."""

@@ -1,0 +1,163 @@
+"""Plain conversations with a kernel's model, for whatever needs a language model beside the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from transformers import GenerationConfig
+
+from wim_kernel.cache.prefix_cache import PrefixCache
+from wim_kernel.common.errors import ContextOverflowError
+from wim_kernel.engines.base import AnyEngine, Branch, Decoded
+from wim_kernel.run.decoding import decode_all
+from wim_kernel.run.options import Options, settle
+from wim_kernel.text.run_text import Prompt, Text
+
+Role = Literal["system", "user", "assistant"]
+SYSTEM = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; its text is data, in which control tokens stay characters."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A reply's end.
+
+    Attributes:
+        text: the whole reply.
+        prompt_tokens: tokens that the model read.
+        output_tokens: tokens that it wrote.
+    """
+
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+def complete(
+    cache: PrefixCache, turns: Sequence[Turn], options: Options
+) -> Generator[str | Completed, None, None]:
+    """The reply to a conversation: its pieces (some of them empty), and at the end the whole.
+
+    The model's chat template is put around the turns; a model without one is given their text.
+
+    Args:
+        cache: the kernel's live readings, of whose model the reply is; idle ones make way if memory runs out.
+        turns: the conversation.
+        options: ``answer_config``, ``answer_tokens`` and ``answer_schema`` count. Fewer tokens are written where the
+            window has less room.
+
+    Raises:
+        ContextOverflowError: if the conversation does not fit the model's window.
+    """
+    engine, settings = cache.engine, settle(options)
+    if settings.answer_schema is not None:
+        engine.check_schema(settings.answer_schema, settings.answer_config)
+    system, prompt = _conversation(engine, turns)
+    head = engine.head(system, "")
+    branch = Branch(len(head), prompt, json_schema=settings.answer_schema)
+    asked = len(head) + len(engine.suffix(branch))
+    branch = Branch(
+        len(head),
+        prompt,
+        generation=_within(engine, asked, settings.answer_config),
+        json_schema=settings.answer_schema,
+    )
+    prefix = engine.open()
+    engine.reserve(prefix, len(head))
+    while prefix.tokens < len(head):
+        engine.extend(prefix, [head], 0)
+    with closing(decode_all(engine, prefix, [branch], relieve=cache.make_way)) as steps:  # type: ignore[type-var]
+        for step in steps:
+            yield "".join(progress.text for progress in step)
+            for progress in step:
+                if progress.done is not None:
+                    yield _completed(progress.done, len(head))
+
+
+def is_chat_model(engine: AnyEngine) -> bool:
+    """Whether an engine's model has a chat template; of a server that templates itself it is taken for granted."""
+    codec = _codec(engine)
+    return codec is None or bool(codec.seam.chat)
+
+
+def _completed(done: Decoded, head: int) -> Completed:
+    prompt = len(done.suffix_ids) if done.prompt_tokens is None else done.prompt_tokens
+    output = len(done.token_ids) if done.output_tokens is None else done.output_tokens
+    return Completed(done.text, head + prompt, output)
+
+
+def _within(engine: AnyEngine, asked: int, config: GenerationConfig) -> GenerationConfig:
+    """The configuration with no more new tokens than the window has room for."""
+    if engine.window is None or asked + (config.max_new_tokens or 0) <= engine.window:
+        return config
+    room = engine.window - asked
+    if room < 1:
+        raise ContextOverflowError(
+            "The conversation", asked, engine.window - 1, "Shorten it, or use a model with a longer window."
+        )
+    bounded = GenerationConfig.from_dict(config.to_dict())
+    bounded.max_new_tokens = room
+    return bounded
+
+
+def _conversation(engine: AnyEngine, turns: Sequence[Turn]) -> tuple[str, Prompt]:
+    """What the model is told to be, and everything from the first user's text to the last."""
+    system = "\n\n".join(turn.text for turn in turns if turn.role == "system") or SYSTEM
+    rest = [
+        Turn(role, "\n\n".join(turn.text for turn in same))
+        for role, same in groupby(
+            (turn for turn in turns if turn.role != "system"), key=lambda turn: turn.role
+        )
+    ]
+    if not rest:  # some conversations are a system's turn alone
+        return SYSTEM, (Text(system),)
+    if len(rest) == 1:
+        return system, (Text(rest[0].text),)
+    between = _template_between(engine, rest)
+    if between is None:
+        return system, (Text("\n\n".join(f"{turn.role}: {turn.text}" for turn in rest)),)
+    runs = [Text(rest[0].text)]
+    for lead, turn in zip(between, rest[1:], strict=True):
+        runs += [Text(lead, trusted=True), Text(turn.text)]
+    return system, tuple(runs)
+
+
+def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | None:
+    """What the chat template puts between turns; None if it cannot be told."""
+    codec = _codec(engine)
+    if codec is None or not codec.seam.chat or turns[0].role != "user" or turns[-1].role != "user":
+        return None
+    marks = [f"@@wim-turn-{number}@@" for number in range(len(turns))]
+    messages = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
+    try:
+        rendered = str(
+            codec.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+    except Exception:  # templates raise what they like: jinja errors, ValueError, ...
+        return None
+    pieces: list[str] = []
+    for mark in marks:
+        if rendered.count(mark) != 1:
+            return None
+        before, _, rendered = rendered.partition(mark)
+        pieces.append(before)
+    return pieces[1:] if rendered == codec.seam.after else None
+
+
+def _codec(engine: AnyEngine) -> Any:
+    """The engine's tokenizer with its template; None of a server that has neither here."""
+    words = getattr(engine, "words", None)
+    return getattr(words, "codec", None) if words is not None else getattr(engine, "codec", None)

@@ -1,0 +1,178 @@
+"""Margins as people and programs hand them in: one way in, with the same checks everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from wim_kernel.common.chunk import Chunk, Span
+from wim_kernel.common.errors import MarginsError
+from wim_kernel.common.margins import Margin
+
+MarginsLike = Sequence[Margin | Mapping[str, Any] | str]
+FindSpans = Callable[[int, Mapping[str, Any]], tuple[Span, ...]]
+"""Given a chunk's index and a margin's data, checks where the data says it stands and gives its sentences' places."""
+
+APPROVAL = frozenset({"approve", "approved", "accept", "accepted"})
+_FIELDS = ("text", "kept", "note", "relevance", "index")
+_FORMS = "a Margin, a dict with its text, or a string, which is a note of one's own"
+
+
+def margins_in(
+    given: object,
+    chunks: Sequence[Chunk],
+    *,
+    written: Iterable[Margin] | None = None,
+    find_spans: FindSpans | None = None,
+) -> list[Margin]:
+    """The margins that an answer is to stand on, from whatever a person or a program gave.
+
+    Args:
+        given: a list. Each item is a `Margin`; a dict with ``text`` and what else `Margin.to_dict` writes, of which
+            all may be left out; or a string, which is a note of one's own. Where ``written`` is given, also True or
+            ``"approve"``.
+        chunks: the reading's.
+        written: the margins that an approval stands for.
+        find_spans: how a dict says where its sentences stand; by default as `Margin.to_dict` writes it.
+
+    Raises:
+        MarginsError: for anything else; it says which margin is wrong and what a margin is.
+    """
+    if is_approval(given):
+        if written is None:
+            raise MarginsError(
+                f"{given!r} approves margins that are not known here: give the margins themselves, as a list."
+            )
+        return list(written)
+    if isinstance(given, str | bytes | Mapping | Margin) or not isinstance(given, Iterable):
+        raise MarginsError(
+            f"Margins are a list, each item {_FORMS}; this is {_described(given)}. To answer without any, give []."
+        )
+    find = find_spans or _own_spans
+    return [_margin(place, item, chunks, find) for place, item in enumerate(given)]
+
+
+def chunks_in(given: object, chunks: int) -> int:
+    """How many chunks margins that were handed in stand on.
+
+    Raises:
+        MarginsError: unless it is a number of chunks that the document has.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= chunks:
+        return given
+    raise MarginsError(
+        f"chunks_read is {given!r} and the document has {chunks} chunks: give the number that came with the margins, "
+        "or leave it out."
+    )
+
+
+def is_approval(reply: object) -> bool:
+    """Whether a person's reply means the margins as they were shown."""
+    return reply is True or (isinstance(reply, str) and reply.strip().lower() in APPROVAL)
+
+
+def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindSpans) -> Margin:
+    if isinstance(item, Margin):
+        _check_index(item.index, chunks)
+        return item
+    if isinstance(item, str):
+        item = {"text": item}
+    if not isinstance(item, Mapping):
+        raise MarginsError(f"A margin is {_FORMS}; the one at position {place} is {_described(item)}.")
+    _check_names(place, item)
+    index = item.get("index", len(chunks) - 1)
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise MarginsError(f"A margin's index is the number of its chunk, not {index!r}.")
+    _check_index(index, chunks)
+    return Margin(
+        index=index,
+        text=_text("text", item["text"]),
+        relevance=_relevance(item.get("relevance")),
+        kept=_kept(item.get("kept", True)),
+        chunk=_chunk(place, item["chunk"]) if item.get("chunk") is not None else chunks[index],
+        spans=find_spans(index, item),
+        note=_text("note", item.get("note") or ""),
+        evidence=_evidence(item.get("evidence")),
+    )
+
+
+def _check_names(place: int, item: Mapping[Any, Any]) -> None:
+    """See that nothing is missing or misspelt. Data beyond the margin's own is the caller's, and let be."""
+    for name in item:
+        near = get_close_matches(str(name).lower(), _FIELDS, n=1, cutoff=0.75)
+        if near and name not in _FIELDS and near[0] not in item:
+            raise MarginsError(f"The margin at position {place} has {name!r}, which is called {near[0]!r}.")
+    if "text" not in item:
+        raise MarginsError(
+            f"The margin at position {place} has no 'text': give it one, or leave the margin out of the list."
+        )
+
+
+def _check_index(index: int, chunks: Sequence[Chunk]) -> None:
+    if not 0 <= index < len(chunks):
+        raise MarginsError(
+            f"Margin {index} is of another document: this one has chunks 0 to {len(chunks) - 1}."
+        )
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise MarginsError(f"A margin's {name} is a string, not {value!r}.")
+    return value
+
+
+def _relevance(value: object) -> float:
+    """By default 1: whoever hands a margin in finds that it matters."""
+    if value is None:
+        return 1.0
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1:
+        raise MarginsError(f"A margin's relevance is a number from 0 to 1, not {value!r}.")
+    return number
+
+
+def _evidence(value: object) -> dict[str, float]:
+    """What the relevance is made of, as it was written; none for a margin of one's own."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(item, int | float) for item in value.values()):
+        raise MarginsError(f"A margin's evidence is numbers by name, not {value!r}: leave it out.")
+    return {str(name): float(item) for name, item in value.items()}
+
+
+def _kept(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise MarginsError(f"A margin's kept is true or false, not {value!r}.")
+    return value
+
+
+def _chunk(place: int, data: object) -> Chunk:
+    if isinstance(data, Chunk):
+        return data
+    try:
+        return Chunk.from_dict(data)  # type: ignore[arg-type]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MarginsError(
+            f"The 'chunk' of the margin at position {place} is not what Chunk.to_dict wrote: leave it out."
+        ) from error
+
+
+def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
+    """As `Margin.to_dict` writes them, beside the chunk that they are of."""
+    if data.get("chunk") is None:
+        return ()
+    try:
+        return tuple(Span(**span) for span in data.get("spans") or ())
+    except TypeError as error:
+        raise MarginsError(
+            f"The 'spans' of margin {index} are not what Margin.to_dict wrote: leave them out."
+        ) from error
+
+
+def _described(value: object) -> str:
+    if value is None or isinstance(value, bool | str):
+        return repr(value)
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

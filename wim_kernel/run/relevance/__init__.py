@@ -1,0 +1,27 @@
+"""How much a chunk helps with a question, and what that is found out from."""
+
+from wim_kernel.run.relevance.scores import (
+    BY_NAME,
+    Decision,
+    Evidence,
+    EvidenceProbability,
+    QuestionLikelihood,
+    Relevance,
+    RelevanceLike,
+    RelevanceName,
+    SecondCall,
+    resolve,
+)
+
+__all__ = [
+    "BY_NAME",
+    "Decision",
+    "Evidence",
+    "EvidenceProbability",
+    "QuestionLikelihood",
+    "Relevance",
+    "RelevanceLike",
+    "RelevanceName",
+    "SecondCall",
+    "resolve",
+]

@@ -1,0 +1,70 @@
+"""What the model was asked, in words for traces: its prompts as they stand, and the document elided."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from wim_kernel.common.margins import Margin
+from wim_kernel.engines.base import AnyEngine
+from wim_kernel.run.answer_prompt import answer_prompt
+from wim_kernel.run.document import EncodedDocument
+from wim_kernel.run.options import Options, fitting, settle
+from wim_kernel.text.prompts import Frame, fill
+from wim_kernel.text.run_text import Prompt
+
+
+class Transcript:
+    """The prompts of one question on a reading.
+
+    Args:
+        engine: what the reading is for.
+        frame: what stands around the document.
+        document: what is read.
+        question: what is asked; empty for a summary.
+        options: how, as they are given to the kernel.
+
+    Attributes:
+        system: who the model is told to be.
+    """
+
+    def __init__(
+        self, engine: AnyEngine, frame: Frame, document: EncodedDocument, question: str, options: Options
+    ) -> None:
+        self._frame = frame
+        self._document = document
+        self._question = question
+        self._settings = settle(options)
+        with contextlib.suppress(ValueError):  # what the engine cannot do is said by the call itself
+            self._settings = fitting(self._settings, engine, blank=not question.strip())
+        self.system = frame.system
+
+    def margin(self, index: int) -> str:
+        """The user's turn behind which the margin of chunk ``index`` is written, or looked for if it is a quotation."""
+        prompts, variables = self._settings.prompts, self._settings.variables
+        asks = prompts.decision if self._settings.asks == "decision" else prompts.margin
+        lead = fill(prompts.question, **variables, question=self._question)
+        if self._settings.margin_style == "verbatim" and not self._settings.measures_boundaries:
+            return self._turn(index + 1, lead)  # nothing more is asked
+        return self._turn(index + 1, lead + fill(asks, **variables, question=self._question))
+
+    def answer(self, margins: Sequence[Margin], chunks_read: int | None = None) -> str:
+        """The user's turn behind which the answer is written.
+
+        Args:
+            margins: all of them; the kept ones are in it.
+            chunks_read: how many chunks stand before it, by default all.
+        """
+        chunks = len(self._document.chunks) if chunks_read is None else chunks_read
+        in_order = sorted(margins, key=lambda margin: margin.index)
+        return self._turn(chunks, answer_prompt(self._question, in_order, self._settings))
+
+    def _turn(self, chunks: int, prompt: Prompt) -> str:
+        return self._frame.document + self._elided(chunks) + "".join(run.text for run in prompt)
+
+    def _elided(self, chunks: int) -> str:
+        total = len(self._document.chunks)
+        counted = (
+            f"{total} chunk{'s' if total > 1 else ''}" if chunks == total else f"{chunks} of {total} chunks"
+        )
+        return f"[document: {counted}, {self._document.tokens.tokens(chunks):,} tokens]"

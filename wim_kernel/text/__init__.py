@@ -1,0 +1,1 @@
+"""Text in, before any model: documents, sentences, prompts, schemas. No tensors, and nothing above is imported."""
