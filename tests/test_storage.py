@@ -222,13 +222,16 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path):
 
 
 def test_chains_tell_common_beginnings():
-    first, second = chain([(1, 2), (3,), (4, 5)]), chain([(1, 2), (3,), (4, 6)])
+    def of(head, *chunks):
+        return chain(TokenizedDocument(head, chunks))
+
+    first, second = of((1, 2), (3,), (4, 5)), of((1, 2), (3,), (4, 6))
     assert first[:2] == second[:2]
     assert first[2] != second[2]
-    assert chain([(1,), (2, 3)])[-1] != chain([(1, 2), (3,)])[-1]
+    assert of((1,), (2, 3))[-1] != of((1, 2), (3,))[-1]
 
 
-def one(number: int, size: int = 1000) -> tuple[list[tuple[int, ...]], Packed]:
+def one(number: int, size: int = 1000) -> tuple[TokenizedDocument, Packed]:
     return TokenizedDocument((1,), ((number,),)), Packed(
         {"0.keys": torch.full((size,), float(number))}, {}, 2
     )

@@ -26,11 +26,11 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.reading import Reading
 from wim_kernel.run.document import EncodedDocument
-from wim_kernel.run.margin_writer import question_lead
+from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import Options, settle
 from wim_kernel.run.relevance.calibration import Calibration, keep, known
 from wim_kernel.run.relevance.fitting import Example, calibrate, packaged
-from wim_kernel.run.run import Overflow, asked
+from wim_kernel.run.request import Overflow, parse_request
 from wim_kernel.text.chunks import as_chunks, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.text.prompts import Frame
 from wim_kernel.text.run_text import Text
@@ -350,7 +350,7 @@ class WimKernel(Shared):
 
     async def aask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Like `ask`, without blocking the event loop."""
-        asked([question], options)  # what is wrong with these is said before the document is split
+        parse_request([question], options)  # what is wrong with these is said before the document is split
         return await (await in_thread(self.read, document)).aask(question, **options)
 
 

@@ -27,7 +27,8 @@ from wim_kernel.run.given_margins import MarginsLike, chunks_in, margins_in
 from wim_kernel.run.options import Options
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.scores import Evidence
-from wim_kernel.run.run import Asked, Call, Overflow, Steps, asked
+from wim_kernel.run.request import Overflow, Request, Work, parse_request
+from wim_kernel.run.run import Run
 from wim_kernel.text.prompts import Frame
 
 
@@ -76,78 +77,80 @@ class Reading(Shared):
 
     # -- the algorithm ------------------------------------------------------------------------------------------------
 
-    def _inquire(self, ask: Asked) -> Steps[list[WimResult]]:
+    def _inquire(self, request: Request) -> Work[list[WimResult]]:
         """Read each chunk once, branch margins at its end, keep or drop them, answer. Yields after every step."""
-        with self._call(ask) as call:
-            yield from self._read_and_note(call)
-            return (yield from self._answer(call))
+        with self._run(request) as run:
+            yield from self._read_and_note(run)
+            return (yield from self._answer(run))
 
-    def _read_and_note(self, call: Call) -> Steps[list[Margin]]:
+    def _read_and_note(self, run: Run) -> Work[list[Margin]]:
         """Step one: chunks and their margins, until the document ends or the caller has enough."""
         for index in range(len(self.chunks)):
-            yield from call.read_chunk(index)
-            if call.margins_are_due():
-                yield from call.write_margins()
-                if (yield from call.has_enough()):
+            yield from run.read_chunk(index)
+            if run.margins_are_due():
+                yield from run.write_margins()
+                if (yield from run.has_enough()):
                     break
-        yield from call.revise()
-        yield from call.look_again()
-        yield from call.write_best()
-        self._came_to(call)
-        return call.inquiries[0].in_order
+        yield from run.revise()
+        yield from run.look_again()
+        yield from run.write_best()
+        self._came_to(run)
+        return run.states[0].in_order
 
-    def _answer(self, call: Call) -> Steps[list[WimResult]]:
+    def _answer(self, run: Run) -> Work[list[WimResult]]:
         """Step two: one branch a question behind the last chunk read, all decoded together."""
-        yield from call.write_answers()
-        results = call.results()
+        yield from run.write_answers()
+        results = run.results()
         for position, result in enumerate(results):
             yield Answered(result, position)
         return results
 
     # -- parts of it --------------------------------------------------------------------------------------------------
 
-    def _note(self, ask: Asked) -> Steps[list[Margin]]:
-        with self._call(ask) as call:
-            margins = yield from self._read_and_note(call)
-            yield call.noted()
+    def _note(self, request: Request) -> Work[list[Margin]]:
+        with self._run(request) as run:
+            margins = yield from self._read_and_note(run)
+            yield run.noted()
             return margins
 
-    def _answer_from(self, ask: Asked, given: MarginsLike, chunks_read: int | None) -> Steps[list[WimResult]]:
+    def _answer_from(
+        self, request: Request, given: MarginsLike, chunks_read: int | None
+    ) -> Work[list[WimResult]]:
         margins = margins_in(given, self.chunks)
         if chunks_read is None:
-            chunks_read = self._through.get(ask.questions[0], len(self.chunks))
+            chunks_read = self._through.get(request.questions[0], len(self.chunks))
         chunks_read = chunks_in(chunks_read, len(self.chunks))
-        with self._call(ask) as call:
-            call.take(margins)
-            yield from call.read_through(chunks_read)
-            return (yield from self._answer(call))
+        with self._run(request) as run:
+            run.take(margins)
+            yield from run.read_through(chunks_read)
+            return (yield from self._answer(run))
 
-    def _score(self, ask: Asked) -> Steps[list[tuple[Evidence, float]]]:
-        if ask.settings.asks == "judgement":
+    def _score(self, request: Request) -> Work[list[tuple[Evidence, float]]]:
+        if request.settings.judges_notes:
             raise ValueError("A second call judges written notes: ask for margins instead.")
-        with self._call(ask) as call:
-            return (yield from call.score())
+        with self._run(request) as run:
+            return (yield from run.score())
 
-    def _prefill(self) -> Steps[Usage]:
-        with self._call(asked([""], {"task": "summarise"})) as call:
+    def _prefill(self) -> Work[Usage]:
+        with self._run(parse_request([""], {"task": "summarise"})) as run:
             for index in range(len(self.chunks)):
-                yield from call.read_chunk(index)
-            return call.usage(0)
+                yield from run.read_chunk(index)
+            return run.usage(0)
 
-    def _came_to(self, call: Call) -> None:
-        for inquiry in call.inquiries:
-            self._through.pop(inquiry.question, None)
-            self._through[inquiry.question] = call.read
+    def _came_to(self, run: Run) -> None:
+        for state in run.states:
+            self._through.pop(state.question, None)
+            self._through[state.question] = run.read
         for question in list(self._through)[:-256]:
             self._through.pop(question, None)
 
     @contextmanager
-    def _call(self, ask: Asked) -> Iterator[Call]:
-        with closing(Call(self._cache, self.document, ask, self.overflow, self._calibration)) as call:
+    def _run(self, request: Request) -> Iterator[Run]:
+        with closing(Run(self._cache, self.document, request, self.overflow, self._calibration)) as run:
             try:
-                yield call
+                yield run
             except ServerError as error:
-                error.margins_by_question, error.chunks_read = call.written, call.read
+                error.margins_by_question, error.chunks_read = run.written, run.read
                 raise
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
@@ -162,55 +165,55 @@ class Reading(Shared):
         Raises:
             ContextOverflowError: if the document and the question do not fit the model's window.
         """
-        return finish(self._inquire(asked([question], options)))[0]
+        return finish(self._inquire(parse_request([question], options)))[0]
 
     async def aask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
         """Like `ask`, without blocking the event loop; so are all that begin with an ``a``."""
-        return (await afinish(self._inquire(asked([question], options))))[0]
+        return (await afinish(self._inquire(parse_request([question], options))))[0]
 
     def ask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
         """Answers to several questions: one prefill, all questions' branches decoded together. See `ask`."""
-        return finish(self._inquire(asked(questions, options))) if questions else []
+        return finish(self._inquire(parse_request(questions, options))) if questions else []
 
     async def aask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
         """See `ask_many`."""
-        return await afinish(self._inquire(asked(questions, options))) if questions else []
+        return await afinish(self._inquire(parse_request(questions, options))) if questions else []
 
     def stream(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
         """Events as they happen; the last is `Answered` with the result. Closing it stops the work. See `ask`."""
-        return _events(self._inquire(asked([question], options, stream=True)))
+        return _events(self._inquire(parse_request([question], options, stream=True)))
 
     def astream(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
         """See `stream`."""
-        return _aevents(self._inquire(asked([question], options, stream=True)))
+        return _aevents(self._inquire(parse_request([question], options, stream=True)))
 
     def stream_many(
         self, questions: Sequence[str], **options: Unpack[Options]
     ) -> Generator[Event, None, None]:
         """See `ask_many` and `stream`: each event says which question it is for; one `Answered` each ends it."""
-        return _events(self._inquire(asked(questions, options, stream=True)))
+        return _events(self._inquire(parse_request(questions, options, stream=True)))
 
     def astream_many(
         self, questions: Sequence[str], **options: Unpack[Options]
     ) -> AsyncGenerator[Event, None]:
         """See `stream_many`."""
-        return _aevents(self._inquire(asked(questions, options, stream=True)))
+        return _aevents(self._inquire(parse_request(questions, options, stream=True)))
 
     def margins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
         """Step one alone: every margin, in chunk order, for a person to drop, edit or add to. See `ask`."""
-        return finish(self._note(asked([question], options)))
+        return finish(self._note(parse_request([question], options)))
 
     async def amargins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
         """See `margins`."""
-        return await afinish(self._note(asked([question], options)))
+        return await afinish(self._note(parse_request([question], options)))
 
     def stream_margins(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
         """Step one alone, as events; the last is `MarginsDone`. See `margins`."""
-        return _events(self._note(asked([question], options, stream=True)))
+        return _events(self._note(parse_request([question], options, stream=True)))
 
     def astream_margins(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
         """See `stream_margins`."""
-        return _aevents(self._note(asked([question], options, stream=True)))
+        return _aevents(self._note(parse_request([question], options, stream=True)))
 
     def answer(
         self,
@@ -233,7 +236,7 @@ class Reading(Shared):
         Raises:
             MarginsError: for something that is no margin, or one of another document.
         """
-        return finish(self._answer_from(asked([question], options), margins, chunks_read))[0]
+        return finish(self._answer_from(parse_request([question], options), margins, chunks_read))[0]
 
     async def aanswer(
         self,
@@ -244,7 +247,7 @@ class Reading(Shared):
         **options: Unpack[Options],
     ) -> WimResult:
         """See `answer`."""
-        return (await afinish(self._answer_from(asked([question], options), margins, chunks_read)))[0]
+        return (await afinish(self._answer_from(parse_request([question], options), margins, chunks_read)))[0]
 
     def stream_answer(
         self,
@@ -255,7 +258,9 @@ class Reading(Shared):
         **options: Unpack[Options],
     ) -> Generator[Event, None, None]:
         """Step two alone, as events. See `answer`."""
-        return _events(self._answer_from(asked([question], options, stream=True), margins, chunks_read))
+        return _events(
+            self._answer_from(parse_request([question], options, stream=True), margins, chunks_read)
+        )
 
     def astream_answer(
         self,
@@ -266,7 +271,9 @@ class Reading(Shared):
         **options: Unpack[Options],
     ) -> AsyncGenerator[Event, None]:
         """See `stream_answer`."""
-        return _aevents(self._answer_from(asked([question], options, stream=True), margins, chunks_read))
+        return _aevents(
+            self._answer_from(parse_request([question], options, stream=True), margins, chunks_read)
+        )
 
     def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
         """What relevance is computed from, for every chunk in order; nothing is written.
@@ -274,11 +281,11 @@ class Reading(Shared):
         Raises:
             ValueError: for ``relevance="second-call"``, which judges what is written.
         """
-        return [evidence for evidence, _ in finish(self._score(asked([question], options)))]
+        return [evidence for evidence, _ in finish(self._score(parse_request([question], options)))]
 
     def relevance(self, question: str, **options: Unpack[Options]) -> list[float]:
         """Every chunk's relevance to a question, in order; nothing is written. See `evidence`."""
-        return [relevance for _, relevance in finish(self._score(asked([question], options)))]
+        return [relevance for _, relevance in finish(self._score(parse_request([question], options)))]
 
     def prefill(self) -> Usage:
         """Read the whole document now; otherwise asking reads as it goes."""
@@ -329,7 +336,7 @@ class Reading(Shared):
         self._cache.forget(self.document.tokens)
 
 
-def _events(steps: Steps[Any]) -> Generator[Event, None, None]:
+def _events(steps: Work[Any]) -> Generator[Event, None, None]:
     """Only what there is to tell. Closing this closes the steps."""
     with closing(steps):
         for event in steps:
@@ -337,7 +344,7 @@ def _events(steps: Steps[Any]) -> Generator[Event, None, None]:
                 yield event
 
 
-async def _aevents(steps: Steps[Any]) -> AsyncGenerator[Event, None]:
+async def _aevents(steps: Work[Any]) -> AsyncGenerator[Event, None]:
     async with aclosing(iterate_in_thread(steps)) as events:
         async for event in events:
             if event is not None:

@@ -16,7 +16,7 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import ContextOverflowError, EmptyDocumentError, WimKernel
-from wim_kernel.run.margin_writer import question_lead
+from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import settle
 
 QUESTION = "Who owned the ship?"

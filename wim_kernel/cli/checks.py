@@ -57,10 +57,10 @@ def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
 
 def check_settings(questions: Sequence[str], options: Any) -> None:
     """The same by the kernel's own rules, once its code has to be imported anyway."""
-    from wim_kernel.run.run import asked
+    from wim_kernel.run.request import parse_request
 
     try:
-        asked(questions, options)
+        parse_request(questions, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

@@ -3,99 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from wim_kernel.cache.volumes import VolumeLease
-from wim_kernel.common.chunk import Chunk, Span
-from wim_kernel.common.margins import BranchRecord, Margin
+from wim_kernel.common.chunk import Chunk
+from wim_kernel.common.margins import Margin
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Scores
 from wim_kernel.run.answer_prompt import branch_end
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.grounding import support
+from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead
 from wim_kernel.run.options import Settings
 from wim_kernel.run.quoting import by_findings, by_likelihood, quote
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.scores import Evidence
 from wim_kernel.run.relevance.search import EvidenceSearch
+from wim_kernel.run.state import PendingMargin, QuestionState
 from wim_kernel.text.prompts import fill
-from wim_kernel.text.run_text import Prompt, Text
+from wim_kernel.text.run_text import Text
 
 MOST_NOTES = 3  # of a round, in the next round's prompt
-
-
-@dataclass
-class Inquiry:
-    """One question on its way through a reading.
-
-    Attributes:
-        question: what is asked; empty for a summary.
-        position: which of the call's questions it is, from 0.
-        findings: what is known of the document's passages, if they are searched.
-        likelihoods: log-probability of the question at each boundary measured so far; -1 is before the first chunk.
-        margins: the margins written in this call so far, by chunk.
-        given: the margins that the answer stands on.
-        stands_on: how many chunks were read where the answer is written.
-        answer: the answer's branch, once it is at its end.
-        prompt_tokens: tokens of branches' prompts so far.
-        output_tokens: tokens generated so far.
-        recomputed: document tokens that a server ran again for branches.
-    """
-
-    question: str
-    position: int = 0
-    findings: Findings | None = None
-    likelihoods: dict[int, float | None] = field(default_factory=dict)
-    margins: dict[int, Margin] = field(default_factory=dict)
-    given: list[Margin] = field(default_factory=list)
-    stands_on: int = 0
-    answer: Decoded | None = None
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    recomputed: int = 0
-
-    @property
-    def in_order(self) -> list[Margin]:
-        """The margins so far, in chunk order."""
-        return [self.margins[index] for index in sorted(self.margins)]
-
-    def count(self, decoded: Decoded) -> None:
-        """Add a branch's tokens."""
-        prompt, output = decoded.prompt_tokens, decoded.output_tokens
-        self.prompt_tokens += len(decoded.suffix_ids) if prompt is None else prompt
-        self.output_tokens += len(decoded.token_ids) if output is None else output
-        self.recomputed += decoded.recomputed
-
-
-@dataclass
-class Place:
-    """Where a margin belongs, and what is found out about it on the way.
-
-    Attributes:
-        inquiry: the question.
-        index: the chunk; -1 for the boundary before the first, which is only measured.
-        evidence: what branches found out.
-        relevance: the score; None while it is not known.
-        text: the note.
-        spans: where verbatim sentences stand.
-        token_ids: a free note's tokens.
-        branch: what the model saw.
-        chosen: among the best; its margin is written, whatever its relevance.
-        dropped: not among the best; its margin stays empty, whatever its relevance.
-    """
-
-    inquiry: Inquiry
-    index: int
-    evidence: Evidence | None = None
-    relevance: float | None = None
-    text: str = ""
-    spans: tuple[Span, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    branch: BranchRecord | None = None
-    chosen: bool = False
-    dropped: bool = False
 
 
 class MarginWriter:
@@ -103,7 +33,7 @@ class MarginWriter:
 
     Args:
         engine: decodes the branches.
-        lease: the reading; places that are scored or written together are in the volume in hand.
+        lease: the reading; batch that are scored or written together are in the volume in hand.
         document: what is read.
         settings: how.
         calibration: how the model's signals are read, if passages are searched.
@@ -126,88 +56,92 @@ class MarginWriter:
         self.searches = bool(settings.signals)
         self.revises = self.searches and not settings.measures_boundaries and settings.top_k is None
 
-    def score(self, places: Sequence[Place]) -> Iterator[None]:
-        """Find out what can be known of chunks without writing: ``place.evidence`` and ``place.relevance``."""
-        yield from self._search(places)
+    def score(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
+        """Find out what can be known of chunks without writing: ``pending.evidence`` and ``pending.relevance``."""
+        yield from self._search(batch)
         if self.settings.measures_boundaries:
-            for _ in self._measure(places, write=False):
+            for _ in self._measure(batch, write=False):
                 yield None
 
-    def write(self, places: Sequence[Place]) -> Iterator[Place | None]:
-        """Score chunks and write the notes of the relevant ones; yields each place when its note is final."""
+    def write(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
+        """Score chunks and write the notes of the relevant ones; yields each margin when its note is final."""
         settings, unfinished = self.settings, []
         verbatim = settings.margin_style == "verbatim"
-        yield from self._search(places)
+        yield from self._search(batch)
         if settings.measures_boundaries:
-            found: Iterator[Place | None] = self._measure(places, write=True)
+            found: Iterator[PendingMargin | None] = self._measure(batch, write=True)
         elif verbatim:
-            yield from self._quote([place for place in places if self.passes(place)])
-            yield from places
+            yield from self._quote([pending for pending in batch if self.passes(pending)])
+            yield from batch
             return
         else:
-            passing = [place for place in places if self.passes(place)]
-            yield from (place for place in places if not self.passes(place))
+            passing = [pending for pending in batch if self.passes(pending)]
+            yield from (pending for pending in batch if not self.passes(pending))
             found = self._write_notes(passing)
-        for place in found:
-            if place is not None and self.passes(place) and (verbatim or settings.asks == "judgement"):
-                unfinished.append(place)
+        for pending in found:
+            if pending is not None and self.passes(pending) and (verbatim or settings.judges_notes):
+                unfinished.append(pending)
             else:
-                yield place
+                yield pending
         if verbatim:
             yield from self._quote(unfinished)
-        if settings.asks == "judgement":
+        if settings.judges_notes:
             yield from self._judge(unfinished)
         yield from unfinished
 
-    def write_found(self, places: Sequence[Place]) -> Iterator[Place | None]:
-        """Write the notes of places whose relevance is known, and is enough."""
+    def write_found(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
+        """Write the notes of margins whose relevance is known, and is enough."""
         if self.settings.margin_style == "free":
-            yield from self._write_notes(places)
+            yield from self._write_notes(batch)
         else:
-            yield from self._quote(places)
-            yield from places
+            yield from self._quote(batch)
+            yield from batch
 
-    def margin(self, place: Place) -> Margin:
-        """The margin that a finished place becomes."""
-        settings, kept = self.settings, self.passes(place) and not place.dropped
-        evidence = {} if place.evidence is None else place.evidence.signals
+    def margin(self, pending: PendingMargin) -> Margin:
+        """The margin that a finished pending margin becomes."""
+        settings, kept = self.settings, self.passes(pending) and not pending.dropped
+        evidence = {} if pending.evidence is None else pending.evidence.signals
         if kept and settings.margin_style == "free":
-            chunk = self.chunks[place.index].text
-            borne_out = support(place.text, chunk, place.inquiry.question)
+            chunk = self.chunks[pending.index].text
+            borne_out = support(pending.text, chunk, pending.state.question)
             evidence |= {} if borne_out is None else {"support": borne_out}
         margin = Margin(
-            index=place.index,
-            text=place.text if kept else "",
-            relevance=place.relevance or 0.0,
+            index=pending.index,
+            text=pending.text if kept else "",
+            relevance=pending.relevance or 0.0,
             kept=kept,
-            chunk=self.chunks[place.index],
-            spans=place.spans if kept else (),
+            chunk=self.chunks[pending.index],
+            spans=pending.spans if kept else (),
             evidence=evidence,
-            token_ids=place.token_ids if kept else (),
-            branch=place.branch,
+            token_ids=pending.token_ids if kept else (),
+            branch=pending.branch,
         )
         if margin.text and settings.keep is not None:
             margin = replace(margin, kept=bool(settings.keep(margin)))
         return margin
 
-    def passes(self, place: Place) -> bool:
-        """Whether a place's note is worth writing."""
-        if _blank(self.chunks[place.index]):
+    def passes(self, pending: PendingMargin) -> bool:
+        """Whether a margin's note is worth writing."""
+        if _blank(self.chunks[pending.index]):
             return False
-        return place.chosen or place.relevance is None or place.relevance >= (self.settings.threshold or 0.0)
+        return (
+            pending.chosen
+            or pending.relevance is None
+            or pending.relevance >= (self.settings.threshold or 0.0)
+        )
 
     # -- the search for evidence --------------------------------------------------------------------------------------
 
-    def _search(self, places: Sequence[Place]) -> Iterator[None]:
-        """Search the chunks read so far in the volume of ``places``; what is known of these, and their relevance."""
+    def _search(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
+        """Search the chunks read so far in the volume of ``batch``; what is known of these, and their relevance."""
         asking = list(
-            {id(place.inquiry): place.inquiry for place in places if place.inquiry.question}.values()
+            {id(pending.state): pending.state for pending in batch if pending.state.question}.values()
         )
         if self.searches and asking:
             search = self._searcher()
-            for inquiry in asking:
-                inquiry.findings = inquiry.findings or Findings.of(search.document, inquiry.question)
-            last = max(place.index for place in places)
+            for state in asking:
+                state.findings = state.findings or Findings.of(search.document, state.question)
+            last = max(pending.index for pending in batch)
             chunks = range(self.lease.volume_of(last).start, last + 1)
             signals = self._signals(search.calibration)
             if "attention" in signals and not search.reads_each_alone:
@@ -216,62 +150,62 @@ class MarginWriter:
             if "passage" in signals or ("attention" in signals and search.reads_each_alone):
                 yield from search.read_alone(asking, chunks)
         if self.searches or not self.settings.measures_boundaries:
-            self.weigh(places)
+            self.weigh(batch)
 
     def _signals(self, calibration: Calibration) -> tuple[str, ...]:
         """The signals to find: of a model that is not calibrated the words alone, unless one other is asked for."""
         signals = self.settings.signals
         return signals if calibration.is_found or len(signals) == 1 else ("lexical",)
 
-    def weigh(self, places: Sequence[Place]) -> None:
+    def weigh(self, batch: Sequence[PendingMargin]) -> None:
         """Put down what the search found for chunks, and their relevance unless it is taken from something else."""
-        for place in places:
-            if place.inquiry.findings is None:
-                place.evidence = Evidence(place.inquiry.question, self.chunks[place.index])
+        for pending in batch:
+            if pending.state.findings is None:
+                pending.evidence = Evidence(pending.state.question, self.chunks[pending.index])
             else:
-                place.evidence = place.inquiry.findings.evidence(
-                    place.inquiry.question, self.chunks[place.index], place.index, self._calibration()
+                pending.evidence = pending.state.findings.evidence(
+                    pending.state.question, self.chunks[pending.index], pending.index, self._calibration()
                 )
-                best = place.inquiry.findings.best_of(place.index, self._calibration())
-                if best in place.inquiry.findings.seen:
-                    chunks, suffix_ids = place.inquiry.findings.seen[best]
-                    place.branch = self.lease.record(chunks, suffix_ids)
+                best = pending.state.findings.best_of(pending.index, self._calibration())
+                if best in pending.state.findings.seen:
+                    chunks, suffix_ids = pending.state.findings.seen[best]
+                    pending.branch = self.lease.record(chunks, suffix_ids)
             if not self.settings.measures_boundaries:
-                place.relevance = self._relevance(place.evidence)
+                pending.relevance = self._relevance(pending.evidence)
 
-    def search_again(self, inquiry: Inquiry, chunks: range) -> Iterator[None]:
+    def search_again(self, state: QuestionState, chunks: range) -> Iterator[None]:
         """Look for evidence once more in a volume, with what was found in the question's prompt."""
-        question, at = question_lead(inquiry.question, self.settings)[0], self.lease.end(chunks.stop)
+        question, at = question_lead(state.question, self.settings)[0], self.lease.end(chunks.stop)
 
         def told(notes: str) -> Branch:
             return Branch(at, (*fill(self.settings.prompts.found, note=notes), *question))
 
-        branch = self._with_notes(_best(inquiry.in_order, MOST_NOTES), told)
-        if inquiry.findings is None or branch is None or not self._calibration().is_found:
+        branch = self._with_notes(_best(state.in_order, MOST_NOTES), told)
+        if state.findings is None or branch is None or not self._calibration().is_found:
             return
         lead = branch.prompt[: -len(question)]
         search = self._searcher()
         search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
-        again = Inquiry(inquiry.question, findings=Findings.of(search.document, inquiry.question))
+        again = QuestionState(state.question, findings=Findings.of(search.document, state.question))
         if not search.reads_each_alone:
             begins = [self.lease.end(chunk + 1) - self.lease.document.size(chunk) for chunk in chunks]
             yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
         yield from search.read_alone([again], chunks)
-        inquiry.findings.again = again.findings
-        inquiry.findings.changed()
-        inquiry.prompt_tokens += again.prompt_tokens
+        state.findings.again = again.findings
+        state.findings.changed()
+        state.prompt_tokens += again.prompt_tokens
 
-    def has_enough(self, inquiries: Sequence[Inquiry], chunks: int) -> Generator[None, None, bool]:
+    def has_enough(self, states: Sequence[QuestionState], chunks: int) -> Generator[None, None, bool]:
         """Whether the model says of every question that the notes kept so far answer it."""
         at, settings, branches = self.lease.end(chunks), self.settings, []
-        for inquiry in inquiries:
+        for state in states:
 
-            def asking(notes: str, question: str = inquiry.question) -> Branch:
+            def asking(notes: str, question: str = state.question) -> Branch:
                 asks = fill(settings.prompts.enough, **settings.variables, question=question, note=notes)
                 lead, cue = question_lead(question, settings)[0], settings.prompts.judgement_cue
                 return Branch(at, lead + asks, cue=cue, choices=("YES", "NO"))
 
-            branch = self._with_notes(_best(inquiry.in_order, len(inquiry.margins)), asking)
+            branch = self._with_notes(_best(state.in_order, len(state.margins)), asking)
             if branch is None:
                 return False
             branches.append(branch)
@@ -280,7 +214,7 @@ class MarginWriter:
             if item is None:
                 yield None
             else:
-                inquiries[item[0]].count(item[1])
+                states[item[0]].count(item[1])
                 says.append(item[1].scores.choices[0] >= 0.5)
         return all(says)
 
@@ -313,56 +247,56 @@ class MarginWriter:
 
     # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
 
-    def _write_notes(self, places: Sequence[Place]) -> Iterator[Place | None]:
-        """One branch a place, which writes its note."""
-        branches = [(place, self._branch(place, generate=True)) for place in places]
+    def _write_notes(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
+        """One branch a margin, which writes its note."""
+        branches = [(pending, self._branch(pending, generate=True)) for pending in batch]
         for item in self._decode(branches):
             if item is None:
                 yield None
             else:
                 yield self._noted(*item)
 
-    def _noted(self, place: Place, decoded: Decoded) -> Place:
-        place.branch = self.lease.record(place.index + 1, decoded.suffix_ids)
-        place.text, place.token_ids = decoded.text, decoded.token_ids
-        return place
+    def _noted(self, pending: PendingMargin, decoded: Decoded) -> PendingMargin:
+        pending.branch = self.lease.record(pending.index + 1, decoded.suffix_ids)
+        pending.text, pending.token_ids = decoded.text, decoded.token_ids
+        return pending
 
-    def _measure(self, places: Sequence[Place], *, write: bool) -> Iterator[Place | None]:
-        """One branch a place: the question's likelihood, the decision if one is asked, and the note if it passes."""
+    def _measure(self, batch: Sequence[PendingMargin], *, write: bool) -> Iterator[PendingMargin | None]:
+        """One branch a margin: the question's likelihood, the decision if one is asked, and the note if it passes."""
         generate = write and self.settings.margin_style == "free"
-        waiting = sorted([*self._openings(places), *places], key=lambda place: place.index)
+        waiting = sorted([*self._openings(batch), *batch], key=lambda pending: pending.index)
 
-        def gate(group: Sequence[Place], scores: Sequence[Scores]) -> list[bool]:
-            for place, score in zip(group, scores, strict=True):
-                place.inquiry.likelihoods[place.index] = score.likelihood
-            for place, score in zip(group, scores, strict=True):
-                if place.index >= 0:
-                    self._weigh(place, score)
-            return [generate and place.index >= 0 and self.passes(place) for place in group]
+        def gate(group: Sequence[PendingMargin], scores: Sequence[Scores]) -> list[bool]:
+            for pending, score in zip(group, scores, strict=True):
+                pending.state.likelihoods[pending.index] = score.likelihood
+            for pending, score in zip(group, scores, strict=True):
+                if pending.index >= 0:
+                    self._weigh(pending, score)
+            return [generate and pending.index >= 0 and self.passes(pending) for pending in group]
 
-        branches = [(place, self._branch(place, generate)) for place in waiting]
+        branches = [(pending, self._branch(pending, generate)) for pending in waiting]
         for item in self._decode(branches, gate):
             if item is None:
                 yield None
             elif item[0].index >= 0:
                 yield self._noted(*item)
 
-    def _openings(self, places: Sequence[Place]) -> list[Place]:
+    def _openings(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
         """The boundary before the first chunk, for questions that come to their first chunk."""
-        first = [place.inquiry for place in places if place.index == 0 and place.inquiry.question]
-        return [Place(inquiry, -1) for inquiry in first if -1 not in inquiry.likelihoods]
+        first = [pending.state for pending in batch if pending.index == 0 and pending.state.question]
+        return [PendingMargin(state, -1) for state in first if -1 not in state.likelihoods]
 
-    def _weigh(self, place: Place, score: Scores) -> None:
+    def _weigh(self, pending: PendingMargin, score: Scores) -> None:
         """Put together what is known of a chunk; its relevance too, unless that waits for the note."""
-        likelihoods = place.inquiry.likelihoods
-        place.evidence = replace(
-            place.evidence or Evidence(place.inquiry.question, self.chunks[place.index]),
-            likelihood=likelihoods[place.index],
-            likelihood_before=likelihoods.get(place.index - 1),
+        likelihoods = pending.state.likelihoods
+        pending.evidence = replace(
+            pending.evidence or Evidence(pending.state.question, self.chunks[pending.index]),
+            likelihood=likelihoods[pending.index],
+            likelihood_before=likelihoods.get(pending.index - 1),
             decision=score.choices[0] if score.choices else None,
         )
-        if place.relevance is None and self.settings.asks != "judgement":
-            place.relevance = self._relevance(place.evidence)
+        if pending.relevance is None and not self.settings.judges_notes:
+            pending.relevance = self._relevance(pending.evidence)
 
     def _relevance(self, evidence: Evidence) -> float:
         """The score, within bounds; nothing is relevant about a chunk without text."""
@@ -370,88 +304,90 @@ class MarginWriter:
             return 0.0
         return min(1.0, max(0.0, float(self.settings.relevance(evidence))))
 
-    def _branch(self, place: Place, generate: bool) -> Branch:
-        at, question = self.lease.end(place.index + 1), place.inquiry.question
-        if place.index >= 0:
+    def _branch(self, pending: PendingMargin, generate: bool) -> Branch:
+        at, question = self.lease.end(pending.index + 1), pending.state.question
+        if pending.index >= 0:
             return note_branch(at, question, self.settings, generate=generate)
         lead, scored = question_lead(question, self.settings)
         return Branch(at, lead, scored=scored)
 
     # -- verbatim notes -----------------------------------------------------------------------------------------------
 
-    def _quote(self, places: Sequence[Place]) -> Iterator[None]:
+    def _quote(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
         """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated.
 
         Where attention cannot be seen, the question's likelihood chooses better than the words that it shares.
         """
         if self.settings.sees_attention:
-            for place in places:
-                assert place.inquiry.findings is not None, (
+            for pending in batch:
+                assert pending.state.findings is not None, (
                     "a question is searched for where margins are verbatim"
                 )
-                self._take(place, by_findings(place.inquiry.findings, place.index, self._calibration()))
+                self._take(pending, by_findings(pending.state.findings, pending.index, self._calibration()))
             return
-        leads = [question_lead(place.inquiry.question, self.settings) for place in places]
-        asked = [(self.chunks[place.index], *lead) for place, lead in zip(places, leads, strict=True)]
+        leads = [question_lead(pending.state.question, self.settings) for pending in batch]
+        asked = [(self.chunks[pending.index], *lead) for pending, lead in zip(batch, leads, strict=True)]
 
         def count(number: int, decoded: Decoded) -> None:
-            places[number].inquiry.count(decoded)
+            batch[number].state.count(decoded)
 
         ranks = yield from by_likelihood(asked, self.lease.end(0), self._run, count)
-        for place, ranked in zip(places, ranks, strict=True):
-            self._take(place, ranked)
+        for pending, ranked in zip(batch, ranks, strict=True):
+            self._take(pending, ranked)
 
-    def _take(self, place: Place, ranked: Sequence[tuple[int, int]]) -> None:
-        found = quote(self.chunks[place.index], ranked, self.settings.quote_tokens, self._size)
-        place.text, place.spans = found.text, found.spans
+    def _take(self, pending: PendingMargin, ranked: Sequence[tuple[int, int]]) -> None:
+        found = quote(self.chunks[pending.index], ranked, self.settings.quote_tokens, self._size)
+        pending.text, pending.spans = found.text, found.spans
 
     def _size(self, text: str) -> int:
         return len(self.engine.encode(Text(text)))
 
     # -- the second call ----------------------------------------------------------------------------------------------
 
-    def _judge(self, places: Sequence[Place]) -> Iterator[None]:
+    def _judge(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
         """Ask of each written note whether it helps."""
         branches = []
-        for place in places:
-            at = self.lease.end(place.index + 1)
+        for pending in batch:
+            at = self.lease.end(pending.index + 1)
             branches.append(
-                (place, judging_branch(at, place.inquiry.question, place.text.strip(), self.settings))
+                (pending, judging_branch(at, pending.state.question, pending.text.strip(), self.settings))
             )
         for item in self._decode(branches):
             if item is None:
                 yield None
             else:
-                place, decoded = item
-                assert place.evidence is not None
-                place.evidence = replace(place.evidence, judgement=decoded.scores.choices[0], note=place.text)
-                place.relevance = self._relevance(place.evidence)
+                pending, decoded = item
+                assert pending.evidence is not None
+                pending.evidence = replace(
+                    pending.evidence, judgement=decoded.scores.choices[0], note=pending.text
+                )
+                pending.relevance = self._relevance(pending.evidence)
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     def _decode(
-        self, asked: Sequence[tuple[Place, Branch]], gate: PlaceGate | None = None
-    ) -> Iterator[tuple[Place, Decoded] | None]:
-        """Decode a branch for each place; None is a step with nothing to tell."""
-        places, branches = [place for place, _ in asked], [branch for _, branch in asked]
-        ask = None if gate is None else partial(_ask, gate, places)
+        self, asked: Sequence[tuple[PendingMargin, Branch]], gate: MarginGate | None = None
+    ) -> Iterator[tuple[PendingMargin, Decoded] | None]:
+        """Decode a branch for each margin; None is a step with nothing to tell."""
+        batch, branches = [pending for pending, _ in asked], [branch for _, branch in asked]
+        ask = None if gate is None else partial(_ask, gate, batch)
         relieve = self.lease.cache.make_way
         for step in decode_all(self.engine, self.lease.prefix, branches, ask, relieve):
             yield None
             for progress in step:
                 if progress.done is not None:
-                    place = places[progress.branch]
-                    place.inquiry.count(progress.done)
-                    yield place, progress.done
+                    pending = batch[progress.branch]
+                    pending.state.count(progress.done)
+                    yield pending, progress.done
 
 
-PlaceGate = Callable[[Sequence[Place], Sequence[Scores]], Sequence[bool]]
+MarginGate = Callable[[Sequence[PendingMargin], Sequence[Scores]], Sequence[bool]]
 
 
 def _ask(
-    gate: PlaceGate, places: Sequence[Place], group: Sequence[int], scores: Sequence[Scores]
+    gate: MarginGate, batch: Sequence[PendingMargin], group: Sequence[int], scores: Sequence[Scores]
 ) -> Sequence[bool]:
-    return gate([places[index] for index in group], scores)
+    return gate([batch[index] for index in group], scores)
 
 
 def _best(margins: Sequence[Margin], count: int) -> list[Margin]:
@@ -459,36 +395,6 @@ def _best(margins: Sequence[Margin], count: int) -> list[Margin]:
     kept = [margin for margin in margins if margin.kept and margin.text.strip()]
     kept.sort(key=lambda margin: -margin.relevance)
     return sorted(kept[:count], key=lambda margin: margin.index)
-
-
-def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
-    """The question's lead-in, and which run of it is the question itself."""
-    lead = fill(settings.prompts.question, **settings.variables, question=question)
-    if not question:
-        return lead, None
-    return lead, next((index for index, run in enumerate(lead) if run.hole == "question"), None)
-
-
-def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:
-    """The branch that finds out a chunk's relevance and writes its free note, at the chunk's end."""
-    prompts, decides = settings.prompts, settings.asks == "decision"
-    lead, scored = question_lead(question, settings)
-    return Branch(
-        at,
-        lead + fill(prompts.decision if decides else prompts.margin, **settings.variables, question=question),
-        cue=prompts.decision_cue if decides else prompts.margin_cue,
-        scored=scored,
-        choices=("YES:", "NO") if decides else (),
-        generation=settings.margin_config if generate else None,
-    )
-
-
-def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:
-    """The branch that asks whether a note helps, at the end of the note's chunk."""
-    prompts = settings.prompts
-    lead, _ = question_lead(question, settings)
-    prompt = lead + fill(prompts.judgement, **settings.variables, question=question, note=note)
-    return Branch(at, prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
 
 
 def _blank(chunk: Chunk) -> bool:

@@ -114,6 +114,11 @@ class Settings:
         return str(getattr(self.relevance, "asks", "nothing"))
 
     @property
+    def judges_notes(self) -> bool:
+        """Whether a chunk's relevance is known only once its note is written, by a second call."""
+        return self.asks == "judgement"
+
+    @property
     def signals(self) -> tuple[str, ...]:
         """Signals of passages that have to be found; none where there is no question."""
         wanted = getattr(self.relevance, "searches", None)

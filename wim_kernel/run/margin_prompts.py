@@ -1,0 +1,38 @@
+"""The branches on which relevance is found out, notes are written, and notes are judged."""
+
+from __future__ import annotations
+
+from wim_kernel.engines.base import Branch
+from wim_kernel.run.options import Settings
+from wim_kernel.text.prompts import fill
+from wim_kernel.text.run_text import Prompt
+
+
+def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
+    """The question's lead-in, and which run of it is the question itself."""
+    lead = fill(settings.prompts.question, **settings.variables, question=question)
+    if not question:
+        return lead, None
+    return lead, next((index for index, run in enumerate(lead) if run.hole == "question"), None)
+
+
+def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:
+    """The branch that finds out a chunk's relevance and writes its free note, at the chunk's end."""
+    prompts, decides = settings.prompts, settings.asks == "decision"
+    lead, scored = question_lead(question, settings)
+    return Branch(
+        at,
+        lead + fill(prompts.decision if decides else prompts.margin, **settings.variables, question=question),
+        cue=prompts.decision_cue if decides else prompts.margin_cue,
+        scored=scored,
+        choices=("YES:", "NO") if decides else (),
+        generation=settings.margin_config if generate else None,
+    )
+
+
+def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:
+    """The branch that asks whether a note helps, at the end of the note's chunk."""
+    prompts = settings.prompts
+    lead, _ = question_lead(question, settings)
+    prompt = lead + fill(prompts.judgement, **settings.variables, question=question, note=note)
+    return Branch(at, prompt, cue=prompts.judgement_cue, choices=("YES", "NO"))
