@@ -16,12 +16,11 @@ from wim_kernel import WimKernel
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Branch
 from wim_kernel.engines.local import engine
-from wim_kernel.engines.local.attention import backend as paths
 from wim_kernel.engines.local.attention import triton_launch as branch_attention
-from wim_kernel.engines.local.attention.backend import Paths
 from wim_kernel.engines.local.attention.parts import Terms, attend
 from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
-from wim_kernel.engines.local.prefix import shared
+from wim_kernel.engines.local.backends import choose, cudnn, triton_backend
+from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.rows.base import Next
 from wim_kernel.engines.local.rows.cuda_graphs import Graph, Graphs, graph_size
 from wim_kernel.engines.local.rows.triton_rows import KernelBatch
@@ -61,7 +60,7 @@ def kernels(tiny_model, smollm2):
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_oss", "deepseek_v3"])
 def test_margins_and_answer_equal_generate(kernels, kind):
     kernel = kernels(kind)
-    assert kernel.engine.path == "shared"
+    assert kernel.engine.cache_mode == "shared"
     reading = kernel.read(CHUNKS)
     result = reading.ask("Who owned the ship?", threshold=0, **BRIEF)
     for margin in result.margins:
@@ -269,20 +268,15 @@ def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
 
 
 def test_kernels_that_do_not_run_give_way_to_plain_pytorch(tiny_model, smollm2, monkeypatch):
-    class OnDevice(Paths):
-        def __init__(self, attention, runner):
-            super().__init__("kernels", runner)
-            self.attention = attention
-
     def fails(*_args, **_kwargs):
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr(engine, "Paths", OnDevice)
-    monkeypatch.setattr(shared, "branch_attention", fails)
+    monkeypatch.setattr(engine, "choose_backend", lambda _, runner: choose_backend("kernels", runner))
+    monkeypatch.setattr(triton_backend, "branch_attention", fails)
     with pytest.warns(UserWarning, match="out of resource: shared memory.*plain PyTorch"):
         kernel = WimKernel(tiny_model("llama"), smollm2[1])
-    assert kernel.engine.path == "shared"
-    assert not kernel.engine.paths.kernels
+    assert kernel.engine.cache_mode == "shared"
+    assert kernel.engine.backend.name == "parts"
     reading = kernel.read(CHUNKS)
     result = reading.ask("Who owned the ship?", **BRIEF)
     assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
@@ -312,14 +306,14 @@ def test_an_empty_prefix_takes_the_plain_way(kernels):
 
 def test_a_way_is_named_or_chosen(tiny_model, smollm2):
     model, tokenizer = tiny_model("llama"), smollm2[1]
-    assert not WimKernel(model, tokenizer).engine.paths.kernels  # on a CPU
-    assert not WimKernel(model, tokenizer, attention="parts").engine.paths.kernels
+    assert WimKernel(model, tokenizer).engine.backend.name == "parts"  # on a CPU
+    assert WimKernel(model, tokenizer, attention="parts").engine.backend.name == "parts"
     with pytest.raises(ValueError, match="auto, parts, kernels, cudnn"):
         WimKernel(model, tokenizer, attention="flex")
 
 
 def test_a_way_that_the_machine_does_not_have_is_refused(tiny_model, smollm2, monkeypatch):
-    monkeypatch.setattr(paths, "available", lambda device: False)
+    monkeypatch.setattr(choose, "available", lambda device: False)
     with pytest.raises(UnsupportedModelError, match="needs Triton"):
         WimKernel(tiny_model("llama"), smollm2[1], attention="kernels")
 
@@ -342,10 +336,10 @@ def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypa
         )
         return out.flatten(0, 1).transpose(0, 1).contiguous().transpose(0, 1)[None], lse.flatten(0, 1)[None]
 
-    monkeypatch.setattr(paths, "TILE", 8)
-    monkeypatch.setattr(paths, "FEW_QUERIES", 4)
-    monkeypatch.setattr(paths, "_cudnn", by_library)
-    monkeypatch.setattr(paths, "_cudnn_fits", lambda query, values: True)
+    monkeypatch.setattr(cudnn, "TILE", 8)
+    monkeypatch.setattr(cudnn, "FEW_QUERIES", 4)
+    monkeypatch.setattr(cudnn, "_cudnn", by_library)
+    monkeypatch.setattr(cudnn, "_cudnn_fits", lambda query, values: True)
     kernel = WimKernel(tiny_model(kind), smollm2[1], attention="cudnn")
     reading = kernel.read(CHUNKS)
     result = reading.ask("Who owned the ship?", threshold=0, **BRIEF)

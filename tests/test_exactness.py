@@ -58,7 +58,7 @@ def test_margins_and_answer_equal_generate(kernels, kind):
 @pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT, *DECODERS])
 def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
     kernel = kernels(kind)
-    assert kernel.engine.path == ("shared" if kind in ALSO_SHARED else "snapshot")
+    assert kernel.engine.cache_mode == ("shared" if kind in ALSO_SHARED else "snapshot")
     check(kernel, [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])], "Which zebra kept the ledger?")
 
 
@@ -74,7 +74,7 @@ def test_end_that_is_forced_stands_where_generate_puts_it(kernels, kind, end):
 def test_the_slower_path_is_taken_and_said(tiny_model, smollm2, kind):
     with pytest.warns(UserWarning, match="one branch at a time"):
         kernel = WimKernel(tiny_model(kind), smollm2[1])
-    assert kernel.engine.path == "snapshot"
+    assert kernel.engine.cache_mode == "snapshot"
 
 
 @given(
@@ -152,7 +152,7 @@ def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind)
 def test_sentences_are_chosen_as_one_alone_would_be(tiny_model, smollm2):
     """Where attention cannot be seen, by the question's likelihood."""
     kernel, question = (
-        WimKernel(tiny_model("llama"), smollm2[1], path="snapshot"),
+        WimKernel(tiny_model("llama"), smollm2[1], cache_mode="snapshot"),
         "Which zebra kept the ledger?",
     )
     text = (

@@ -36,7 +36,7 @@ KINDS = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3", "gpt_neox")
 )
 def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
     engine = LocalEngine(copy.deepcopy(tiny_model(kind)), smollm2[1], attention=attention)
-    assert engine.path == "shared"
+    assert engine.cache_mode == "shared"
     ids = [*engine.head("You read.", "Document:\n"), *engine.encode(Text(DOCUMENT))]
     prefix = engine.open()
     engine.extend(prefix, [ids], 0)
@@ -59,7 +59,7 @@ def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
 
 
 def test_models_own_cache_reports_no_attention(tiny_model, smollm2):
-    engine = LocalEngine(copy.deepcopy(tiny_model("llama")), smollm2[1], path="snapshot")
+    engine = LocalEngine(copy.deepcopy(tiny_model("llama")), smollm2[1], cache_mode="snapshot")
     assert engine.heads == ()
 
 

@@ -426,7 +426,7 @@ def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2
 
 @pytest.mark.parametrize("path", ["shared", "snapshot"])
 def test_passages_read_alone_equal_plain_passes(tiny_model: TinyModel, smollm2, path: str) -> None:
-    kernel = WimKernel(tiny_model("llama"), smollm2[1], path=path)
+    kernel = WimKernel(tiny_model("llama"), smollm2[1], cache_mode=path)
     reading = kernel.read(PASSAGES)
     lead = kernel.engine.encode(Text("\n\nQuestion about the document above:", trusted=True))
     asked, head = kernel.engine.encode(Text(" " + QUESTION)), list(reading.document.tokens.head)
@@ -462,7 +462,7 @@ def test_notes_in_prompts_never_pass_the_window(tiny_model: TinyModel, smollm2, 
 
 
 def test_who_asks_pays_for_the_sentences_that_are_weighed(tiny_model: TinyModel, smollm2) -> None:
-    kernel = WimKernel(tiny_model("llama"), smollm2[1], path="snapshot")
+    kernel = WimKernel(tiny_model("llama"), smollm2[1], cache_mode="snapshot")
     reading, options = kernel.read(PASSAGES), {"margin_style": "verbatim", "threshold": 0, **SHORT}
     questions = [QUESTION, "What was the worst danger of all?"]
     together = reading.ask_many(questions, **options)
@@ -638,7 +638,7 @@ def test_a_calibration_found_on_two_examples_is_used(smollm2, cache) -> None:
 
 
 def test_where_attention_cannot_be_seen_there_is_nothing_to_calibrate(tiny_model: TinyModel, smollm2) -> None:
-    kernel = WimKernel(tiny_model("llama"), smollm2[1], path="snapshot")
+    kernel = WimKernel(tiny_model("llama"), smollm2[1], cache_mode="snapshot")
     with pytest.raises(ValueError, match="cannot see the model's attention"):
         kernel.calibrate()
     for name in ("attention", "combined"):

@@ -59,7 +59,7 @@ class WimKernel(Shared):
         calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
             finds it out at the first question, once (see `calibrate`); ``"off"`` takes shared words alone.
         engine: runs the model; by default in this process.
-        engine_options: options of `LocalEngine`: ``window``, ``path``.
+        engine_options: options of `LocalEngine`: ``window``, ``cache_mode``.
 
     Raises:
         UnsupportedModelError: if the model's results on branches differ from its plain forward pass.
@@ -192,7 +192,7 @@ class WimKernel(Shared):
             frame: see `WimKernel`.
             calibration: see `WimKernel`.
             loading: what `wim_kernel.engines.loading.load_model` takes (``gguf_file``, ``dtype``,
-                ``device``, ...) and options of `LocalEngine` (``window``, ``path``, ``attention``).
+                ``device``, ...) and options of `LocalEngine` (``window``, ``cache_mode``, ``attention``).
 
         Raises:
             ModelNotFoundError: if there is no such model.

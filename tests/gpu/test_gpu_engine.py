@@ -40,8 +40,8 @@ def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # falling back would pass, and say so
         kernel = make_kernel(kind, attention)
-    assert kernel.engine.path == "shared"
-    assert kernel.engine.paths.kernels is (attention == "auto")
+    assert kernel.engine.cache_mode == "shared"
+    assert (kernel.engine.backend.name == "kernels") is (attention == "auto")
     reading = kernel.read([words(300, 1), words(1, 2), words(170, 3)])
     result = reading.ask(words(9, 4), **OPTIONS)
     assert equals_generate(reading, result)
@@ -50,7 +50,7 @@ def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
 
 def captured(kernel) -> list[Graph]:
     """Those that the trial of a new kernel has left included."""
-    return [graph for graph in kernel.engine.paths.graphs._graphs.values() if graph._graph is not None]
+    return [graph for graph in kernel.engine.backend.graphs._graphs.values() if graph._graph is not None]
 
 
 def test_steps_are_captured_once_and_serve_every_reading(make_kernel):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from kernel_cases import Case, check, falling
 
-from wim_kernel.engines.local.attention import backend as paths
 from wim_kernel.engines.local.attention.parts import Terms, extend_attention
 from wim_kernel.engines.local.attention.triton_launch import (
     Elsewhere,
@@ -18,6 +17,7 @@ from wim_kernel.engines.local.attention.triton_launch import (
     prefix_splits,
     table_row,
 )
+from wim_kernel.engines.local.backends import cudnn
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -69,7 +69,7 @@ def test_single_precision_and_values_of_another_size():
 @pytest.mark.parametrize("count", [700, 1024, 2500])
 def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
     torch.manual_seed(0)
-    start = paths.TILE + 301
+    start = cudnn.TILE + 301
     make = {"device": "cuda", "dtype": torch.bfloat16}
     query = torch.randn(1, count, heads, size, **make).transpose(1, 2)
     keys, values = (torch.randn(start + count, key_heads, size, **make).transpose(0, 1) for _ in range(2))
@@ -85,9 +85,9 @@ def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
             query, key, value, terms, table, state, splits, past=False, elsewhere=elsewhere
         )
 
-    tile = paths.TILE
-    outer = paths._cudnn(query, keys[None, :, :tile], values[None, :, :tile], terms.scale)
-    itself = paths._itself(query, key, value, terms.scale)
+    tile = cudnn.TILE
+    outer = cudnn._cudnn(query, keys[None, :, :tile], values[None, :, :tile], terms.scale)
+    itself = cudnn._itself(query, key, value, terms.scale)
     assert itself.done == {700: 700, 1024: 1024, 2500: 2048}[count]
     ways = [(0, None), (tile, Elsewhere(outer)), (0, itself), (tile, replace(itself, outer=outer))]
     for base, elsewhere in ways:
@@ -98,7 +98,7 @@ def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
 def test_what_is_left_to_the_library_is_measured():
     query = torch.randn(1, 32, 4100, 128, device="cuda", dtype=torch.bfloat16)
     key, value = (torch.randn(1, 8, 4100, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    found = paths._measured(query, key, value, Terms(128**-0.5))
+    found = cudnn._measured(query, key, value, Terms(128**-0.5))
     assert found.tiles == (
         torch.cuda.get_device_capability() >= (9, 0)
     )  # twice as soon where it has such kernels

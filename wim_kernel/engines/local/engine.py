@@ -15,24 +15,25 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import DeviceMemoryError, UnsupportedModelError
-from wim_kernel.engines.base import Branch, Gate, Head, Progress
+from wim_kernel.common.errors import DeviceMemoryError
+from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import Codec
 from wim_kernel.engines.loading import load_model
-from wim_kernel.engines.local.attention.backend import Attention, Paths
+from wim_kernel.engines.local.backends.base import AttentionBackend
+from wim_kernel.engines.local.backends.choose import Attention, choose_backend
 from wim_kernel.engines.local.decode.decoder import Limits, Row, decode
 from wim_kernel.engines.local.decode.fair_lock import Turn
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import Together
 from wim_kernel.engines.local.model.runner import ModelRunner
-from wim_kernel.engines.local.model.soundness import UnsoundModelError, plain_logits
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
+from wim_kernel.engines.local.selfcheck import choose_cache
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Text
 
@@ -48,13 +49,13 @@ class LocalEngine(Shared):
         model: a causal LM; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
         window: most tokens to attend to; by default what the model's config says.
-        path: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
+        cache_mode: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
             time), or None to take the first unless the model fails its check.
-        attention: what computes attention on the first path, for debugging; see
-            `wim_kernel.engines.local.attention.backend.Paths`.
+        attention: what computes attention over a shared prefix, for debugging; see
+            `wim_kernel.engines.local.backends.choose.choose_backend`.
 
     Raises:
-        UnsupportedModelError: if the path does not give the same results as the model's plain forward pass.
+        UnsupportedModelError: if this does not give the same results as the model's plain forward pass.
     """
 
     measures_likelihood = True
@@ -69,9 +70,13 @@ class LocalEngine(Shared):
         tokenizer: PreTrainedTokenizerBase,
         *,
         window: int | None = None,
-        path: str | None = None,
+        cache_mode: str | None = None,
         attention: Attention = "auto",
+        path: str | None = None,
     ) -> None:
+        if path is not None:
+            warnings.warn("The option path is called cache_mode.", DeprecationWarning, stacklevel=4)
+            cache_mode = cache_mode or path
         self.model = model
         model.train(False)
         self.tokenizer = tokenizer
@@ -79,7 +84,7 @@ class LocalEngine(Shared):
         self.turn = Turn()
         self.runner = ModelRunner(model)
         forks.check_device(self.runner.device)
-        self.paths = Paths(attention, self.runner)
+        self.backend: AttentionBackend = choose_backend(attention, self.runner)
         self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
@@ -91,10 +96,10 @@ class LocalEngine(Shared):
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = _budget(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
-        self.heads: tuple[Head, ...] = ()
-        self.path, self._bytes_per_token = self._choose_path(path)
-        if self.path == "snapshot":
-            self.heads = ()
+        checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=attention == "auto")
+        self.cache_mode, self.backend = checked.mode, checked.backend
+        self.heads, self._bytes_per_token = checked.heads, checked.bytes_per_token
+        if self.cache_mode == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
         self.reads_text = self._reads_text()
         self.together = Together(self.turn, most_rows=64)
@@ -112,12 +117,15 @@ class LocalEngine(Shared):
         name: str,
         *,
         window: int | None = None,
-        path: str | None = None,
+        cache_mode: str | None = None,
         attention: Attention = "auto",
+        path: str | None = None,
         **loading: Any,
     ) -> LocalEngine:
         """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
-        return cls(*load_model(name, **loading), window=window, path=path, attention=attention)
+        return cls(
+            *load_model(name, **loading), window=window, cache_mode=cache_mode, attention=attention, path=path
+        )
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -159,7 +167,11 @@ class LocalEngine(Shared):
 
     def open(self) -> LocalPrefix:
         """An empty prefix."""
-        return SharedPrefix(self.runner, self.paths) if self.path == "shared" else SnapshotPrefix(self.model)
+        return (
+            SharedPrefix(self.runner, self.backend)
+            if self.cache_mode == "shared"
+            else SnapshotPrefix(self.model)
+        )
 
     def prefix_bytes(self, tokens: int) -> int:
         """Bytes that a prefix of ``tokens`` tokens takes."""
@@ -197,7 +209,7 @@ class LocalEngine(Shared):
             "revision": str(getattr(self.model.config, "_commit_hash", None)),
             "weights": digest.hexdigest(),
             "dtype": str(self.model.dtype),
-            "path": self.path,
+            "path": self.cache_mode,
         }
 
     def fingerprint(self) -> str:
@@ -239,7 +251,9 @@ class LocalEngine(Shared):
             ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
             before = prefix.tokens
             limit = (
-                ends[-1] if self.path == "shared" else next((end for end in ends if end > before), ends[-1])
+                ends[-1]
+                if self.cache_mode == "shared"
+                else next((end for end in ends if end > before), ends[-1])
             )
             block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
             # nobody who decodes waits for long
@@ -288,96 +302,6 @@ class LocalEngine(Shared):
         runs = self.codec.suffix(branch.prompt, branch.cue)
         scored = self.codec.scored(runs, branch.scored)
         return Row(index, branch, runs, scored, choices, sampler, self.codec.stream())
-
-    # -- the check on loading -----------------------------------------------------------------------------------------
-
-    def _choose_path(self, wanted: str | None) -> tuple[str, int]:
-        """The first path that agrees with the model's plain forward pass, and the bytes a token takes there."""
-        if wanted not in (None, "shared", "snapshot"):
-            raise ValueError(f"path is 'shared', 'snapshot' or None, not {wanted!r}.")
-        reasons = []
-        for path in ("shared", "snapshot") if wanted is None else (wanted,):
-            try:
-                size = self._tried(path)
-            except UnsoundModelError:
-                raise
-            except Exception as error:  # whatever a model's code raises here, the path does not fit it
-                reasons.append(f"{path}: {error}")
-                self.runner.uninstall()
-                continue
-            if reasons:
-                warnings.warn(
-                    f"{type(self.model).__name__} cannot share a prefix between branches ({reasons[0]}); "
-                    "its own cache is used, one branch at a time, which is exact and slower.",
-                    stacklevel=4,
-                )
-            return path, size
-        raise UnsupportedModelError(
-            f"{type(self.model).__name__} gives other results on branches than in a plain forward pass "
-            f"({'; '.join(reasons)})."
-        )
-
-    def _tried(self, path: str) -> int:
-        """Check a path, the shared one in plain PyTorch if it fails with the kernels; bytes that a token takes."""
-        try:
-            with torch.inference_mode():
-                return self._check_path(path)
-        except UnsoundModelError:
-            raise
-        except Exception as error:  # no compiler, too little shared memory, a driver too old, ...
-            if path != "shared" or not self.paths.kernels or self.paths.attention != "auto":
-                raise
-            self.paths.give_up_kernels()
-            with torch.inference_mode():
-                size = self._check_path(path)
-            warnings.warn(
-                f"The kernels do not run for {type(self.model).__name__} on this device ({error}); plain PyTorch is "
-                "used, which is exact and slower.",
-                stacklevel=5,
-            )
-            return size
-
-    def _check_path(self, path: str) -> int:
-        """Compare branches at every boundary of a few tokens with plain forward passes; bytes of a token's cache."""
-        vocabulary: int = next(self.model.get_input_embeddings().parameters()).shape[0]
-        ids = [(13 + 7919 * index) % min(vocabulary, 40_000) for index in range(34)]
-        document, suffixes, following = ids[:24], [ids[24:29], ids[29:32], ids[32:34]], 17
-        lengths = [24, 13, 0]
-        self.runner.uninstall()
-        texts = [
-            [*document[:length], *suffix, following] for length, suffix in zip(lengths, suffixes, strict=True)
-        ]
-        plain = plain_logits(self.model, texts, self.runner.device)
-        prefix = SharedPrefix(self.runner, self.paths) if path == "shared" else SnapshotPrefix(self.model)
-        prefix.reserve(len(document))
-        for start, end in ((0, 7), (7, 13), (13, 24)):
-            prefix.extend(document[start:end])
-            prefix.mark()
-        if isinstance(prefix, SharedPrefix):
-            self._check_windows(prefix)
-            self.heads = tuple(
-                (layer, head) for layer, count in sorted(prefix.query_heads.items()) for head in range(count)
-            )
-        batch = prefix.branch(lengths, room=6)
-        prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
-        steps = batch.step([following] * 3).logits
-        tolerance = 1e-3 if plain[0].dtype == torch.float32 else 0.1
-        for row, wanted in enumerate(plain):
-            found = torch.stack([prompts[row], steps[row]]).float()
-            error = float((found - wanted.float()).norm() / wanted.float().norm())
-            if not error < tolerance:  # also when not a number
-                raise UnsupportedModelError(f"logits differ by {error:.1e}")
-        return max(1, prefix.bytes_per_token)
-
-    def _check_windows(self, prefix: SharedPrefix) -> None:
-        """A few tokens do not reach past a window, so see that every sliding layer said it has one."""
-        layers = DynamicCache(config=self.model.config).layers
-        for index, layer in enumerate(layers):
-            expected = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
-            if prefix.windows.get(index) != expected:
-                raise UnsupportedModelError(
-                    f"layer {index} attends within {expected} positions and does not tell its attention function"
-                )
 
 
 @contextmanager

@@ -6,29 +6,27 @@ Nothing is rolled back because nothing was appended, so any chunk boundary can b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.backend import Paths
-from wim_kernel.engines.local.attention.parts import Terms, extend_attention
-from wim_kernel.engines.local.attention.triton_launch import branch_attention, pack_state, prefix_splits
+from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.decode.fair_lock import Share
-from wim_kernel.engines.local.model.runner import ModelRunner, upload
+from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.prefix.transfer import bring, fetch
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
-from wim_kernel.engines.local.rows.triton_rows import KernelBatch
+from wim_kernel.engines.local.rows.base import Batch
 from wim_kernel.engines.packed import Packed
 
 
 class SharedPrefix:
     """Tokens of a reading with their keys and values in every layer."""
 
-    def __init__(self, runner: ModelRunner, paths: Paths) -> None:
+    def __init__(self, runner: ModelRunner, backend: AttentionBackend) -> None:
         self.runner = runner
-        self.paths = paths
+        self.backend = backend
         self.layers: dict[int, LayerStore] = {}
         self.windows: dict[int, int | None] = {}
         self.query_heads: dict[int, int] = {}
@@ -57,7 +55,7 @@ class SharedPrefix:
     @torch.inference_mode()
     def fork(self, tokens: int) -> SharedPrefix:
         """A prefix of its own with the first ``tokens`` tokens of this one."""
-        other = SharedPrefix(self.runner, self.paths)
+        other = SharedPrefix(self.runner, self.backend)
         other.ids, other.capacity, other.windows = self.ids[:tokens], tokens, dict(self.windows)
         other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
         return other
@@ -78,7 +76,7 @@ class SharedPrefix:
             stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
         tensors = dict(zip(stored, fetch(list(stored.values())), strict=True))
         windows = {str(layer): window for layer, window in self.windows.items()}
-        return Packed(tensors, {"windows": windows, "by_token": self.paths.kernels}, tokens)
+        return Packed(tensors, {"windows": windows, "by_token": self.backend.by_token}, tokens)
 
     @torch.inference_mode()
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
@@ -89,7 +87,7 @@ class SharedPrefix:
         pairs: list[tuple[Tensor, Tensor]] = []
         for index in self.windows:
             kept = [packed.tensors[f"{index}.{name}"] for name in ("keys", "values")]
-            if by_token is not self.paths.kernels:
+            if by_token is not self.backend.by_token:
                 kept = [item.transpose(0, 1) for item in kept]
             store = self._empty_store(index, kept)
             self.layers[index] = store
@@ -100,7 +98,7 @@ class SharedPrefix:
 
     def _empty_store(self, layer: int, stored: Sequence[Tensor]) -> LayerStore:
         """A layer's store for keys and values of the sizes and types that are stored."""
-        device, by_token = self.runner.device_of(layer), self.paths.kernels
+        device, by_token = self.runner.device_of(layer), self.backend.by_token
         heads = 1 if by_token else 0
         key, value = (item.new_empty(item.shape[heads], 0, item.shape[2], device=device) for item in stored)
         return LayerStore(key, value, self.capacity, by_token=by_token)
@@ -108,11 +106,9 @@ class SharedPrefix:
     def mark(self) -> None:
         """A chunk ends here; nothing to keep, since any position can be branched from."""
 
-    def branch(self, lengths: Sequence[int], room: int) -> BranchBatch | KernelBatch:
+    def branch(self, lengths: Sequence[int], room: int) -> Batch:
         """Rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
-        if self.paths.kernels and self.layers:
-            return KernelBatch(self.layers, self.runner, self.paths.graphs, list(lengths), room)
-        return BranchBatch(self.layers, self.runner, list(lengths), room)
+        return self.backend.rows(self.layers, lengths, room)
 
 
 class ExtendStep:
@@ -121,44 +117,13 @@ class ExtendStep:
     def __init__(self, prefix: SharedPrefix, start: int) -> None:
         self.prefix = prefix
         self.start = start
-        self._states: dict[tuple[int, torch.device], Tensor] = {}
+        self._kept: dict[Hashable, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Store this layer's new keys and values, then attend over all there are."""
-        prefix, paths = self.prefix, self.prefix.paths
+        prefix, backend = self.prefix, self.prefix.backend
         if layer not in prefix.layers:
-            prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=paths.kernels)
+            prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=backend.by_token)
             prefix.windows[layer] = terms.window
             prefix.query_heads[layer] = query.shape[1]
-        store, end = prefix.layers[layer], self.start + key.shape[2]
-        if paths.kernels:
-            return self._by_kernels(store, query, key, value, terms)
-        store.write(key[0], value[0], self.start)
-        return extend_attention(query, store.keys[:, :end], store.values[:, :end], self.start, terms)
-
-    def _by_kernels(
-        self, store: LayerStore, query: Tensor, key: Tensor, value: Tensor, terms: Terms
-    ) -> Tensor:
-        """What a library is quicker at by that, the rest by the kernels."""
-        prefix = store.keys, store.values
-        tokens, elsewhere = self.prefix.paths.elsewhere(query, key, value, prefix, self.start, terms)
-        if elsewhere.inner is not None:
-            store.write(key[0], value[0], self.start)
-        return branch_attention(
-            query,
-            key,
-            value,
-            terms,
-            store.table,
-            self._state(tokens, query.device),
-            prefix_splits(query, key, self.start - tokens),
-            past=False,
-            elsewhere=elsewhere,
-        )
-
-    def _state(self, base: int, device: torch.device) -> Tensor:
-        key = (base, device)
-        if key not in self._states:
-            numbers = pack_state(base, [self.start], [self.start], [self.start])
-            self._states[key] = upload(numbers, torch.int32, device)
-        return self._states[key]
+        return backend.extend(prefix.layers[layer], query, key, value, self.start, terms, self._kept)

@@ -1,33 +1,28 @@
-"""Which code computes attention: chosen by the device, the shape and a measurement, or named by the user."""
+"""Long runs of a chunk's attention by cuDNN, where it is quicker than the Triton kernels: known by measuring."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import Terms
 from wim_kernel.engines.local.attention.triton_launch import (
-    DTYPES,
     Elsewhere,
-    available,
     branch_attention,
     on_device,
     pack_state,
     prefix_splits,
     table_row,
 )
-from wim_kernel.engines.local.model.runner import ModelRunner, upload
-from wim_kernel.engines.local.rows.cuda_graphs import Graphs
+from wim_kernel.engines.local.model.runner import upload
 
 logger = logging.getLogger(__name__)
 
-Attention = Literal["auto", "parts", "kernels", "cudnn"]
 TILE = 4096  # keys of a tile: few shapes, since cuDNN makes a plan for each, which takes some 45 ms
 FEW_QUERIES = 1024  # queries are padded to a multiple of this, for the same reason
 
@@ -45,45 +40,18 @@ class ByLibrary:
     itself: bool
 
 
-class Paths:
-    """The ways attention is computed for one model.
+class CuDNN:
+    """Decides what of a chunk's attention cuDNN computes, and computes that.
 
     Args:
-        attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, and cuDNN while a
-            chunk is read, over long runs of earlier chunks and over itself, where it has that type and size of heads;
-            ``"auto"``: Triton on a CUDA device, cuDNN with it if it measures quicker, and plain PyTorch elsewhere.
-        runner: the model.
-
-    Raises:
-        UnsupportedModelError: if the device does not have what is named.
-        ValueError: if there is no such way.
+        use: ``"always"`` where cuDNN takes the shape, ``"never"``, or ``"measured"``: where it is quicker.
     """
 
-    def __init__(self, attention: Attention, runner: ModelRunner) -> None:
-        if attention not in get_args(Attention):
-            raise ValueError(f"attention is one of {', '.join(get_args(Attention))}, not {attention!r}.")
-        device, dtype = runner.device, runner.model.dtype
-        fits = available(device) and dtype in DTYPES
-        if attention in ("kernels", "cudnn") and not fits:
-            raise UnsupportedModelError(
-                f"attention={attention!r} needs Triton, a CUDA device and a floating-point type of 16 or 32 bits; this "
-                f"model is {dtype} on {device.type}."
-            )
-        self.attention = attention
-        self.kernels = attention in ("kernels", "cudnn") or (
-            attention == "auto" and fits and device.type == "cuda"
-        )
-        if self.kernels:
-            runner.fuse()
-        self.graphs = Graphs(runner)
+    def __init__(self, use: Literal["always", "never", "measured"]) -> None:
+        self.use = use
         self._by_library: dict[tuple[int, ...], ByLibrary] = {}
 
-    def give_up_kernels(self) -> None:
-        """Go on in plain PyTorch: the kernels do not run here."""
-        self.kernels = False
-        self.graphs.runner.unfuse()
-
-    def elsewhere(
+    def partials(
         self,
         query: Tensor,
         key: Tensor,
@@ -115,9 +83,9 @@ class Paths:
         return tokens, found
 
     def _left_to_library(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> ByLibrary:
-        if self.attention == "kernels" or not _cudnn_fits(query, value):
+        if self.use == "never" or not _cudnn_fits(query, value):
             return ByLibrary(False, False)
-        if self.attention == "cudnn":
+        if self.use == "always":
             return ByLibrary(True, True)
         if query.shape[2] < TILE // 2:
             return ByLibrary(False, False)

@@ -1,0 +1,1 @@
+"""What computes attention over a shared prefix: one file a backend, and one function that chooses."""
