@@ -96,6 +96,10 @@ class VolumeLease:
         document, first = self.document, self.volume_of(boundary - 1).start if boundary else 0
         return len(document.head) + document.ends[boundary] - document.ends[first]
 
+    def begin(self, chunk: int) -> int:
+        """The position of a chunk's first token in its volume."""
+        return self.end(chunk + 1) - self.document.size(chunk)
+
     def has(self, chunk: int) -> bool:
         """Whether a chunk is read already. Of volumes other than the current one that is not known: then False."""
         volume = self.volume_of(chunk)

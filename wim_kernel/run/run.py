@@ -16,6 +16,7 @@ from wim_kernel.common.margins import Margin, Usage, WimResult
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.answer_writer import AnswerWriter
 from wim_kernel.run.document import EncodedDocument
+from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.margin_writer import MarginWriter
 from wim_kernel.run.options import fitting
 from wim_kernel.run.relevance.calibration import Calibration
@@ -65,7 +66,8 @@ class Run:
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
         self.lease = VolumeLease(cache, document.tokens, volumes)
-        self.writer = MarginWriter(self.engine, self.lease, document, self.settings, calibration)
+        self.finder = EvidenceFinder(self.engine, self.lease, document, self.settings, calibration)
+        self.writer = MarginWriter(self.finder)
         self._fresh = not self.lease.has(len(self.chunks) - 1)
 
     def close(self) -> None:
@@ -121,8 +123,8 @@ class Run:
 
     def write_best(self) -> Work[None]:
         """With ``top_k``, once nothing more is read: write the best, and leave the others empty."""
-        if self.writer.searches:
-            self.writer.weigh(self.scored)  # now that all passages are known
+        if self.finder.searches:
+            self.finder.weigh(self.scored)  # now that all passages are known
         best = [pending for state in self.states for pending in self._best(state)]
         for pending in best:
             pending.chosen = True
@@ -145,14 +147,14 @@ class Run:
         A margin that is no longer relevant enough loses its note; one that now is gets one. What was told last of each
         margin is what it is in the end.
         """
-        if not self.writer.revises:
+        if not self.finder.revises:
             return
         batch = [
             PendingMargin(state, index)
             for state in self.states
             for index, margin in sorted(state.margins.items())
         ]
-        self.writer.weigh(batch)
+        self.finder.weigh(batch)
         waiting, verbatim = [], self.settings.margin_style == "verbatim"
         for pending in batch:
             before = pending.state.margins[pending.index]
@@ -194,13 +196,13 @@ class Run:
 
     def look_again(self) -> Work[None]:
         """Further rounds: look for evidence once more in the volume in hand, with what was found in the prompt."""
-        if not self.writer.searches:
+        if not self.finder.searches:
             return
         chunks = range(self.lease.volume_of(self.read - 1).start, self.read)
         for _ in range(1, self.settings.rounds):
             yield from self.watch.run("prefill", self.lease.return_to(self.read))
             for state in self.states:
-                yield from self.watch.run("margins", self.writer.search_again(state, chunks))
+                yield from self.watch.run("margins", self.finder.search_again(state, chunks))
             yield from self.revise()
 
     def _tell(self, work: Iterator[PendingMargin | None]) -> Work[None]:
@@ -227,7 +229,7 @@ class Run:
         if stop is None:
             return False
         if isinstance(stop, str):
-            return (yield from self.watch.run("margins", self.writer.has_enough(self.states, self.read)))
+            return (yield from self.watch.run("margins", self.finder.has_enough(self.states, self.read)))
         shown = {id(state): list(state.in_order) for state in self.states}
         for pending in self.scored:
             shown[id(pending.state)].append(self.writer.margin(pending))
@@ -248,8 +250,8 @@ class Run:
                 waiting, self.waiting = self.waiting, []
                 yield from self.watch.run("margins", self.writer.score(waiting))
                 scored += waiting
-        if self.writer.searches and not self.settings.measures_boundaries:
-            self.writer.weigh(scored)
+        if self.finder.searches and not self.settings.measures_boundaries:
+            self.finder.weigh(scored)
         return [
             (pending.evidence, pending.relevance or 0.0) for pending in scored if pending.evidence is not None
         ]
