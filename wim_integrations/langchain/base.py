@@ -33,6 +33,7 @@ from wim_integrations.langchain.prompts import DOCUMENTS_KEYS, QUESTION_KEYS, Pr
 from wim_integrations.langchain.requests import Request, Sources, added, first, missing, someone_watches
 from wim_kernel import EmptyDocumentError, Event, Options
 from wim_kernel.common.concurrency import in_thread
+from wim_kernel.common.relay import alast_of, arelay, last_of, relay
 from wim_kernel.run.options import settle, together
 
 
@@ -135,28 +136,24 @@ class DocumentRunnable(RunnableFields):
     def _invoke(
         self, inputs: Inputs, run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Outputs:
-        request, last = self._request(inputs), None
-        live = someone_watches(run_manager, config)
-        for event in self._told(request, run_manager.get_child(), config, live=live):
-            last = event
-        return self._output(request, last)
+        request, live = self._request(inputs), someone_watches(run_manager, config)
+        return self._output(
+            request, last_of(self._relayed(request, run_manager.get_child(), config, live=live))
+        )
 
     async def _ainvoke(
         self, inputs: Inputs, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> Outputs:
-        request, last = await self._arequest(inputs), None
-        live = someone_watches(run_manager, config)
-        async with aclosing(self._atold(request, run_manager.get_child(), config, live=live)) as events:
-            async for event in events:
-                last = event
-        return self._output(request, last)
+        request, live = await self._arequest(inputs), someone_watches(run_manager, config)
+        events = self._arelayed(request, run_manager.get_child(), config, live=live)
+        return self._output(request, await alast_of(events))
 
     def _transform(
         self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Outputs]:
         request, last = self._request(added(list(inputs))), None
         yield self._first_chunk(request)
-        with closing(self._told(request, run_manager.get_child(), config, live=True)) as events:
+        with closing(self._relayed(request, run_manager.get_child(), config, live=True)) as events:
             for event in events:
                 last, chunk = event, self._chunk(request, event)
                 if chunk is not None:
@@ -171,7 +168,7 @@ class DocumentRunnable(RunnableFields):
     ) -> AsyncIterator[Outputs]:
         request, last = await self._arequest(added([part async for part in inputs])), None
         yield self._first_chunk(request)
-        async with aclosing(self._atold(request, run_manager.get_child(), config, live=True)) as events:
+        async with aclosing(self._arelayed(request, run_manager.get_child(), config, live=True)) as events:
             async for event in events:
                 last, chunk = event, self._chunk(request, event)
                 if chunk is not None:
@@ -183,41 +180,22 @@ class DocumentRunnable(RunnableFields):
         streamed = self._streamed() if last is not None else ()
         return AddableDict({name: value for name, value in output.items() if name not in streamed})
 
-    def _told(
+    def _relayed(
         self, request: Request, manager: CallbackManager, config: RunnableConfig, *, live: bool
     ) -> Generator[Event, None, None]:
-        """The kernel's events, each told to whoever listens before it is passed on."""
-        if request.source is None:
-            return
-        emitter = self._emitter(request, manager, config)
-        try:
-            with closing(self._events(request, self._paced(request, live))) as events:
-                for event in events:
-                    emitter.emit(event)
-                    yield event
-        except BaseException as error:
-            emitter.fail(error)
-            raise
+        """The kernel's events, each passed on after LangChain's callbacks were told of it."""
+        if request.source is not None:
+            events = self._events(request, self._paced(request, live))
+            yield from relay(events, self._emitter(request, manager, config))
 
-    async def _atold(
-        self,
-        request: Request,
-        manager: AsyncCallbackManager,
-        config: RunnableConfig,
-        *,
-        live: bool,
+    async def _arelayed(
+        self, request: Request, manager: AsyncCallbackManager, config: RunnableConfig, *, live: bool
     ) -> AsyncGenerator[Event, None]:
-        if request.source is None:
-            return
-        emitter = self._emitter(request, manager, config)
-        try:
-            async with aclosing(self._aevents(request, self._paced(request, live))) as events:
-                async for event in events:
-                    await emitter.aemit(event)
+        if request.source is not None:
+            events = self._aevents(request, self._paced(request, live))
+            async with aclosing(arelay(events, self._emitter(request, manager, config))) as relayed:
+                async for event in relayed:
                     yield event
-        except BaseException as error:
-            await emitter.afail(error)
-            raise
 
     def _emitter(self, request: Request, manager: Manager, config: RunnableConfig) -> Emitter:
         assert request.source is not None, "nothing is told where there is nothing to read"

@@ -17,6 +17,7 @@ from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.requests import Request, Sources, someone_watches
 from wim_kernel import Answered, ChunkRead, Event, Options, Reading, WimError
 from wim_kernel.common.concurrency import in_thread
+from wim_kernel.common.relay import Calls, arelay, relay
 
 
 @dataclass
@@ -34,6 +35,24 @@ class Member:
     request: Request
     emitter: Emitter
     live: bool
+
+
+class Group:
+    """Tells the listeners of inputs that are answered together."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+
+    def emit(self, event: Event) -> Calls:
+        """Tell those whom an event is for: what is read is read for all."""
+        question = getattr(event, "question", 0)
+        for member in self.members if isinstance(event, ChunkRead) else [self.members[question]]:
+            yield from member.emitter.emit(event)
+
+    def fail(self, error: BaseException) -> Calls:
+        """Tell all of them."""
+        for member in self.members:
+            yield from member.emitter.fail(error)
 
 
 class Batch:
@@ -65,16 +84,11 @@ class Batch:
         while waiting:
             group = waiting.popleft()
             try:
-                with closing(
-                    _reading(group).stream_many(_questions(group), **self._options(group))
-                ) as events:
-                    for event in events:
-                        for member in _concerned(group, event):
-                            member.emitter.emit(event)
+                events = _reading(group).stream_many(_questions(group), **self._options(group))
+                with closing(relay(events, Group(group))) as relayed:
+                    for event in relayed:
                         self._take(group, event)
             except BaseException as error:
-                for member in group:
-                    member.emitter.fail(error)
                 waiting.extendleft(self._failed(group, error))
         return self.outputs
 
@@ -85,14 +99,10 @@ class Batch:
             group = waiting.popleft()
             try:
                 events = _reading(group).astream_many(_questions(group), **self._options(group))
-                async with aclosing(events):
-                    async for event in events:
-                        for member in _concerned(group, event):
-                            await member.emitter.aemit(event)
+                async with aclosing(arelay(events, Group(group))) as relayed:
+                    async for event in relayed:
                         self._take(group, event)
             except BaseException as error:
-                for member in group:
-                    await member.emitter.afail(error)
                 waiting.extendleft(self._failed(group, error))
         return self.outputs
 
@@ -150,11 +160,6 @@ def _reading(group: Sequence[Member]) -> Reading:
 
 def _questions(group: Sequence[Member]) -> list[str]:
     return [member.request.question for member in group]
-
-
-def _concerned(group: Sequence[Member], event: Event) -> Sequence[Member]:
-    """Whom an event is for: what is read is read for all."""
-    return group if isinstance(event, ChunkRead) else [group[getattr(event, "question", 0)]]
 
 
 def _alike(one: Request, other: Request) -> bool:

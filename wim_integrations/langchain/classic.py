@@ -75,7 +75,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
 
     def _combine(self, inputs: Inputs, manager: CallbackManager, config: RunnableConfig) -> dict[str, Any]:
         request, last = self._request(inputs), None
-        for event in self._told(request, manager, config, live=someone_watches(manager, config)):
+        for event in self._relayed(request, manager, config, live=someone_watches(manager, config)):
             last = event
         return self._new(request, last)
 
@@ -84,7 +84,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
     ) -> dict[str, Any]:
         request, last = await self._arequest(inputs), None
         live = someone_watches(manager, config)
-        async with aclosing(self._atold(request, manager, config, live=live)) as events:
+        async with aclosing(self._arelayed(request, manager, config, live=live)) as events:
             async for event in events:
                 last = event
         return self._new(request, last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import Callbacks
@@ -24,6 +23,7 @@ from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templat
 from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 from wim_kernel.common.concurrency import in_thread
+from wim_kernel.common.relay import alast_of, arelay, last_of, relay
 from wim_kernel.run.options import settle, together
 
 
@@ -106,16 +106,9 @@ class WimDocumentCompressor(CompressorFields):
         if source is None:
             return []
         config = _config(callbacks)
-        options, event = self._options(query, source), None
-        emitter = Emitter(get_callback_manager_for_config(config), config, source, query, options=options)
-        try:
-            with closing(source.reading.stream_margins(query, **options)) as events:
-                for event in events:
-                    emitter.emit(event)
-        except BaseException as error:
-            emitter.fail(error)
-            raise
-        return _documents(source, event)
+        options, manager = self._options(query, source), get_callback_manager_for_config(config)
+        emitter = Emitter(manager, config, source, query, options=options)
+        return _documents(source, last_of(relay(source.reading.stream_margins(query, **options), emitter)))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -125,17 +118,10 @@ class WimDocumentCompressor(CompressorFields):
         if source is None:
             return []
         config = _config(callbacks)
-        options, event = self._options(query, source), None
-        manager = get_async_callback_manager_for_config(config)
+        options, manager = self._options(query, source), get_async_callback_manager_for_config(config)
         emitter = Emitter(manager, config, source, query, options=options)
-        try:
-            async with aclosing(source.reading.astream_margins(query, **options)) as events:
-                async for event in events:
-                    await emitter.aemit(event)
-        except BaseException as error:
-            await emitter.afail(error)
-            raise
-        return _documents(source, event)
+        events = arelay(source.reading.astream_margins(query, **options), emitter)
+        return _documents(source, await alast_of(events))
 
     def _source(self, documents: Sequence[Document]) -> DocumentReading | None:
         try:

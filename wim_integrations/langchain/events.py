@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from inspect import isawaitable
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -32,12 +31,12 @@ from wim_kernel import (
     Options,
     Usage,
 )
+from wim_kernel.common.relay import Calls
 from wim_kernel.run.transcripts import Transcript
 
 NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
 
 Manager = CallbackManager | AsyncCallbackManager
-Told = Generator[Any, Any, None]
 
 
 class Emitter:
@@ -81,25 +80,10 @@ class Emitter:
         self._chunks_read = 0
         self._run: Any = None
 
-    def emit(self, event: Event) -> None:
+    # -- what is yielded is awaited if it can be ----------------------------------------------------------------------
+
+    def emit(self, event: Event) -> Calls:
         """Tell of an event."""
-        _finish(self._tell(event))
-
-    async def aemit(self, event: Event) -> None:
-        """Tell of an event."""
-        await _afinish(self._tell(event))
-
-    def fail(self, error: BaseException) -> None:
-        """Tell that the answer did not come to its end."""
-        _finish(self._fail(error))
-
-    async def afail(self, error: BaseException) -> None:
-        """Tell that the answer did not come to its end."""
-        await _afinish(self._fail(error))
-
-    # -- what is told; what is yielded is waited for if it can be awaited ---------------------------------------------
-
-    def _tell(self, event: Event) -> Told:
         match event:
             case ChunkRead(index):
                 self._chunks_read = index + 1
@@ -131,7 +115,7 @@ class Emitter:
                 yield from self._end(result.answer, result.usage)
                 yield from self._custom("wim_answer", answer_data(event))
 
-    def _custom(self, name: str, data: Mapping[str, Any]) -> Told:
+    def _custom(self, name: str, data: Mapping[str, Any]) -> Calls:
         data = {"question": self.question, **data}
         if self.manager.parent_run_id is not None:
             dispatch: Callable[..., Any] = dispatch_custom_event
@@ -141,7 +125,7 @@ class Emitter:
         if self.write is not None:
             self.write({"event": name, "data": data})
 
-    def _margin_run(self, margin: Margin) -> Told:
+    def _margin_run(self, margin: Margin) -> Calls:
         """A run that shows what was asked at the chunk's end, and what was written."""
         if not self.manager.handlers:
             return
@@ -157,7 +141,7 @@ class Emitter:
             return self._transcript.answer(self.margins, self._chunks_read)
         return self._transcript.margin(max(0, self._chunks_read - 1))
 
-    def _start(self, tags: Sequence[str], *, answers: bool = True) -> Told:
+    def _start(self, tags: Sequence[str], *, answers: bool = True) -> Calls:
         if self._run is not None:
             return
         manager = self.manager.copy()
@@ -170,13 +154,13 @@ class Emitter:
         )
         self._run = runs[0]
 
-    def _token(self, message: AIMessageChunk) -> Told:
+    def _token(self, message: AIMessageChunk) -> Calls:
         message.response_metadata = (
             {"model_name": self.model_name} if message.chunk_position == "last" else {}
         )
         yield self._run.on_llm_new_token(str(message.content), chunk=ChatGenerationChunk(message=message))
 
-    def _end(self, text: str, usage: Usage) -> Told:
+    def _end(self, text: str, usage: Usage) -> Calls:
         message = AIMessage(
             content=text,
             id=self._message_id,
@@ -186,7 +170,8 @@ class Emitter:
         run, self._run = self._run, None
         yield run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
 
-    def _fail(self, error: BaseException) -> Told:
+    def fail(self, error: BaseException) -> Calls:
+        """Tell that the answer did not come to its end."""
         run, self._run = self._run, None
         if run is not None:
             yield run.on_llm_error(error)
@@ -233,23 +218,3 @@ def _usage_metadata(usage: Usage) -> UsageMetadata:
     if usage.cached_tokens is not None:
         metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
     return metadata
-
-
-def _finish(told: Told) -> None:
-    value: Any = None
-    try:
-        while True:
-            value = told.send(value)
-    except StopIteration:
-        return
-
-
-async def _afinish(told: Told) -> None:
-    value: Any = None
-    try:
-        while True:
-            value = told.send(value)
-            if isawaitable(value):
-                value = await value
-    except StopIteration:
-        return

@@ -137,7 +137,7 @@ def paced(
     return options if watched else together(options, len(source.reading.chunks))
 
 
-class Teller:
+class Emitter:
     """Tells of one question's events, in the span in which it was made, wherever they are told from.
 
     Args:
@@ -168,7 +168,7 @@ class Teller:
         }
         self._llm_event: str | None = callbacks.on_event_start(CBEventType.LLM, payload=payload)
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Tell of an event."""
         asked: dict[str, Any] = {"query_str": self.question, "span_id": self.span_id}
         match event:

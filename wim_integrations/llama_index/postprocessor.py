@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, closing
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -11,12 +10,13 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, TextNode
 
-from wim_integrations.llama_index.events import Teller, paced
+from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, WimKernel
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import refuse_to_pickle
+from wim_kernel.common.relay import alast_of, arelay, last_of, relay
 from wim_kernel.run.options import settle
 
 
@@ -81,16 +81,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = self._read(nodes), _question(query_bundle)
         if source is None:
             return []
-        options, last = self._options(source), None
-        teller = Teller(self.callback_manager, source, question, options)
-        try:
-            with closing(source.reading.stream_margins(question, **options)) as events:
-                for last in events:
-                    teller.tell(last)
-        except BaseException as error:
-            teller.fail(error)
-            raise
-        return _margin_nodes(source, last)
+        options = self._options(source)
+        emitter = Emitter(self.callback_manager, source, question, options)
+        events = relay(source.reading.stream_margins(question, **options), emitter)
+        return _margin_nodes(source, last_of(events))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -98,16 +92,10 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         source, question = await in_thread(self._read, nodes), _question(query_bundle)
         if source is None:
             return []
-        options, last = self._options(source), None
-        teller = Teller(self.callback_manager, source, question, options)
-        try:
-            async with aclosing(source.reading.astream_margins(question, **options)) as events:
-                async for last in events:
-                    teller.tell(last)
-        except BaseException as error:
-            teller.fail(error)
-            raise
-        return _margin_nodes(source, last)
+        options = self._options(source)
+        emitter = Emitter(self.callback_manager, source, question, options)
+        events = arelay(source.reading.astream_margins(question, **options), emitter)
+        return _margin_nodes(source, await alast_of(events))
 
     def _read(self, nodes: list[NodeWithScore]) -> NodeReading | None:
         try:

@@ -24,7 +24,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType, Text
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
-from wim_integrations.llama_index.events import Teller, paced
+from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.llm import WimLLM
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options, scored_nodes
 from wim_integrations.llama_index.prompts import ANSWER, MARGIN, Templates
@@ -43,6 +43,7 @@ from wim_kernel import (
 )
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import HoldsShared
+from wim_kernel.common.relay import arelay, relay
 from wim_kernel.run.options import settle
 
 dispatcher = get_dispatcher(__name__)
@@ -183,9 +184,9 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         except EmptyDocumentError:
             dispatcher.event(GetResponseEndEvent())
             return self._empty_response_generator() if streams else self._empty_response
-        told = self._told(call, query_str, self._asked(query_str, response_kwargs), streams)
+        told = self._pieces(call, query_str, self._asked(query_str, response_kwargs), streams)
         if streams:
-            response: RESPONSE_TEXT_TYPE = _pieces(next(told, ""), told)
+            response: RESPONSE_TEXT_TYPE = _after(next(told, ""), told)
         else:
             with closing(told):
                 response = self._shaped("".join(told))
@@ -203,9 +204,9 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         except EmptyDocumentError:
             dispatcher.event(GetResponseEndEvent())
             return self._empty_response_agenerator() if streams else self._empty_response
-        told = self._atold(call, query_str, self._asked(query_str, response_kwargs), streams)
+        told = self._apieces(call, query_str, self._asked(query_str, response_kwargs), streams)
         if streams:
-            response: RESPONSE_TEXT_TYPE = _apieces(await anext(told, ""), told)
+            response: RESPONSE_TEXT_TYPE = _aafter(await anext(told, ""), told)
         else:
             async with aclosing(told):
                 response = self._shaped("".join([piece async for piece in told]))
@@ -274,38 +275,30 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
                 "answer_tokens, or a schema that says all that is asked of a value."
             ) from error
 
-    def _told(self, call: Call, question: str, options: Options, streams: bool) -> Generator[str, None, None]:
-        """The answer's pieces; everything else is told, and noted in the call."""
+    def _pieces(
+        self, call: Call, question: str, options: Options, streams: bool
+    ) -> Generator[str, None, None]:
+        """The answer's pieces; everything else is reported, and noted in the call."""
         assert call.source is not None
-        teller = Teller(self._callback_manager, call.source, question, options)
+        emitter = Emitter(self._callback_manager, call.source, question, options)
         options = paced(call.source, options, self._callback_manager, streams=streams)
-        try:
-            with closing(call.source.reading.stream(question, **options)) as events:
-                for event in events:
-                    teller.tell(event)
-                    _note(call, event)
-                    if isinstance(event, AnswerToken):
-                        yield event.text
-        except BaseException as error:
-            teller.fail(error)
-            raise
+        with closing(relay(call.source.reading.stream(question, **options), emitter)) as events:
+            for event in events:
+                _note(call, event)
+                if isinstance(event, AnswerToken):
+                    yield event.text
 
-    async def _atold(
+    async def _apieces(
         self, call: Call, question: str, options: Options, streams: bool
     ) -> AsyncGenerator[str, None]:
         assert call.source is not None
-        teller = Teller(self._callback_manager, call.source, question, options)
+        emitter = Emitter(self._callback_manager, call.source, question, options)
         options = paced(call.source, options, self._callback_manager, streams=streams)
-        try:
-            async with aclosing(call.source.reading.astream(question, **options)) as events:
-                async for event in events:
-                    teller.tell(event)
-                    _note(call, event)
-                    if isinstance(event, AnswerToken):
-                        yield event.text
-        except BaseException as error:
-            teller.fail(error)
-            raise
+        async with aclosing(arelay(call.source.reading.astream(question, **options), emitter)) as events:
+            async for event in events:
+                _note(call, event)
+                if isinstance(event, AnswerToken):
+                    yield event.text
 
     def _known_call(self, texts: Sequence[str]) -> Call:
         """The call that this is part of, if these are its nodes' texts; others are nodes of their own."""
@@ -345,13 +338,13 @@ def _note(call: Call, event: Event) -> None:
         call.metadata.update(call.source.result_data(event.result))
 
 
-def _pieces(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:
+def _after(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:
     with closing(rest):
         yield first
         yield from rest
 
 
-async def _apieces(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def _aafter(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     async with aclosing(rest):
         yield first
         async for piece in rest:

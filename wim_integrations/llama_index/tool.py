@@ -12,11 +12,12 @@ from llama_index.core.schema import BaseNode, NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, Event
 
-from wim_integrations.llama_index.events import Teller
+from wim_integrations.llama_index.events import Emitter
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
 from wim_kernel.common.copying import HoldsShared
+from wim_kernel.common.relay import arelay
 from wim_kernel.run.options import settle
 from wim_kernel.text.tool_text import DESCRIPTION, report
 
@@ -116,11 +117,10 @@ def create_wim_tool(
 async def _answer(
     ctx: Context, question: str, source: NodeReading, options: Options, max_output_chars: int
 ) -> Response:
-    teller, last = Teller(CallbackManager(), source, question, options), None
+    emitter, last = Emitter(CallbackManager(), source, question, options), None
     try:
-        async with aclosing(source.reading.astream(question, **options)) as events:
+        async with aclosing(arelay(source.reading.astream(question, **options), emitter)) as events:
             async for last in events:
-                teller.tell(last)
                 if isinstance(last, ChunkRead):
                     told = WimProgress(query_str=question, tokens=last.tokens, total_tokens=last.total_tokens)
                     ctx.write_event_to_stream(told)
@@ -128,11 +128,7 @@ async def _answer(
                     data, revised = source.margin_data(last.margin), isinstance(last, MarginRevised)
                     ctx.write_event_to_stream(WimMargin(query_str=question, margin=data, revised=revised))
     except (WimError, ValueError) as error:  # the agent can ask something else
-        teller.fail(error)
         return Response(f"Error: {error}")
-    except BaseException as error:
-        teller.fail(error)
-        raise
     assert isinstance(last, Answered), "a stream ends with its answer"
     return _response(source, last, max_output_chars)
 

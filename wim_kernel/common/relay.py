@@ -1,0 +1,84 @@
+"""One loop that passes events on to a listener, for plain and for async callers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
+from inspect import isawaitable
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Calls = Generator[Any, Any, None]
+"""Calls to a framework: what is yielded is awaited if it can be, and what it came to is sent back."""
+
+
+class Listener(Protocol):
+    """Tells a framework of events."""
+
+    def emit(self, event: Any) -> Calls | None:
+        """Tell of an event."""
+
+    def fail(self, error: BaseException) -> Calls | None:
+        """Tell that the events ended before their end; also if the consumer closed them."""
+
+
+def relay(events: Generator[Item, None, None], listener: Listener) -> Generator[Item, None, None]:
+    """Each event, after the listener was told of it. Closing this closes the events."""
+    try:
+        with closing(events):
+            for event in events:
+                _finish(listener.emit(event))
+                yield event
+    except BaseException as error:
+        _finish(listener.fail(error))
+        raise
+
+
+async def arelay(events: AsyncGenerator[Item, None], listener: Listener) -> AsyncGenerator[Item, None]:
+    """See `relay`; the listener's calls may be awaitable."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                await _afinish(listener.emit(event))
+                yield event
+    except BaseException as error:
+        await _afinish(listener.fail(error))
+        raise
+
+
+def last_of(events: Generator[Item, None, None]) -> Item | None:
+    """The last event, once all were passed on."""
+    last: Item | None = None
+    with closing(events):
+        for event in events:
+            last = event
+    return last
+
+
+async def alast_of(events: AsyncGenerator[Item, None]) -> Item | None:
+    """See `last_of`."""
+    last: Item | None = None
+    async with aclosing(events):
+        async for event in events:
+            last = event
+    return last
+
+
+def _finish(calls: Calls | None) -> None:
+    value: Any = None
+    try:
+        while calls is not None:
+            value = calls.send(value)
+    except StopIteration:
+        return
+
+
+async def _afinish(calls: Calls | None) -> None:
+    value: Any = None
+    try:
+        while calls is not None:
+            value = calls.send(value)
+            if isawaitable(value):
+                value = await value
+    except StopIteration:
+        return
