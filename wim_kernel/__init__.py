@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wim_kernel.chunks import Chunk, Span
     from wim_kernel.errors import (
+        ChunkError,
         ContextOverflowError,
         DeviceMemoryError,
         EmptyDocumentError,
@@ -55,6 +56,7 @@ __all__ = [
     "AnswerToken",
     "Answered",
     "Chunk",
+    "ChunkError",
     "ChunkRead",
     "ContextOverflowError",
     "Decision",
@@ -97,6 +99,7 @@ __all__ = [
 _HOMES = {
     "chunks": ("Chunk", "Span"),
     "errors": (
+        "ChunkError",
         "ContextOverflowError",
         "DeviceMemoryError",
         "EmptyDocumentError",

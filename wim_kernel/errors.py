@@ -20,6 +20,10 @@ class EmptyDocumentError(WimError, ValueError):
         super().__init__("The document is empty: give `read` at least one chunk that holds text.")
 
 
+class ChunkError(WimError, ValueError):
+    """What was handed in as a chunk's plain data is not that."""
+
+
 class MarginsError(WimError, ValueError):
     """What was handed in as margins is not that."""
 

@@ -23,7 +23,13 @@ from wim_kernel.chunks import Chunk, as_chunks, contiguous, drop_overlaps, join_
 from wim_kernel.copying import Shared
 from wim_kernel.engines.base import AnyEngine, Text
 from wim_kernel.engines.local.engine import LocalEngine
-from wim_kernel.errors import ContextOverflowError, EmptyDocumentError, ReadingFileError, ServerError
+from wim_kernel.errors import (
+    ChunkError,
+    ContextOverflowError,
+    EmptyDocumentError,
+    ReadingFileError,
+    ServerError,
+)
 from wim_kernel.events import Answered, Event
 from wim_kernel.leases import prefix_digest
 from wim_kernel.margins import Margin, Usage, WimResult
@@ -360,7 +366,7 @@ class WimKernel(Shared):
         try:
             chunks = [Chunk.from_dict(chunk) for chunk in saved.document["chunks"]]
             reading = Reading(self, chunks, saved.document["separator"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ChunkError) as error:
             raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
         if reading._pieces[0] != saved.pieces[0]:
             raise ReadingFileError(path, "its chat template or frame is another")

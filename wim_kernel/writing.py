@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,8 +11,10 @@ from wim_kernel.answering import branch_end
 from wim_kernel.batches import decode_all
 from wim_kernel.chunks import Chunk, Span
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded, Prompt, Scores, Text
+from wim_kernel.errors import OptionError
 from wim_kernel.grounding import support
 from wim_kernel.margins import BranchRecord, Margin
+from wim_kernel.plain_data import shown
 from wim_kernel.prompts import fill
 from wim_kernel.quoting import by_findings, by_likelihood, quote
 from wim_kernel.relevance.calibration import Calibration
@@ -369,7 +372,14 @@ class MarginWriter:
         """The score, within bounds; nothing is relevant about a chunk without text."""
         if _blank(evidence.chunk):
             return 0.0
-        return min(1.0, max(0.0, float(self.settings.relevance(evidence))))
+        score = self.settings.relevance(evidence)
+        try:
+            found = float(score)
+        except (TypeError, ValueError):
+            found = math.nan
+        if math.isnan(found):
+            raise OptionError(f"relevance has to return a number from 0 to 1, and returned {shown(score)}.")
+        return min(1.0, max(0.0, found))
 
     def _branch(self, place: Place, generate: bool) -> Branch:
         at, question = self.lease.end(place.index + 1), place.inquiry.question
