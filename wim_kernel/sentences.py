@@ -168,8 +168,8 @@ def _cuts(text: str, language: str) -> Iterator[int]:
     plain, begin = _plain(text), 0
     for gap in _PARAGRAPH_BREAK.finditer(plain):
         yield from _cuts_in_paragraph(text, plain, begin, gap.start(), language)
-        yield gap.end()
-        begin = gap.end()
+        begin = gap.start() + len(gap[0]) - len(text[gap.start() : gap.end()].lstrip())  # a mark is no space
+        yield begin
     yield from _cuts_in_paragraph(text, plain, begin, len(plain), language)
 
 
