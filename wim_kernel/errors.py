@@ -14,10 +14,14 @@ class WimError(Exception):
 
 
 class EmptyDocumentError(WimError, ValueError):
-    """There is no text to read."""
+    """There is no text to read.
 
-    def __init__(self) -> None:
-        super().__init__("The document is empty: give `read` at least one chunk that holds text.")
+    Args:
+        advice: what else to do about it.
+    """
+
+    def __init__(self, advice: str = "") -> None:
+        super().__init__(f"The document is empty: give at least one chunk that holds text{advice}.")
 
 
 class ChunkError(WimError, ValueError):
