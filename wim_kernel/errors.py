@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wim_kernel.margins import Margin
 
 
+def _again(kind: type[WimError], args: tuple[Any, ...], state: dict[str, Any]) -> WimError:
+    """An error as it was, without its constructor: that one takes what the message was made of."""
+    base = (
+        OSError if issubclass(kind, OSError) else Exception
+    )  # what is laid out as the others of its bases are
+    error: WimError = base.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 class WimError(Exception):
-    """Base of every error the kernel raises on its own account."""
+    """Base of every error the kernel raises on its own account. Copies and pickles of one say the same."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class EmptyDocumentError(WimError, ValueError):

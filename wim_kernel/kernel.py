@@ -41,7 +41,7 @@ from wim_kernel.relevance.fitting import Example, calibrate, packaged
 from wim_kernel.relevance.passages import DocumentPassages
 from wim_kernel.relevance.scores import Evidence
 from wim_kernel.settings import Options, settle
-from wim_kernel.storage import ReadingFolder
+from wim_kernel.storage import ReadingFolder, as_path
 from wim_kernel.storage import read as read_file
 from wim_kernel.storage import write as write_file
 from wim_kernel.volumes import SHARES, longest_chunk, volume_pieces
@@ -359,7 +359,7 @@ class WimKernel(Shared):
                 or frame; it says which.
             MemoryBudgetError: if it alone needs more than the budget.
         """
-        path = Path(path)
+        path = as_path(path, "path")
         saved = read_file(path, self.engine.identity())
         if not saved.document:
             raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
@@ -675,9 +675,9 @@ class Reading(Shared):
             ReadingFileError: if it cannot be written, or the document is longer than the window: ``cache_dir=`` keeps
                 volumes.
         """
-        window = self.kernel.engine.window
+        path, window = as_path(path, "path"), self.kernel.engine.window
         if window is not None and len(self.kernel._head) + self.tokens >= window:
-            raise ReadingFileError(Path(path), "the document is longer than the model's window")
+            raise ReadingFileError(path, "the document is longer than the model's window")
         document = {"chunks": [chunk.to_dict() for chunk in self.chunks], "separator": self._separator}
         readings, engine = self.kernel.readings, self.kernel.engine
         with closing(readings.hold(self._pieces)) as lease:
@@ -685,7 +685,7 @@ class Reading(Shared):
                 for _ in lease.read(piece):
                     pass
             packed = engine.pack(lease.prefix, lease.end(len(self.chunks)))
-        write_file(Path(path), self._pieces, packed, engine.identity(), document)
+        write_file(path, self._pieces, packed, engine.identity(), document)
 
     def close(self) -> None:
         """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""

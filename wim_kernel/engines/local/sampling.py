@@ -15,6 +15,8 @@ from transformers.generation.logits_process import MinLengthLogitsProcessor, Min
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from wim_kernel.engines.local.grammar import Grammars
+from wim_kernel.errors import OptionError
+from wim_kernel.plain_data import is_finite, shown
 
 
 class Next(NamedTuple):
@@ -66,6 +68,8 @@ class Policy:
         generating._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
         self.config = ready
         self.max_new_tokens: int = ready.max_new_tokens
+        if ready.max_time is not None and not is_finite(ready.max_time):
+            raise OptionError(f"max_time of a GenerationConfig is seconds, not {shown(ready.max_time)}.")
         self.max_time: float | None = ready.max_time
         _warn_of_others(ready)
         eos = ready.eos_token_id
