@@ -287,5 +287,5 @@ def test_a_document_in_which_nothing_is_said_has_no_notes(real_kernel: WimKernel
     tool = create_wim_tool(real_kernel, documents=[Document("...")], threshold=0, answer_tokens=4)
     assert "Notes" not in tool.invoke({"question": QUESTION})
     assert create_wim_tool(real_kernel, documents=[Document("")]).invoke({"question": QUESTION}) == (
-        "The document holds no text."
+        "The document is empty: it holds no text."
     )

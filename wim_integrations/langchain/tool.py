@@ -186,7 +186,7 @@ def _as_messages() -> Iterator[None]:
     try:
         yield
     except EmptyDocumentError as error:
-        raise ToolException("The document holds no text.") from error
+        raise ToolException("The document is empty: it holds no text.") from error
     except (WimError, ValueError) as error:
         raise ToolException(str(error)) from error
 
