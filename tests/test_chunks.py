@@ -113,12 +113,29 @@ def test_where_sentences_end(expected):
         ["name,year,city\n", "Fenn,1820,Lyme\n", "Reed,1815,Whitby. Gone\n"],
         ["| a | b |\n", "|---|---|\n", "| x. Y | y |\n"],
         [f"INFO worker {i} finished. Job {i * 7}\n" for i in range(5)],
+        ["ship:\n  ", "name: Aurora. Big\n  ", "tons: 3\n", "mast:\n  ", "oak: 2\n"],
+        ["host = a. B\n", "port = 3\n", "user = c\n"],
+        ['File "a.py", line 3\n  ', "raise X. Y\n", 'File "b.py", line 4\n  ', "run(it)\n"],
+        ["int main(void)\n", "{\n  ", "int ship = 3;\n  ", "sail(ship);\n", "}\n"],
+        ["O Captain! my Captain, our trip is done,\n    ", "The ship. It has weathered,\n"] * 3,
     ],
-    ids=["log", "csv", "markdown", "alike"],
+    ids=["log", "csv", "markdown", "alike", "yaml", "settings", "stack", "code", "stepped verse"],
 )
 def test_rows_are_sentences(rows):
     assert pieces("".join(rows)) == rows
-    assert all(chunk.text.endswith("\n") for chunk in split("".join(rows * 9), 40, len))
+    assert all("\n" in chunk.text[-6:] for chunk in split("".join(rows * 9), 60, len))
+
+
+def test_lines_without_an_end_are_cut_between_lines():
+    verse = ["The ship went down\n", "in the cold dark sea\n", "and none was there\n", "to sing of me\n"] * 20
+    assert all(chunk.text.endswith("\n") for chunk in split("".join(verse), 70, len))
+    code = "int main(void)\n{\n    int ship = 3;\n    for (;;) {\n        ship++;\n    }\n}\n" * 9
+    assert all(chunk.text.rstrip(" ").endswith("\n") for chunk in split(code, 90, len))
+
+
+def test_an_empty_line_end_ends_cutting():
+    for text in ("a" * 500, "a b " * 200, "\n" * 300 + "b" * 90, "a\n\u0301" * 200):
+        assert "".join(chunk.text for chunk in split(text, 5, len)) == text
 
 
 def test_language_decides_abbreviations():

@@ -89,6 +89,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams are closed this w
         ("wim ask '' FILE --task summarise --margin-style verbatim", 2, "need a question"),
         ("wim ask q FILE --tokenizer x", 2, "belongs to --server"),
         ("wim ask q FILE --cache-dir x --no-cache", 2, "not both"),
+        ("wim ask q FILE --cache-dir FILE", 1, "it is no folder. Name another folder"),
+        ("wim ask q FILE --cache-dir FILE/deeper", 1, "is no folder. Name another folder"),
         ("wim ask q FILE --server nonsense", 2, "is no address"),
         ("wim ask q FILE --server http://127.0.0.1:99999/v1", 2, "is no address"),
         ("wim ask q FILE --server http://127.0.0.1:9/v1", 1, "nobody answers there"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from wim_integrations import langchain as lc
 from wim_integrations import llama_index as li
 from wim_kernel import NotPicklableError, WimError, WimKernel
+from wim_kernel.common import errors
 
 QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 4}
@@ -98,3 +100,26 @@ def test_pickling_says_why_not(kernel: WimKernel, name: str, protocol: int) -> N
         ) as caught:
             pickle.dumps(given, protocol)
         assert isinstance(caught.value, WimError | TypeError)
+
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "ContextOverflowError": ("The question", 7, 3, "Ask less."),
+    "DeviceMemoryError": ("decode", "8 GB"),
+    "EmptyDocumentError": (),
+    "MemoryBudgetError": (7, 3),
+    "ReadingFileError": (Path("a"), "it is damaged"),
+    "ServerError": ("http://a", "it is gone"),
+}
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WimError)]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_errors_cross_between_processes(kind: Callable[..., WimError]) -> None:
+    """An error that cannot be unpickled hangs the pool of processes that it was raised in."""
+    error = kind(*ARGUMENTS.get(getattr(kind, "__name__", ""), ("It is so.",)))
+    if isinstance(error, errors.ServerError):
+        error.chunks_read = 4
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)

@@ -229,6 +229,21 @@ def test_a_bad_byte_in_a_declared_encoding_or_utf_16(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("bad", [b"x", b"\x00\xdc", b"\x3d\xd8 \x00"])
+def test_one_bad_byte_in_a_short_utf_16_file(tmp_path: Path, bad: bytes) -> None:
+    data = b"\xff\xfe" + "a ship".encode("utf-16-le") + bad
+    with pytest.warns(UserWarning, match="utf-16"):
+        assert read_file(saved(tmp_path, "a.txt", data)).startswith("a ship\ufffd")
+
+
+@pytest.mark.parametrize(
+    "name", ["replacement", "x-user-defined", "iso-2022-kr", "hz-gb-2312", "utf-7", "rot13"]
+)
+def test_names_of_encodings_that_are_none(tmp_path: Path, name: str) -> None:
+    page = f"<meta charset={name}><p>naïve 船</p>".encode()
+    assert read_file(saved(tmp_path, "a.html", page)) == "naïve 船\n"
+
+
 def test_html_spaces_across_tags(tmp_path: Path) -> None:
     page = "<p>a <b> b</b>\n<i> c</i></p><pre> one\n two</pre>x&nbsp;&nbsp;y"
     assert read_file(saved(tmp_path, "a.html", page)) == "a b c\n\n one\n two\n\nx  y\n"

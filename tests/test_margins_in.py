@@ -10,7 +10,7 @@ from helpers import SHORT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wim_kernel import Chunk, Margin, MarginsError, WimError, WimKernel
+from wim_kernel import Chunk, ChunkError, Margin, MarginsError, OptionError, WimError, WimKernel
 from wim_kernel.run.given_margins import is_approval, margins_in
 
 TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship.", "The fog was thick."]
@@ -33,6 +33,7 @@ async def test_every_form_of_a_margin_reaches_the_answers_prompt(kernel: WimKern
     assert reading.answer(QUESTION, ["x"], **SHORT).margins[0].chunk == reading.chunks[-1]
 
 
+SPAN: dict[str, Any] = {"source_id": "0", "start": 0, "end": 6, "offset": 0, "length": 6}
 WRONG: list[tuple[Any, str]] = [
     ("approve", "approves margins"),
     (True, "approves margins"),
@@ -58,7 +59,16 @@ WRONG: list[tuple[Any, str]] = [
     ([{"note": "x", "txt": "x"}], "is called 'text'"),
     ([{"text": "x", "chunk": {}}], "leave it out"),
     ([{"text": "x", "chunk": 3}], "leave it out"),
+    ([{"text": "x", "relevance": 10**400}], "0 to 1"),
+    ([{"text": "x", "evidence": {"lexical": "much"}}], "evidence 'lexical' is a number"),
+    ([{"text": "x", "evidence": [1.0]}], "evidence is a dict"),
+    ([{"text": "x", "evidence": {"lexical": float("nan")}}], "evidence 'lexical' is a number"),
+    ([{"text": "x", "chunk": {"text": 3}}], "leave it out"),
+    ([{"text": "x", "chunk": {"text": "x", "metadata": 3}}], "leave it out"),
     ([{"text": "x", "chunk": CHUNKS[0].to_dict(), "spans": [{"a": 1}]}], "leave them out"),
+    ([{"text": "x", "chunk": CHUNKS[0].to_dict(), "spans": "0-6"}], "leave them out"),
+    ([{"text": "x", "chunk": CHUNKS[0].to_dict(), "spans": [{**SPAN, "start": "a"}]}], "leave them out"),
+    ([{"text": "x", "chunk": CHUNKS[0].to_dict(), "spans": [{**SPAN, "length": None}]}], "leave them out"),
 ]
 
 
@@ -116,3 +126,55 @@ def test_whatever_comes_in_is_margins_or_a_clear_error(margins: Any) -> None:
 def test_from_dict_says_what_is_missing(data: Any) -> None:
     with pytest.raises(MarginsError, match="to_dict wrote, and this has no"):
         Margin.from_dict(data)
+
+
+JUNK = [
+    *(
+        None,
+        True,
+        -1,
+        3.5,
+        float("nan"),
+        float("inf"),
+        "high",
+        [],
+        [1],
+        {},
+        {"a": 1},
+        [{}],
+        [None],
+        object(),
+        b"x",
+    ),
+    *(10**400, {"text": 3}, {"text": "x", "spans": 3}, {"text": "x", "metadata": 3}, {"a": float("nan")}),
+    *([{**SPAN, "source_id": 1}], [{**SPAN, "offset": None}], [{**SPAN, "end": "x"}]),
+]
+
+
+@pytest.mark.parametrize("name", ["index", "text", "relevance", "kept", "note", "chunk", "spans", "evidence"])
+def test_what_a_field_of_saved_margins_cannot_be_is_said(name: str) -> None:
+    (margin,) = margins_in([{"text": "x", "index": 0, "evidence": {"lexical": 0.5}}], CHUNKS)
+    refused = []
+    for junk in JUNK:
+        try:
+            read = Margin.from_dict({**margin.to_dict(), name: junk})
+        except MarginsError as error:
+            refused.append(str(error))
+        else:
+            assert Margin.from_dict(json.loads(json.dumps(read.to_dict()))) == read
+    assert len(refused) > len(JUNK) // 2
+    assert all(said.endswith(".") and len(said) < 250 for said in refused)
+
+
+@pytest.mark.parametrize("data", JUNK, ids=repr)
+def test_saved_margins_and_chunks_are_dicts(data: Any) -> None:
+    with pytest.raises(MarginsError, match="to_dict wrote"):
+        Margin.from_dict(data)
+    with pytest.raises(ChunkError, match="to_dict wrote"):
+        Chunk.from_dict(data)
+
+
+@pytest.mark.parametrize("score", [None, "high", float("nan"), [1]])
+def test_a_relevance_of_ones_own_returns_a_number(kernel: WimKernel, score: Any) -> None:
+    with pytest.raises(OptionError, match="has to return a number from 0 to 1"):
+        kernel.read(TEXTS).margins(QUESTION, relevance=lambda evidence: score)

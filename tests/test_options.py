@@ -98,6 +98,12 @@ def test_max_time_ends_each_branch(kernel: WimKernel, seconds: float) -> None:
     assert all(1 <= len(margin.token_ids) < 400 for margin in result.margins)
 
 
+@pytest.mark.parametrize("seconds", ["soon", float("nan"), [1]])
+def test_max_time_is_seconds(kernel: WimKernel, seconds: Any) -> None:
+    with pytest.raises(OptionError, match="max_time of a GenerationConfig is seconds"):
+        kernel.ask("Who?", ["One."], answer_config=GenerationConfig(max_new_tokens=4, max_time=seconds))
+
+
 def test_max_time_that_is_not_reached_changes_nothing(kernel: WimKernel) -> None:
     texts = []
     for seconds in (None, 600.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -249,3 +250,112 @@ def test_errors_of_grammars_are_one_line(grammars: Grammars) -> None:
         with pytest.raises(SchemaError, match="No grammar can be made") as caught:
             grammars.processor(grammar_schema(schema), 0, 50)
         assert "\n" not in str(caught.value)
+
+
+def _fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a number is within its bounds and a multiple of what it is to be one of."""
+    number = Decimal(str(value))
+    least, most = schema.get("exclusiveMinimum", "-Infinity"), schema.get("exclusiveMaximum", "Infinity")
+    step = Decimal(str(schema.get("multipleOf", 1 if schema["type"] == "integer" else number or 1)))
+    return Decimal(least) < number < Decimal(most) and int(number / step) * step == number
+
+
+@pytest.mark.filterwarnings("ignore:The answer ran short")
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "exclusiveMinimum": 0},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        {"type": "number", "exclusiveMaximum": 0},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5},
+        {"type": "number", "exclusiveMinimum": -0.1, "exclusiveMaximum": 0.0},
+        {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1.05},
+        {"type": "integer", "multipleOf": 97, "exclusiveMinimum": 0},
+        {"type": "integer", "multipleOf": 1001, "exclusiveMinimum": 1000},
+        {"type": "integer", "multipleOf": 7, "exclusiveMinimum": 99, "exclusiveMaximum": 111},
+        {"type": "number", "multipleOf": 0.7, "exclusiveMinimum": 0},
+        {"type": "number", "multipleOf": 0.25, "exclusiveMaximum": 0},
+    ],
+    ids=str,
+)
+def test_numbers_end_where_their_bounds_and_multiples_let_them(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    pair = {"type": "object", "properties": {"a": schema, "b": schema}, "required": ["a", "b"]}
+    ends = grammars._ends_of(text := grammar_schema(pair), grammars._matcher(text))
+    for seed, extra in itertools.product(range(3), (0, 3, 9)):
+        found = written(grammars, pair, ends.least + extra, seed)
+        assert all(_fits(found[name], schema) for name in "ab")
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"minimum": 0, "exclusiveMinimum": True}, {"exclusiveMinimum": 0}),
+        ({"maximum": 9, "exclusiveMaximum": False}, {"maximum": 9}),
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, {"minimum": 0.0001, "maximum": 0.5}),
+        ({"minimum": -0.5, "exclusiveMaximum": 0}, {"minimum": -0.5, "maximum": -0.0001}),
+        ({"format": "path"}, {}),
+        ({"format": "ipvanyaddress"}, {"format": "ipv4"}),
+        ({"format": "uuid4", "pattern": "^a"}, {"pattern": "^a"}),
+        ({"uniqueItems": False}, {}),
+        ({"propertyNames": {"enum": ["a", "b"]}}, {"properties": {"a": True, "b": True}}),
+        ({"propertyNames": {"type": "string"}, "maxProperties": 2}, {"maxProperties": 2}),
+        (
+            {"propertyNames": {"pattern": "^x"}, "additionalProperties": {"type": "null"}},
+            {"patternProperties": {"^x": {"type": "null"}}},
+        ),
+        ({"properties": {"a": True}, "unevaluatedProperties": False}, {"properties": {"a": True}}),
+        ({"prefixItems": [True], "unevaluatedItems": False}, {"prefixItems": [True], "items": False}),
+    ],
+    ids=str,
+)
+def test_other_ways_to_say_a_thing(given: dict[str, Any], plain: dict[str, Any]) -> None:
+    found = json.loads(grammar_schema({"type": ["object", "array", "string"], **given}))
+    assert {**found.pop("properties", {}), **found} == {
+        **plain.pop("properties", {}),
+        **plain,
+        "type": ["object", "array", "string"],
+        **({"additionalProperties": False} if "additionalProperties" in found else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["uuid4", "uuid7", "base64", "idn-email", "uri-reference", "regex", "no-such"]
+)
+def test_no_format_is_refused(grammars: Grammars, name: str) -> None:
+    assert isinstance(written(grammars, {"type": "string", "format": name}, 300), str)
+
+
+def test_references_by_a_name(grammars: Grammars) -> None:
+    schema = {"$defs": {"A": {"$anchor": "count", "type": "integer"}}, "$ref": "#count"}
+    assert isinstance(written(grammars, schema, 20), int)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"name": "person", "strict": True, "schema": A}, "under 'schema'"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": A}}, "under 'json_schema'"),
+        ({"name": "string", "age": "integer"}, "none of JSON Schema's keywords"),
+        ({"type": "integer", "multipleOf": 0}, "more than 0"),
+        ({"type": "array", "items": {"type": "number", "multipleOf": -0.5}}, "more than 0"),
+    ],
+)
+def test_what_would_let_everything_pass_is_refused(schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        grammar_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "array", "uniqueItems": True}, 'take "uniqueItems" out'),
+        ({"not": {"type": "string"}}, 'take "not" out'),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "say anyOf in place of oneOf"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 50_000}, "takes at least .* tokens"),
+    ],
+)
+def test_what_no_grammar_holds_is_named(grammars: Grammars, schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        grammars.processor(grammar_schema(schema), 0, 50)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from wim_kernel import Chunk, Frame, ReadingFileError, WimKernel
+from wim_kernel import Chunk, Frame, OptionError, ReadingFileError, WimKernel
 from wim_kernel.cache.disk import SUFFIX, ReadingFolder, chain, read, write
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
@@ -266,3 +267,11 @@ def test_a_damaged_file_in_a_folder_is_deleted_and_what_was_left_unfinished_goes
     os.utime(left, (1, 1))
     folder.trim()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "a\0b", ["x"]])
+def test_what_is_no_path(kernel: WimKernel, path: Any) -> None:
+    reading = kernel.read(["One."])
+    for use in (reading.save, kernel.load, ReadingFolder):
+        with pytest.raises(OptionError, match="has to be a path"):
+            use(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wim_kernel.common.chunk import Chunk, Span
     from wim_kernel.common.errors import (
+        ChunkError,
         ContextOverflowError,
         DeviceMemoryError,
         EmptyDocumentError,
@@ -56,6 +57,7 @@ __all__ = [
     "AnswerToken",
     "Answered",
     "Chunk",
+    "ChunkError",
     "ChunkRead",
     "ContextOverflowError",
     "Decision",
@@ -98,6 +100,7 @@ __all__ = [
 _HOMES = {
     "common.chunk": ("Chunk", "Span"),
     "common.errors": (
+        "ChunkError",
         "ContextOverflowError",
         "DeviceMemoryError",
         "EmptyDocumentError",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from wim_kernel.cache.disk import ReadingFolder
+from wim_kernel.cache.disk import ReadingFolder, as_path
 from wim_kernel.cache.disk import read as read_file
 from wim_kernel.cache.prefix_cache import Budget, PrefixCache
 from wim_kernel.cache.volumes import SHARES, longest_chunk
@@ -20,7 +20,7 @@ from wim_kernel.common import forks
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import EmptyDocumentError, ReadingFileError
+from wim_kernel.common.errors import ChunkError, EmptyDocumentError, ReadingFileError
 from wim_kernel.common.margins import WimResult
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.local.engine import LocalEngine
@@ -327,14 +327,14 @@ class WimKernel(Shared):
                 or frame; it says which.
             MemoryBudgetError: if it alone needs more than the budget.
         """
-        path = Path(path)
+        path = as_path(path, "path")
         saved = read_file(path, self.engine.identity())
         if not saved.about:
             raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
         try:
             chunks = [Chunk.from_dict(chunk) for chunk in saved.about["chunks"]]
             document = EncodedDocument.encode(self.engine, self._head, chunks, saved.about["separator"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ChunkError) as error:
             raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
         shared = document.tokens.common_chunks(saved.document)
         if shared < 0:

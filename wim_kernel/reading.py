@@ -13,7 +13,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from wim_kernel.cache.disk import write
+from wim_kernel.cache.disk import as_path, write
 from wim_kernel.cache.lease import Lease
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.common.concurrency import afinish, finish, iterate_in_thread
@@ -317,9 +317,9 @@ class Reading(Shared):
             ReadingFileError: if it cannot be written, or the document is longer than the window: ``cache_dir=`` keeps
                 volumes.
         """
-        tokens, window = self.document.tokens, self.engine.window
+        path, tokens, window = as_path(path, "path"), self.document.tokens, self.engine.window
         if window is not None and tokens.total >= window:
-            raise ReadingFileError(Path(path), "the document is longer than the model's window")
+            raise ReadingFileError(path, "the document is longer than the model's window")
         about = {
             "chunks": [chunk.to_dict() for chunk in self.chunks],
             "separator": self.document.separator,
@@ -329,7 +329,7 @@ class Reading(Shared):
                 for _ in lease.read(chunk):
                     pass
             packed = self.engine.pack(lease.prefix, tokens.total)
-        write(Path(path), tokens, packed, self.engine.identity(), about)
+        write(path, tokens, packed, self.engine.identity(), about)
 
     def close(self) -> None:
         """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""

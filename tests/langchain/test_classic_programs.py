@@ -114,6 +114,31 @@ async def test_conversational_retrieval(real_kernel: WimKernel, documents: list[
     assert (await chain.ainvoke({"question": "Who?"}))["answer"] == first["answer"]
 
 
+@pytest.mark.parametrize("found", [[], [""], [" \n", ""]], ids=repr)
+async def test_programs_whose_retriever_finds_nothing(kernel: WimKernel, found: list[str]) -> None:
+    documents = [Document(text) for text in found]
+    combine = create_wim_map_reduce_chain(kernel, empty_response="Nothing.", **FEW)
+    retrieval = RetrievalQA(combine_documents_chain=combine, retriever=Fixed(documents=documents))
+    assert retrieval.invoke({"query": QUESTION})["result"] == "Nothing."
+    assert (await retrieval.ainvoke({"query": QUESTION}))["result"] == "Nothing."
+    steps = create_wim_map_reduce_chain(kernel, empty_response="Nothing.", return_map_steps=True, **FEW)
+    analyze = AnalyzeDocumentChain(combine_docs_chain=steps)
+    said = analyze.invoke({"input_document": "".join(found), "question": QUESTION})
+    assert (said["output_text"], said["intermediate_steps"]) == ("Nothing.", [])
+    assert (await combine.acombine_docs(documents, question=QUESTION))[0] == "Nothing."
+    silent = create_wim_map_reduce_chain(kernel, **FEW)
+    with pytest.raises(EmptyDocumentError, match="empty_response="):
+        RetrievalQA(combine_documents_chain=silent, retriever=Fixed(documents=documents)).invoke(QUESTION)
+    conversation = ConversationalRetrievalChain(
+        combine_docs_chain=combine,
+        question_generator=LLMChain(
+            llm=FakeListLLM(responses=["x"]), prompt=PromptTemplate.from_template("{question}")
+        ),
+        retriever=Fixed(documents=documents),
+    )
+    assert conversation.invoke({"question": QUESTION, "chat_history": []})["answer"] == "Nothing."
+
+
 # -- the chain is one of theirs ----------------------------------------------------------------------------------------
 
 

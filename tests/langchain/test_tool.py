@@ -281,3 +281,11 @@ def test_an_agent_lives_on_when_the_tool_cannot(kernel: WimKernel) -> None:
     assert message.status == "error"
     assert "document is empty" in message.content
     assert result["messages"][-1].content == "Elsa Brandt."
+
+
+def test_a_document_in_which_nothing_is_said_has_no_notes(real_kernel: WimKernel) -> None:
+    tool = create_wim_tool(real_kernel, documents=[Document("...")], threshold=0, answer_tokens=4)
+    assert "Notes" not in tool.invoke({"question": QUESTION})
+    assert create_wim_tool(real_kernel, documents=[Document("")]).invoke({"question": QUESTION}) == (
+        "The document is empty: it holds no text."
+    )

@@ -253,9 +253,9 @@ class DocumentRunnable(RunnableFields):
                     separator=self.document_separator,
                     chunk_tokens=self.chunk_tokens,
                 )
-        except EmptyDocumentError:
+        except EmptyDocumentError as error:
             if self.empty_response is None:
-                raise
+                raise EmptyDocumentError(", or say with empty_response= what to answer then") from error
             return Request(inputs, question, None, options)
         known[id(documents)] = documents, source
         return Request(inputs, question, source, options)

@@ -17,7 +17,7 @@ from wim_integrations.langchain.events import NO_STREAM
 from wim_integrations.langchain.library import Folder, Library, Named, Retrieved, Retriever
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.options import check_kernel, check_names
-from wim_kernel import WimError, WimKernel
+from wim_kernel import EmptyDocumentError, WimError, WimKernel
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.text.tool_text import DESCRIPTION, TRUNCATED, report
 
@@ -148,7 +148,8 @@ class _Asker:
         return self._content(output), {"question": question, **output}
 
     def _content(self, output: Mapping[str, Any]) -> str:
-        notes = [margin["text"].strip() + _place(margin) for margin in output["margins"] if margin["kept"]]
+        told = [margin for margin in output["margins"] if margin["kept"] and margin["text"].strip()]
+        notes = [margin["text"].strip() + _place(margin) for margin in told]
         return report(str(output["answer"]), notes, self.max_output_chars)
 
 
@@ -184,6 +185,8 @@ def _as_messages() -> Iterator[None]:
     """What is wrong with a question or a document is said to the agent, not raised through it."""
     try:
         yield
+    except EmptyDocumentError as error:
+        raise ToolException("The document is empty: it holds no text.") from error
     except (WimError, ValueError) as error:
         raise ToolException(str(error)) from error
 

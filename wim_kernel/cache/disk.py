@@ -29,7 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wim_kernel.common.errors import ReadingFileError
+from wim_kernel.common.errors import OptionError, ReadingFileError
+from wim_kernel.common.plain_data import shown
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
 
@@ -107,6 +108,21 @@ def write(
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+def as_path(given: object, name: str) -> Path:
+    """A path as it was given.
+
+    Args:
+        given: a string or a path.
+        name: what it is called.
+
+    Raises:
+        OptionError: if it is none, or no file system can have it.
+    """
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise OptionError(f"{name} has to be a path, as a string or a Path, and is {shown(given)}.")
+    return Path(given)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -263,7 +279,7 @@ class ReadingFolder:
             raise ReadingFileError(
                 Path(path), "its name is empty", "Name a folder, or give None.", use="as a folder of readings"
             )
-        path = Path(path).expanduser()
+        path = as_path(path, "cache_dir").expanduser()
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)

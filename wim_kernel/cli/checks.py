@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -13,7 +15,7 @@ from urllib.request import getproxies
 import click
 
 from wim_kernel.cli.console import at_a_terminal
-from wim_kernel.common.errors import ServerError
+from wim_kernel.common.errors import ReadingFileError, ServerError
 from wim_kernel.text.files import STDIN
 
 
@@ -53,6 +55,22 @@ def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
         raise click.UsageError(
             "--top-k and --margin-style verbatim need a question that says what to look for."
         )
+
+
+def check_folder(name: str) -> None:
+    """See that readings can be kept in a folder that was named: it is one, or can be made.
+
+    Raises:
+        ReadingFileError: if it cannot be.
+    """
+    path = Path(name).expanduser()
+    above = next((each for each in (path, *path.parents) if each.exists()), path)
+    reason = "it is no folder" if above == path else f"{above} is no folder"
+    if above.is_dir():
+        if os.access(above, os.R_OK | os.W_OK | os.X_OK):
+            return
+        reason = "it cannot be written to"
+    raise ReadingFileError(path, reason, "Name another folder.", use="as a folder of readings")
 
 
 def check_settings(questions: Sequence[str], options: Any) -> None:

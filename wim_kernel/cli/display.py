@@ -133,7 +133,7 @@ class QuietDisplay:
                 click.echo()
             case MarginsDone(margins) if self._margins_only:  # before, they may still be revised
                 for margin in margins:
-                    if margin.kept:
+                    if margin.kept and margin.text:
                         click.echo(harmless(margin.text))
 
     def fail(self, message: str) -> None:

@@ -22,7 +22,14 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"wim needs {error.name}: pip install 'wim-integrations[cli]'") from error
 
-from wim_kernel.cli.checks import Fraction, check_options, check_reachable, check_settings, check_use
+from wim_kernel.cli.checks import (
+    Fraction,
+    check_folder,
+    check_options,
+    check_reachable,
+    check_settings,
+    check_use,
+)
 from wim_kernel.cli.console import (
     Interrupts,
     Program,
@@ -150,6 +157,8 @@ def ask(
             raise click.UsageError("--tokenizer belongs to --server: a model has its own.")
         if no_cache and cache_dir:
             raise click.UsageError("Use --cache-dir or --no-cache, not both.")
+        if cache_dir:
+            check_folder(cache_dir)
         check_options(questions, _asked(options))
         document = read_document(files or (STDIN,))
         if servers:

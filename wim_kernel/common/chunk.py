@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from wim_kernel.common import plain_data
+from wim_kernel.common.errors import ChunkError
+
 
 @dataclass(frozen=True)
 class Span:
@@ -124,7 +127,38 @@ class Chunk:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Chunk:
-        """Read back what `to_dict` wrote."""
-        spans = tuple(Span(**span) for span in data.get("spans", ()))
-        metadata = dict(data.get("metadata", {}))
-        return cls(str(data["text"]), spans, metadata, bool(data.get("continues", False)))
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            ChunkError: if it is something else.
+        """
+        try:
+            data = plain_data.mapping("data", data)
+            return cls(
+                plain_data.string("text", data.get("text")),
+                spans_in(data.get("spans", ())),
+                dict(plain_data.mapping("metadata", data.get("metadata", {}))),
+                plain_data.truth("continues", data.get("continues", False)),
+            )
+        except plain_data.WrongTypeError as error:
+            raise ChunkError(f"Chunk.from_dict reads what Chunk.to_dict wrote: {error}.") from error
+
+
+def spans_in(data: object) -> tuple[Span, ...]:
+    """Spans, as `asdict` wrote them.
+
+    Raises:
+        WrongTypeError: if they are something else.
+    """
+    return tuple(_span_in(item) for item in plain_data.sequence("spans", data))
+
+
+def _span_in(data: object) -> Span:
+    known = plain_data.mapping("span", data)
+    return Span(
+        plain_data.string("span's source_id", known.get("source_id")),
+        plain_data.count_or_none("span's start", known.get("start")),
+        plain_data.count_or_none("span's end", known.get("end")),
+        plain_data.count("span's offset", known.get("offset")),
+        plain_data.count("span's length", known.get("length")),
+    )

@@ -6,15 +6,37 @@ from pathlib import Path
 from typing import Any
 
 
+def _again(kind: type[WimError], args: tuple[Any, ...], state: dict[str, Any]) -> WimError:
+    """An error as it was, without its constructor: that one takes what the message was made of."""
+    base = (
+        OSError if issubclass(kind, OSError) else Exception
+    )  # what is laid out as the others of its bases are
+    error: WimError = base.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 class WimError(Exception):
-    """Base of every error the kernel raises on its own account."""
+    """Base of every error the kernel raises on its own account. Copies and pickles of one say the same."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class EmptyDocumentError(WimError, ValueError):
-    """There is no text to read."""
+    """There is no text to read.
 
-    def __init__(self) -> None:
-        super().__init__("The document is empty: give `read` at least one chunk that holds text.")
+    Args:
+        advice: what else to do about it.
+    """
+
+    def __init__(self, advice: str = "") -> None:
+        super().__init__(f"The document is empty: give at least one chunk that holds text{advice}.")
+
+
+class ChunkError(WimError, ValueError):
+    """What was handed in as a chunk's plain data is not that."""
 
 
 class MarginsError(WimError, ValueError):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from wim_kernel.common.chunk import Chunk, Span
-from wim_kernel.common.errors import MarginsError
+from wim_kernel.common import plain_data
+from wim_kernel.common.chunk import Chunk, Span, spans_in
+from wim_kernel.common.errors import ChunkError, MarginsError
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,37 @@ class Margin:
         Raises:
             MarginsError: if it is something else.
         """
+        says = "Margin.from_dict reads what Margin.to_dict wrote"
+        if not isinstance(data, Mapping):
+            raise MarginsError(f"{says}, and this is {plain_data.shown(data)}.")
         missing = [name for name in ("index", "text", "relevance", "kept", "chunk") if name not in data]
         if missing:
-            raise MarginsError(
-                f"Margin.from_dict reads what Margin.to_dict wrote, and this has no {', '.join(missing)}."
+            raise MarginsError(f"{says}, and this has no {', '.join(missing)}.")
+        try:
+            return cls(
+                index=plain_data.count("index", data["index"]),
+                text=plain_data.string("text", data["text"]),
+                relevance=plain_data.share("relevance", data["relevance"]),
+                kept=plain_data.truth("kept", data["kept"]),
+                chunk=Chunk.from_dict(plain_data.mapping("chunk", data["chunk"])),
+                spans=spans_in(data.get("spans", ())),
+                note=plain_data.string("note", data.get("note", "")),
+                evidence=evidence_in(data.get("evidence", {})),
             )
-        return cls(
-            index=int(data["index"]),
-            text=str(data["text"]),
-            relevance=float(data["relevance"]),
-            kept=bool(data["kept"]),
-            chunk=Chunk.from_dict(data["chunk"]),
-            spans=tuple(Span(**span) for span in data.get("spans", ())),
-            note=str(data.get("note", "")),
-            evidence={str(name): float(value) for name, value in data.get("evidence", {}).items()},
-        )
+        except plain_data.WrongTypeError as error:
+            raise MarginsError(f"{says}: {error}.") from error
+        except ChunkError as error:
+            raise MarginsError(f"The margin's chunk is no chunk's data. {error}") from error
+
+
+def evidence_in(data: object) -> dict[str, float]:
+    """What a relevance is made of, as `Margin.to_dict` wrote it.
+
+    Raises:
+        WrongTypeError: if it is something else.
+    """
+    found = plain_data.mapping("evidence", data)
+    return {str(name): plain_data.number(f"evidence {name!r}", item) for name, item in found.items()}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from wim_kernel.cache.volumes import VolumeLease
+from wim_kernel.common.errors import OptionError
 from wim_kernel.common.margins import Margin
+from wim_kernel.common.plain_data import shown
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded
 from wim_kernel.run.answer_prompt import branch_end
 from wim_kernel.run.decoding import decode_all
@@ -180,7 +183,14 @@ class EvidenceFinder:
         """The score, within bounds; nothing is relevant about a chunk without text."""
         if not evidence.chunk.text.strip():
             return 0.0
-        return min(1.0, max(0.0, float(self.settings.relevance(evidence))))
+        score = self.settings.relevance(evidence)
+        try:
+            found = float(score)
+        except (TypeError, ValueError):
+            found = math.nan
+        if math.isnan(found):
+            raise OptionError(f"relevance has to return a number from 0 to 1, and returned {shown(score)}.")
+        return min(1.0, max(0.0, found))
 
 
 def _best(margins: Sequence[Margin], count: int) -> list[Margin]:

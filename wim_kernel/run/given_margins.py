@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from wim_kernel.common.chunk import Chunk, Span
-from wim_kernel.common.errors import MarginsError
-from wim_kernel.common.margins import Margin
+from wim_kernel.common import plain_data
+from wim_kernel.common.chunk import Chunk, Span, spans_in
+from wim_kernel.common.errors import ChunkError, MarginsError
+from wim_kernel.common.margins import Margin, evidence_in
 
 MarginsLike = Sequence[Margin | Mapping[str, Any] | str]
 FindSpans = Callable[[int, Mapping[str, Any]], tuple[Span, ...]]
@@ -43,7 +43,8 @@ def margins_in(
     if is_approval(given):
         if written is None:
             raise MarginsError(
-                f"{given!r} approves margins that are not known here: give the margins themselves, as a list."
+                f"{plain_data.shown(given)} approves margins that are not known here: give the margins themselves, "
+                "as a list."
             )
         return list(written)
     if isinstance(given, str | bytes | Mapping | Margin) or not isinstance(given, Iterable):
@@ -63,8 +64,8 @@ def chunks_in(given: object, chunks: int) -> int:
     if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= chunks:
         return given
     raise MarginsError(
-        f"chunks_read is {given!r} and the document has {chunks} chunks: give the number that came with the margins, "
-        "or leave it out."
+        f"chunks_read is {plain_data.shown(given)} and the document has {chunks} chunks: give the number that came "
+        "with the margins, or leave it out."
     )
 
 
@@ -84,18 +85,22 @@ def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindS
     _check_names(place, item)
     index = item.get("index", len(chunks) - 1)
     if not isinstance(index, int) or isinstance(index, bool):
-        raise MarginsError(f"A margin's index is the number of its chunk, not {index!r}.")
+        raise MarginsError(f"A margin's index is the number of its chunk, not {plain_data.shown(index)}.")
     _check_index(index, chunks)
-    return Margin(
-        index=index,
-        text=_text("text", item["text"]),
-        relevance=_relevance(item.get("relevance")),
-        kept=_kept(item.get("kept", True)),
-        chunk=_chunk(place, item["chunk"]) if item.get("chunk") is not None else chunks[index],
-        spans=find_spans(index, item),
-        note=_text("note", item.get("note") or ""),
-        evidence=_evidence(item.get("evidence")),
-    )
+    chunk, relevance, evidence = item.get("chunk"), item.get("relevance"), item.get("evidence")
+    try:
+        return Margin(
+            index=index,
+            text=plain_data.string("text", item["text"]),
+            relevance=1.0 if relevance is None else plain_data.share("relevance", relevance),
+            kept=plain_data.truth("kept", item.get("kept", True)),
+            chunk=chunks[index] if chunk is None else _chunk(place, chunk),
+            spans=find_spans(index, item),
+            note=plain_data.string("note", "" if item.get("note") is None else item["note"]),
+            evidence={} if evidence is None else evidence_in(evidence),
+        )
+    except plain_data.WrongTypeError as error:
+        raise MarginsError(f"The margin at position {place} is wrong: {error}.") from error
 
 
 def _check_names(place: int, item: Mapping[Any, Any]) -> None:
@@ -113,47 +118,16 @@ def _check_names(place: int, item: Mapping[Any, Any]) -> None:
 def _check_index(index: int, chunks: Sequence[Chunk]) -> None:
     if not 0 <= index < len(chunks):
         raise MarginsError(
-            f"Margin {index} is of another document: this one has chunks 0 to {len(chunks) - 1}."
+            f"Margin {plain_data.shown(index)} is of another document: this one has chunks 0 to {len(chunks) - 1}."
         )
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise MarginsError(f"A margin's {name} is a string, not {value!r}.")
-    return value
-
-
-def _relevance(value: object) -> float:
-    """By default 1: whoever hands a margin in finds that it matters."""
-    if value is None:
-        return 1.0
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not 0 <= number <= 1:
-        raise MarginsError(f"A margin's relevance is a number from 0 to 1, not {value!r}.")
-    return number
-
-
-def _evidence(value: object) -> dict[str, float]:
-    """What the relevance is made of, as it was written; none for a margin of one's own."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(item, int | float) for item in value.values()):
-        raise MarginsError(f"A margin's evidence is numbers by name, not {value!r}: leave it out.")
-    return {str(name): float(item) for name, item in value.items()}
-
-
-def _kept(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise MarginsError(f"A margin's kept is true or false, not {value!r}.")
-    return value
 
 
 def _chunk(place: int, data: object) -> Chunk:
     if isinstance(data, Chunk):
         return data
     try:
-        return Chunk.from_dict(data)  # type: ignore[arg-type]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Chunk.from_dict(plain_data.mapping("chunk", data))
+    except (plain_data.WrongTypeError, ChunkError) as error:
         raise MarginsError(
             f"The 'chunk' of the margin at position {place} is not what Chunk.to_dict wrote: leave it out."
         ) from error
@@ -161,11 +135,11 @@ def _chunk(place: int, data: object) -> Chunk:
 
 def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
     """As `Margin.to_dict` writes them, beside the chunk that they are of."""
-    if data.get("chunk") is None:
+    if data.get("chunk") is None or data.get("spans") is None:
         return ()
     try:
-        return tuple(Span(**span) for span in data.get("spans") or ())
-    except TypeError as error:
+        return spans_in(data["spans"])
+    except plain_data.WrongTypeError as error:
         raise MarginsError(
             f"The 'spans' of margin {index} are not what Margin.to_dict wrote: leave them out."
         ) from error
@@ -173,6 +147,6 @@ def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
 
 def _described(value: object) -> str:
     if value is None or isinstance(value, bool | str):
-        return repr(value)
+        return plain_data.shown(value)
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -15,6 +15,7 @@ from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import quotable
 from wim_kernel.text.run_text import Prompt, Text
+from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 
 GAP = " […] "  # between sentences that do not follow each other
 WHOLE = 48  # tokens of a sentence that is quoted whole, however little room there is
@@ -35,7 +36,8 @@ class Quote:
     """A quotation.
 
     Attributes:
-        text: the sentences, in the chunk's order, with ``[…]`` where something between them is left out.
+        text: the sentences, in the chunk's order, with ``[…]`` where something between them is left out, and
+            quotation marks in brackets where they are somebody's words and have none.
         spans: where each sentence stands in its source.
     """
 
@@ -110,44 +112,46 @@ def quote(chunk: Chunk, ranked: Sequence[Span2], most_tokens: int, size: Callabl
         most_tokens: how long the quotation may be.
         size: counts tokens.
     """
+    said = quotations(chunk.text)
     chosen: list[Span2] = []
-    room = most_tokens
     for span in ranked:
-        tokens = size(chunk.text[slice(*span)])
         if not chosen:
-            span = _cut_short(chunk.text, span, max(room, WHOLE), size)
-        if tokens <= room or not chosen:
-            chosen.append(span)
-            room -= tokens
-    chosen.sort()
-    text, end = "", 0
-    for start, stop in chosen:
-        if text:
-            between = chunk.text[end:start]
-            text += (between if "\n" in between else " ") if not between.strip() else GAP
-        text += chunk.text[start:stop]
-        end = stop
-    return Quote(text, tuple(source for span in chosen for source in chunk.locate(*span)))
+            chosen = [
+                _cut_short(
+                    chunk.text, span, max(most_tokens, WHOLE), lambda cut: size(_read(chunk, [cut], said))
+                )
+            ]
+        elif size(chunk.text[slice(*span)]) < most_tokens:
+            more = sorted([*chosen, span])
+            if size(_read(chunk, more, said)) <= most_tokens:
+                chosen = more
+    return Quote(
+        _read(chunk, chosen, said), tuple(source for span in chosen for source in chunk.locate(*span))
+    )
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:
-    """Whether a margin's text is a quotation of these sentences: nothing but white space or a gap between them."""
-    first, *rest = sentences
-    if not text.startswith(first):
-        return False
-    end = len(first)
-    for sentence in rest:
-        start = text.find(sentence, end)
-        if start < 0 or (text[end:start].strip() and text[end:start] != GAP):
-            return False
-        end = start + len(sentence)
-    return end == len(text)
+    """Whether a margin's text is a quotation of these sentences: nothing else but white space, gaps and added marks."""
+    between = rf"{ADDED}(?:\s*|{regex.escape(GAP)}){ADDED}"
+    pattern = between.join(map(regex.escape, sentences))
+    return bool(regex.fullmatch(f"{ADDED}{pattern}{ADDED}", text))
 
 
-def _cut_short(text: str, span: Span2, most_tokens: int, size: Callable[[str], int]) -> Span2:
+def _read(chunk: Chunk, spans: Sequence[Span2], said: Sequence[Quotation]) -> str:
+    """Sentences as a quotation: gaps between them are marked, and what is somebody's words has quotation marks."""
+    runs: list[Span2] = []
+    for start, end in spans:
+        if runs and not chunk.text[runs[-1][1] : start].strip():
+            runs[-1] = runs[-1][0], end
+        else:
+            runs.append((start, end))
+    return GAP.join(marked(chunk.text, runs, said))
+
+
+def _cut_short(text: str, span: Span2, most_tokens: int, size: Callable[[Span2], int]) -> Span2:
     """As many whole words from the beginning of a sentence as fit."""
     start, end = span
-    while size(text[start:end]) > most_tokens:
+    while size((start, end)) > most_tokens:
         shorter = start + int((end - start) * 0.8)
         space = text.rfind(" ", start + 1, shorter)
         end = space if space > start else shorter

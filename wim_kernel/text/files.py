@@ -139,7 +139,7 @@ def _repaired(data: bytes, encoding: str, shown: str, *, marked: bool) -> str:
     """
     text = data.decode(encoding, "replace")
     bad = text.count("\ufffd")
-    if marked and bad * 100 > len(text):
+    if marked and (bad * 2 > len(text) or (bad > 1 and bad * 100 > len(text))):
         raise _binary(shown)
     is_utf_8 = encoding in ("utf-8", "utf-8-sig")
     if not marked and is_utf_8 and bad > sum(character > "\x7f" for character in text) - bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,17 @@ def declared_encoding(data: bytes) -> str | None:
         encoding = found and webencodings.lookup(found[1].decode("ascii", "replace"))
         if encoding:
             name: str = encoding.codec_info.name
-            return None if encoding.name.startswith("utf-16") else name
+            return None if encoding.name.startswith("utf-16") or not _is_known(name) else name
     return None
+
+
+def _is_known(name: str) -> bool:
+    """Whether Python has the encoding: the web's list holds names, such as ``replacement``, that stand for none."""
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        return False
+    return True
 
 
 class _Page:

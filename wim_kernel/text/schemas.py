@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wim_kernel.common.errors import SchemaError
+from wim_kernel.text.schema_words import check_is_schema, put_plainly
 
 _ONE: tuple[str, ...] = (
     "additionalItems",
@@ -56,7 +57,10 @@ def grammar_schema(given: Mapping[str, Any]) -> str:
         raise SchemaError(
             f"answer_schema holds what JSON cannot say ({error}): give plain data, such as Model.model_json_schema()."
         ) from error
+    check_is_schema(schema)
     try:
+        for node in list(_walk(schema)):
+            put_plainly(node, lambda reference: _target(schema, reference))
         sizes = Sizes(schema)
         if math.isinf(sizes.of(schema)):
             raise SchemaError(
@@ -210,6 +214,11 @@ def _target(root: Node, reference: Any) -> Node:
     """What a reference within the schema points to; None for any other."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
+    if reference[1:2] not in ("", "/"):
+        named = (
+            node for node in _walk(root) if reference[1:] in (node.get("$anchor"), node.get("$dynamicAnchor"))
+        )
+        return next(named, None)
     node = root
     for part in reference[1:].split("/")[1:]:
         key = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code[1], 16)), part)
@@ -278,6 +287,7 @@ class Sizes:
         if "enum" in node or "const" in node:
             jumps += [float(self._text(value)) for value in node.get("enum", [node.get("const")])]
         jumps.append(float(_detours(node)))
+        jumps.append(float(len(str(node.get("multipleOf", "")))) + 1)
         return max((jump for jump in jumps if math.isfinite(jump)), default=3.0)
 
     def _measured(self, node: dict[str, Any]) -> float:

@@ -23,6 +23,7 @@ _QUOTES = re.compile(r"""["“”„‟]|(?<!\w)['\u2018\u2019`]|['\u2019](?!\w)
 _CLOSING = re.compile(r"""(?:[”\u2019)\]]|["'“\u2018](?!\w))*\s*""")
 _WIDE_SPACES = re.compile(r"[^\S\x00-\x7f\u2029]")
 _SEPARATORS = "|,;\t"
+_ROW_ENDS = (*"{}()[]<>;:,|=\\",)
 _FEWEST_ROWS = 3
 _LONG_ROW = 240
 _WIDE = 60
@@ -30,7 +31,9 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # Combining marks, joiners, skin tones: these belong to the character before them.
 _EXTENDS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]")
 _WORD = regex.compile(rf"(?:\S|\s++(?={_EXTENDS.pattern}))++\s*+|\s++")
+_LINE = regex.compile(rf"[^\n]*+\n\s*+(?!{_EXTENDS.pattern})|[^\n]++")
 _CHARACTER = regex.compile(r"\X")
+_KEYED = re.compile(r"\s*[\w.-]+\s?[:=]")
 
 
 def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
@@ -134,12 +137,13 @@ def _reach(estimates: Sequence[int], first: int, room: int) -> int:
 
 
 def _smaller_parts(text: str, start: int, end: int, size: int) -> list[tuple[int, int]]:
-    """Cut ``text[start:end]`` into parts of at most ``size`` characters, or of one word where that is longer.
+    """Cut ``text[start:end]`` into parts of at most ``size`` characters, or of one line or word where that is longer.
 
-    A single word is cut between characters, never inside what a reader sees as one (an accented letter, an
-    emoji of several code points). One such character comes back as the only part.
+    Of several lines each part is whole lines, since what runs over many without an end is a listing or verse. A
+    single word is cut between characters, never inside what a reader sees as one (an accented letter, an emoji of
+    several code points). One such character comes back as the only part.
     """
-    for pattern in (_WORD, _CHARACTER):
+    for pattern in (_LINE, _WORD, _CHARACTER):
         cuts = [start]
         for match in pattern.finditer(text, start, end):
             if match.end() - cuts[-1] > size and match.start() > cuts[-1]:
@@ -168,8 +172,8 @@ def _cuts(text: str, language: str) -> Iterator[int]:
     plain, begin = _plain(text), 0
     for gap in _PARAGRAPH_BREAK.finditer(plain):
         yield from _cuts_in_paragraph(text, plain, begin, gap.start(), language)
-        yield gap.end()
-        begin = gap.end()
+        begin = gap.start() + len(gap[0]) - len(text[gap.start() : gap.end()].lstrip())  # a mark is no space
+        yield begin
     yield from _cuts_in_paragraph(text, plain, begin, len(plain), language)
 
 
@@ -194,8 +198,10 @@ def _cuts_in_paragraph(text: str, plain: str, begin: int, end: int, language: st
 def _rows(paragraph: str) -> list[tuple[int, int]]:
     """Where the lines of a paragraph stand, if they are rows; none if it is running text, wrapped or not.
 
-    Lines are rows if most begin with no letter, or with the same word, or hold the same separators, or if lines that
-    are wide enough break where the next word would have fitted: a line of wrapped text breaks only where it would not.
+    Lines are rows if most begin with no letter, with the same word, or with a key (``name: value``), hold the same
+    separators, or end as no sentence does; if every other is indented otherwise than the one before it; or if lines
+    that are wide enough break where the next word would have fitted: a line of wrapped text breaks only where it
+    would not.
     """
     lines = list(re.finditer(r"[^\n]+(?:\n|$)", paragraph))
     if len(lines) < _FEWEST_ROWS:
@@ -207,8 +213,13 @@ def _rows(paragraph: str) -> list[tuple[int, int]]:
     unlettered = sum(not text.lstrip()[:1].isalpha() for text in texts)
     separated = max(sum(text.count(mark) >= 2 for text in texts) for mark in _SEPARATORS)
     alike = max(Counter(words).values())
+    keyed = sum(bool(_KEYED.match(text)) for text in texts)
+    ended = sum(text.endswith(_ROW_ENDS) for text in texts)
+    indents = [len(text) - len(text.lstrip()) for text in texts]
+    stepped = sum(before != after for before, after in pairwise(indents))
     early = early if width >= _WIDE else 0
-    if max(unlettered, separated, alike) * 4 < len(texts) * 3 and early * 5 < (len(texts) - 1) * 4:
+    many = max(unlettered, separated, alike, keyed, ended) * 4 >= len(texts) * 3 or stepped * 2 >= len(texts)
+    if not many and early * 5 < (len(texts) - 1) * 4:
         return []
     return [line.span() for line in lines]
 

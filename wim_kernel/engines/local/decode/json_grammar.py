@@ -8,6 +8,7 @@ found out now and then, the more often the fewer tokens are left.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import FloatTensor, LongTensor, Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from wim_kernel.common.errors import SchemaError
-from wim_kernel.engines.local.decode.pattern_samples import samples
+from wim_kernel.engines.local.decode.pattern_samples import multiples, samples
 from wim_kernel.engines.local.decode.shortest_end import Place, ShortestWays
 from wim_kernel.text.schemas import Sizes
 
@@ -34,11 +35,13 @@ class Ends:
         ways: finds the shortest one from any state.
         whole: the shortest whole text's tokens; None if it was not found.
         jump: by how many tokens one token may put off the end.
+        least: how many tokens a whole text has at least.
     """
 
     ways: ShortestWays
     whole: list[int] | None
     jump: int
+    least: int
 
 
 class Grammars:
@@ -64,9 +67,10 @@ class Grammars:
         """
         matcher = self._matcher(schema)
         ends = self._ends_of(schema, matcher)
-        if ends.whole is not None and len(ends.whole) > room:
+        if ends.least > room:
+            about = "" if ends.whole is not None else "at least "
             raise SchemaError(
-                f"What this JSON schema asks for takes {len(ends.whole)} tokens and there are {room}: give more "
+                f"What this JSON schema asks for takes {about}{ends.least} tokens and there are {room}: give more "
                 "answer_tokens."
             )
         return JsonGrammar(self, matcher, ends, prompt_tokens, room)
@@ -75,18 +79,24 @@ class Grammars:
         """Looked into once for each schema."""
         if schema not in self._ends:
             plain = json.loads(schema)
-            ways = ShortestWays(self.tokens, samples(plain))
+            ways = ShortestWays(self.tokens, samples(plain), multiples(plain))
             sizes = Sizes(plain, cost=lambda text: len(self.tokens.tokenize_str(text)))
-            self._ends[schema] = Ends(ways, ways.find(matcher, Place()), sizes.jump + SLACK)
+            whole = ways.find(matcher, Place())
+            least = len(whole) if whole is not None else int(Sizes(plain).of(plain)) // self._longest_token
+            self._ends[schema] = Ends(ways, whole, sizes.jump + SLACK, least)
         return self._ends[schema]
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """The most bytes that a token stands for."""
+        return max(len(self.tokens.decode_bytes([token])) for token in range(self.vocabulary))
 
     def _matcher(self, schema: str) -> Any:
         library = _library()
         grammar = library.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         matcher = library.LLMatcher(self.tokens, grammar, log_level=0)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())
-            raise SchemaError(f"No grammar can be made of this JSON schema, so change it: {reason}")
+            raise SchemaError(f"No grammar can be made of this JSON schema, so {_cure(matcher.get_error())}")
         return matcher
 
     @cached_property
@@ -192,6 +202,16 @@ class JsonGrammar(LogitsProcessor):
                 "Give it more answer_tokens.",
                 stacklevel=2,
             )
+
+
+def _cure(reason: str) -> str:
+    """What to change in a schema, from what llguidance says of it."""
+    keywords = re.search(r"Unimplemented keys: \[(.*?)\]", reason)
+    if keywords:
+        return f"take {keywords[1]} out of it, and check the answer for that yourself."
+    if "oneOf" in reason:
+        return "say anyOf in place of oneOf: more than one of its choices may fit."
+    return f"change it: {' '.join(reason.split())}"
 
 
 def _library() -> Any:

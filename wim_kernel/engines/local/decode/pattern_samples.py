@@ -1,11 +1,13 @@
-"""Short strings that match the patterns of a schema, as hints for a search; whoever uses one checks it."""
+"""Short strings and digits that fit the patterns and multiples of a schema: hints for a search, which checks them."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 if sys.version_info >= (3, 11):
@@ -48,7 +50,37 @@ def sample(pattern: str) -> str | None:
         return None
 
 
-def _patterns(schema: Any) -> Iterable[str]:
+def multiples(schema: Any) -> list[Decimal]:
+    """What numbers of a schema are to be multiples of."""
+    found = {Decimal(str(step)) for step in _said(schema, "multipleOf") if isinstance(step, int | float)}
+    return sorted(step for step in found if step > 0)
+
+
+def completions(begun: bytes, step: Decimal) -> Iterator[bytes]:
+    """Digits that make a multiple of ``step`` of a number whose first digits stand, the fewest first."""
+    before, point, after = begun.lstrip(b"-").partition(b".")
+    digits = before + after
+    if not digits.isdigit():
+        return
+    whole, parts = step.as_integer_ratio()
+    for more in range(len(str(whole)) + len(str(parts)) + 1):
+        scale = 10 ** (len(after) + more) if point else 1
+        # the number is n / scale: a multiple if n * parts is one of whole * scale
+        modulus = whole * scale // math.gcd(whole * scale, parts)
+        missing = -int(digits) * 10**more % modulus
+        if missing < 10**more:
+            yield f"{missing:0{more}}".encode() if more else b""
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    yield from (pattern for pattern in _said(schema, "pattern") if isinstance(pattern, str))
+    for named in _said(schema, "patternProperties"):
+        if isinstance(named, dict):
+            yield from named
+
+
+def _said(schema: Any, keyword: str) -> Iterator[Any]:
+    """What stands under a keyword anywhere in a schema."""
     pending = [schema]
     while pending:
         item = pending.pop()
@@ -56,10 +88,8 @@ def _patterns(schema: Any) -> Iterable[str]:
             pending += item
         elif isinstance(item, dict):
             pending += item.values()
-            if isinstance(item.get("pattern"), str):
-                yield item["pattern"]
-            if isinstance(item.get("patternProperties"), dict):
-                yield from item["patternProperties"]
+            if keyword in item:
+                yield item[keyword]
 
 
 def _of_all(parts: Any) -> str:

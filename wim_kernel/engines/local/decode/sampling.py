@@ -14,6 +14,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.logits_process import MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from wim_kernel.common.errors import OptionError
+from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 
 _NOT_FOLLOWED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
@@ -48,6 +50,8 @@ class Policy:
         generating._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
         self.config = ready
         self.max_new_tokens: int = ready.max_new_tokens
+        if ready.max_time is not None and not is_finite(ready.max_time):
+            raise OptionError(f"max_time of a GenerationConfig is seconds, not {shown(ready.max_time)}.")
         self.max_time: float | None = ready.max_time
         _warn_of_others(ready)
         eos = ready.eos_token_id

@@ -10,10 +10,13 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+
+from wim_kernel.engines.local.decode.pattern_samples import completions
 
 MOST_STEPS = 10_000
 """Bytes that one search may try, which takes about a second."""
@@ -30,12 +33,14 @@ class Place:
         in_string: whether this is within a string.
         escaped: whether the byte before was a backslash that escapes the next.
         since: bytes since the string or other scalar began.
+        scalar: the number or word under way. Places that differ in it alone count as one.
     """
 
     open: tuple[int, ...] = ()
     in_string: bool = False
     escaped: bool = False
     since: int = 0
+    scalar: bytes = field(default=b"", compare=False)
 
     def after(self, text: bytes) -> Place:
         """The place behind more text."""
@@ -62,7 +67,7 @@ class Place:
                 return Place((*self.open[:-1], self.open[-1] + 1) if self.open else ())
             case ":":
                 return Place(self.open)
-        return replace(self, since=self.since + 1)
+        return replace(self, since=self.since + 1, scalar=self.scalar + bytes([byte]))
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,13 @@ class ShortestWays:
     Args:
         tokens: llguidance's view of the tokenizer.
         hints: texts to try within strings: how far a pattern has got does not always show in what may come next.
+        multiples: what numbers are to be multiples of, for the same reason.
     """
 
-    def __init__(self, tokens: Any, hints: Sequence[bytes] = ()) -> None:
+    def __init__(self, tokens: Any, hints: Sequence[bytes] = (), multiples: Sequence[Decimal] = ()) -> None:
         self.tokens = tokens
         self.hints = hints
+        self.multiples = multiples
         self._single = _single_bytes(tokens)
         self._distinct: dict[bytes, list[bytes]] = {}
         self._by_values = False  # whether there are too many choices to weigh all together
@@ -173,13 +180,9 @@ class ShortestWays:
         ending = self._ending(state, bits)
         if ending:
             return [ending]
-        if state.place.in_string:
-            for hint in self.hints:
-                following = self._step(state, hint)
-                if following is not None and self._ending(
-                    following, _bits(following.matcher.compute_bitmask())
-                ):
-                    return [hint]
+        for hint in self.hints if state.place.in_string else self._multiples(state.place.scalar):
+            if self._can_end(self._step(state, hint)):
+                return [hint]
         if mask in self._distinct:
             return self._distinct[mask]
         allowed = [bytes([byte]) for byte, token in self._single.items() if bits[token]]
@@ -194,6 +197,16 @@ class ShortestWays:
                 found.setdefault(following.matcher.compute_bitmask(), text)
         self._distinct[mask] = list(found.values())
         return self._distinct[mask]
+
+    def _multiples(self, begun: bytes) -> list[bytes]:
+        """What makes a number that was begun a multiple of what it is to be one of, the shortest first."""
+        found = {text for step in self.multiples for text in completions(begun, step)}
+        return sorted(found, key=len)
+
+    def _can_end(self, state: _State | None) -> bool:
+        if state is None:
+            return False
+        return bool(self._ending(state, _bits(state.matcher.compute_bitmask()))) or _is_end(state)
 
     def _ending(self, state: _State, bits: Any) -> bytes:
         """The byte that ends the value under way, if it may end now."""

@@ -1,0 +1,90 @@
+"""Verbatim margins as quotations: gaps are marked, speech keeps its quotation marks, whatever the language's are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wim_kernel import Chunk
+from wim_kernel.run.quoting import quote, reads
+from wim_kernel.run.relevance.passages import quotable
+from wim_kernel.text.sentences import sentence_spans
+from wim_kernel.text.speech import quotations
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def quoted(text: str, *which: int, most: int = 200) -> str:
+    """The text of a margin that quotes some sentences of a text."""
+    sentences = quotable(text)
+    found = quote(Chunk.of(text, "a", 0), [sentences[place] for place in which], most, words)
+    own = [text[span.start : span.end] for span in found.spans]
+    assert reads(found.text, own)
+    assert not reads(found.text, own[1:])
+    assert not reads("So: " + found.text, own)
+    return found.text
+
+
+SPEECH = [
+    ("He spoke. “I saw it. She sank. All died.” He left.", "[“]She sank.[”]"),
+    ('"I saw it. She sank. All died." He left.', '["]She sank.["]'),
+    ("Er sagte: „Ich sah es. Sie sank. Alle starben.“ Er ging.", "[„]Sie sank.[“]"),
+    ("”Jag såg det? Den sjönk. Alla dog.” Han gick.", "[”]Den sjönk.[”]"),
+    ("'I saw it. She sank. Don't ask.' He left.", "[']She sank.[']"),
+    ("“He said ‘I saw it. She sank. They did.’ and left.” So.", "[“‘]She sank.[’”]"),
+    ("“I saw it all.\n\n“She sank. All died.” He left.", "“She sank.[”]"),
+    ("I saw it. She sank. All died.” He left.", "[“]She sank.[”]"),
+    ("“I saw it. She sank. All died.", "[“]She sank.[”]"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), SPEECH)
+def test_a_sentence_out_of_a_speech_is_marked_as_one(text: str, said: str) -> None:
+    assert quoted(text, 2 if text.startswith("He spoke") else 1) == said
+
+
+def test_what_the_narrator_says_is_left_as_it_is() -> None:
+    for text in [
+        "“Yes,” he said. She sank.",
+        'Only 5" pipes. She sank. 6" too.',
+        "The dogs' house. She sank. It's.",
+    ]:
+        assert quoted(text, 1) == "She sank."
+    opened = "He said: “I saw it.\n\nShe sank. All died."
+    assert quoted(opened, 1) == "She sank."
+
+
+def test_gaps_stand_between_whole_quotations() -> None:
+    text = "“I saw it. She sank. All died.” He left."
+    assert quoted(text, 0, 2) == "“I saw it.[”] […] [“]All died.”"
+    assert quoted(text, 0, 1) == "“I saw it. She sank.[”]"
+    assert quoted(text, 1, 3) == "[“]She sank.[”] […] He left."
+    assert quoted(text, 0, 1, 2, 3) == text
+
+
+def test_limits_hold_with_what_is_added() -> None:
+    text = " ".join(f"Sentence {place} has five words." for place in range(40))
+    assert words(quoted(text, *range(0, 40, 2), most=50)) <= 50
+    long = "“" + "word " * 300 + "end.”"
+    cut = quoted(long, 0, most=10)
+    assert words(cut) <= 48
+    assert cut.endswith("word[”]")
+
+
+def test_paragraphs_keep_the_mark_that_they_begin_with() -> None:
+    for mark in "“\"‘'":
+        text = f"One day.\n\n{mark}Two days. Three."
+        assert [text[slice(*span)].strip() for span in sentence_spans(text)][1] == f"{mark}Two days."
+
+
+@given(st.text(st.sampled_from("ab. “”\"„‘’'«»「」\n—"), max_size=40))
+def test_any_marks(text: str) -> None:
+    for item in quotations(text):
+        assert -1 <= item.start < item.end <= len(text) + 1
+    sentences = quotable(text)
+    if sentences:
+        found = quote(Chunk.of(text, "a", 0), sentences[::2], 200, words)
+        assert reads(found.text, [text[span.start : span.end] for span in found.spans])
