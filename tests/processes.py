@@ -14,7 +14,12 @@ from pathlib import Path
 
 @contextmanager
 def running(
-    command: Callable[[int], list[str]], log: Path, environment: Mapping[str, str], *, seconds: float
+    command: Callable[[int], list[str]],
+    log: Path,
+    environment: Mapping[str, str],
+    *,
+    seconds: float,
+    port: int | None = None,
 ) -> Iterator[int]:
     """Start a server, wait until ``/health`` answers, and stop it in the end.
 
@@ -23,6 +28,7 @@ def running(
         log: where what it prints goes.
         environment: beside this process's own.
         seconds: how long it may take to start.
+        port: where; a free one by default.
 
     Yields:
         Its port.
@@ -30,9 +36,7 @@ def running(
     Raises:
         AssertionError: with the end of its log, if it does not start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port or _free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(command(port), stdout=out, stderr=out, env={**os.environ, **environment})
     try:
@@ -44,6 +48,12 @@ def running(
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +22,75 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 
-@dataclass(frozen=True)
 class Served:
-    """A server that runs.
+    """`transformers serve --continuous-batching` on a model, in float32.
+
+    A request that is cancelled while it waits for room in the cache can leave the server in a state in which it takes
+    no more requests (transformers 5.23). `ensure_it_answers` starts it again then, at the same port.
 
     Attributes:
-        port: where.
         folder: of the model that it serves, which is also the model's name there.
     """
 
-    port: int
-    folder: str
+    def __init__(self, folder: str, log: Path) -> None:
+        self.folder = folder
+        self._log = log
+        self._running = ExitStack()
+        self.port = self._start(None)
 
     @property
     def url(self) -> str:
         """Of its API."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def ensure_it_answers(self) -> None:
+        """Start the server again if it gives no token within half a minute."""
+        asks = {"model": self.folder, "prompt": "The", "max_tokens": 1, "stream": False}
+        request = urllib.request.Request(
+            f"{self.url}/completions", json.dumps(asks).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            urllib.request.urlopen(request, timeout=30).read()
+        except OSError:
+            self.stop()
+            self._start(self.port)
 
-@pytest.fixture(scope="package")  # it keeps a core busy, also while nobody asks
-def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`transformers serve --continuous-batching`, in float32."""
-    folder, log = smollm2[0].name_or_path, tmp_path_factory.mktemp("serve") / "log"
-    assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
+    def stop(self) -> None:
+        """End it."""
+        self._running.close()
 
-    def command(port: int) -> list[str]:
+    def _start(self, port: int | None) -> int:
+        started = running(self._command, self._log, {"OMP_NUM_THREADS": "2"}, seconds=120, port=port)
+        return self._running.enter_context(started)
+
+    def _command(self, port: int) -> list[str]:
         return [
-            *(str(Path(sys.executable).with_name("transformers")), "serve", folder, "--continuous-batching"),
+            *(
+                str(Path(sys.executable).with_name("transformers")),
+                "serve",
+                self.folder,
+                "--continuous-batching",
+            ),
             *("--dtype", "float32", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)),
             *("--cb-block-size", "32", "--cb-num-blocks", "800"),
         ]
 
-    with running(command, log, {"OMP_NUM_THREADS": "2"}, seconds=120) as port:
-        yield Served(port, folder)
+
+@pytest.fixture(scope="package")  # it keeps a core busy, also while nobody asks
+def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server."""
+    folder = smollm2[0].name_or_path
+    assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
+    server = Served(folder, tmp_path_factory.mktemp("serve") / "log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _answering(request: pytest.FixtureRequest) -> None:
+    """See before each test that uses the server that it still answers."""
+    if "served" in request.fixturenames:
+        request.getfixturevalue("served").ensure_it_answers()
 
 
 @pytest.fixture
