@@ -166,7 +166,7 @@ def test_what_a_field_of_saved_margins_cannot_be_is_said(name: str) -> None:
     assert all(said.endswith(".") and len(said) < 250 for said in refused)
 
 
-@pytest.mark.parametrize("data", JUNK, ids=repr)
+@pytest.mark.parametrize("data", JUNK, ids=range(len(JUNK)))
 def test_saved_margins_and_chunks_are_dicts(data: Any) -> None:
     with pytest.raises(MarginsError, match="to_dict wrote"):
         Margin.from_dict(data)

@@ -48,7 +48,7 @@ def test_rows_at_slots_of_their_own(window):
     check(case, "cuda", [torch.bfloat16])
 
 
-@pytest.mark.parametrize(("window", "softcap"), itertools.product([None, 1, 100, 1024], [None, 20.0]))
+@pytest.mark.parametrize(("window", "softcap"), list(itertools.product([None, 1, 100, 1024], [None, 20.0])))
 @pytest.mark.parametrize(("queries", "slot"), [(1, 70), (130, 0)])
 def test_windows_and_caps(window, softcap, queries, slot):
     case = Case((1500, 640, 3), queries, (8, 2), 64, slot=slot, window=window, softcap=softcap, sinks=True)
