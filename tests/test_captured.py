@@ -176,7 +176,7 @@ def test_batches_that_began_at_different_times_make_steps_together(kernels):
     asked = ([prefix.tokens, 5], [[17, 18, 19], [20]], 4), ([9], [[23, 24]], 0)
     alone = [begun(lengths, prompts, steps + 5)[1] for lengths, prompts, steps in asked]
     batches, found = zip(*(begun(*each) for each in asked), strict=True)
-    assert batches[0].company == batches[1].company
+    assert batches[0].batch_key == batches[1].batch_key
     for turn in range(5):
         wanted = [steps[-1].likeliest for steps in found]
         if turn == 2:  # one of them goes alone for a step, and the one behind it is under way
@@ -187,7 +187,7 @@ def test_batches_that_began_at_different_times_make_steps_together(kernels):
             found, batches, batches[0].step_together(list(zip(batches, wanted, strict=True))), strict=True
         ):
             steps.append(state)
-            batch.took_part()
+            batch.advance()
     for steps, wanted in zip(found, alone, strict=True):
         for mine, other in zip(steps, wanted, strict=False):
             assert mine.likeliest == other.likeliest

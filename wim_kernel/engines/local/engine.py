@@ -26,10 +26,10 @@ from wim_kernel.engines.loading import load_model
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import Attention, choose_backend
 from wim_kernel.engines.local.decode.decoder import Limits, Row, decode
-from wim_kernel.engines.local.decode.fair_lock import Turn
+from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
-from wim_kernel.engines.local.decode.step_batcher import Together
+from wim_kernel.engines.local.decode.step_batcher import StepBatcher
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
@@ -81,7 +81,7 @@ class LocalEngine(Shared):
         model.train(False)
         self.tokenizer = tokenizer
         self.codec = Codec(tokenizer)
-        self.turn = Turn()
+        self.lock = FairLock()
         self.runner = ModelRunner(model)
         forks.check_device(self.runner.device)
         self.backend: AttentionBackend = choose_backend(attention, self.runner)
@@ -102,14 +102,14 @@ class LocalEngine(Shared):
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each has a copy of the prefix
         self.reads_text = self._reads_text()
-        self.together = Together(self.turn, most_rows=64)
+        self.batcher = StepBatcher(self.lock, max_rows=64)
         forks.register(self)
 
     def renew_after_fork(self) -> None:
         """An accelerator's memory stays with the parent."""
         if self.runner.device.type != "cpu" or self.runner.spread:
             forks.lose(self)
-            forks.lose(self.turn)
+            forks.lose(self.lock)
 
     @classmethod
     def from_pretrained(
@@ -179,12 +179,12 @@ class LocalEngine(Shared):
 
     def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
-        with self.turn, _memory_for(f"hold {tokens:,} tokens"):
+        with self.lock, _memory_for(f"hold {tokens:,} tokens"):
             prefix.reserve(tokens)
 
     def fork(self, prefix: LocalPrefix, tokens: int) -> LocalPrefix:
         """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
-        with self.turn:
+        with self.lock:
             return prefix.fork(tokens)
 
     def identity(self) -> dict[str, str]:
@@ -247,7 +247,7 @@ class LocalEngine(Shared):
 
         A block may run over the end of a piece, unless something has to be kept there, and takes a short rest along.
         """
-        with self.turn.of(prefix.share):
+        with self.lock.held_by(prefix.account):
             ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
             before = prefix.tokens
             limit = (
@@ -257,7 +257,7 @@ class LocalEngine(Shared):
             )
             block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
             # nobody who decodes waits for long
-            most = self.block_tokens // 4 if self.together.busy else self.block_tokens
+            most = self.block_tokens // 4 if self.batcher.busy else self.block_tokens
             if len(block) > most * 9 // 8:
                 block = block[:most]
             if block:
@@ -285,8 +285,8 @@ class LocalEngine(Shared):
         limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes, self.runner.spread)
         with _memory_for(f"decode {len(rows)} branches together"):
             ends = [row.branch.at for row in rows]
-            with self.together.seat(lambda: prefix.branch(ends, room)) as seat:
-                yield from decode(rows, prefix.ids, gate, seat, limits)
+            with self.batcher.session(lambda: prefix.branch(ends, room)) as session:
+                yield from decode(rows, prefix.ids, gate, session, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None

@@ -15,7 +15,7 @@ from wim_kernel.engines.base import Branch, Decoded, Gate, Progress, Scores
 from wim_kernel.engines.codec import TextStream
 from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
 from wim_kernel.engines.local.decode.sampling import Sampler
-from wim_kernel.engines.local.decode.step_batcher import Seat
+from wim_kernel.engines.local.decode.step_batcher import DecodeSession
 from wim_kernel.engines.local.model.runner import moved, upload
 from wim_kernel.engines.local.rows.base import Batch, Next
 
@@ -155,7 +155,7 @@ def decode(
     rows: list[Row],
     prefix: Sequence[int],
     gate: Gate | None,
-    seat: Seat,
+    session: DecodeSession,
     limits: Limits,
 ) -> Iterator[list[Progress]]:
     """Run ``rows`` (in the batch's order) to their ends.
@@ -164,15 +164,15 @@ def decode(
         rows: one for each row of the seat's batch.
         prefix: tokens of the reading.
         gate: which branches go on after scoring, asked with scores in the callers' order; None for all.
-        seat: the batch's, which runs its steps; no turn at the model is held over a yield.
+        session: the batch's, which runs its steps; no turn at the model is held over a yield.
         limits: what one pass over prompts may take.
 
     Yields:
         After every pass or step, what it brought; often nothing.
     """
-    batch, logits = seat.batch, list[Tensor]()
+    batch, logits = session.batch, list[Tensor]()
     for group in _prompt_groups(rows, limits):
-        with seat.turn():
+        with session.model_lock():
             logits += _run_prompts(batch, rows, group)
         yield []
     going = _passing(rows, gate)
@@ -192,7 +192,7 @@ def decode(
         batch.select(staying)
         going, tokens = [going[index] for index in staying], [tokens[index] for index in staying]
         if going:
-            state = seat.step(tokens, ahead=_may_run_ahead(going))
+            state = session.step(tokens, ahead=_may_run_ahead(going))
 
 
 def _may_run_ahead(rows: list[Row]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wim_kernel.engines.local.attention.parts import Terms
 from wim_kernel.engines.local.backends.base import AttentionBackend
-from wim_kernel.engines.local.decode.fair_lock import Share
+from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.prefix.transfer import bring, fetch
@@ -31,7 +31,7 @@ class SharedPrefix:
         self.windows: dict[int, int | None] = {}
         self.query_heads: dict[int, int] = {}
         self.ids: list[int] = []
-        self.share = Share()  # of the model's time, for reading
+        self.account = Account()  # of the model's time, for reading
         self.capacity = 0
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from wim_kernel.engines.local.decode.fair_lock import Share
+from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.prefix.packing import put_together, take_apart
 from wim_kernel.engines.local.rows.base import Next
 from wim_kernel.engines.packed import Packed
@@ -29,7 +29,7 @@ class SnapshotPrefix:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.ids: list[int] = []
-        self.share = Share()  # of the model's time, for reading
+        self.account = Account()  # of the model's time, for reading
         self.cache = DynamicCache(config=model.config)
         self.snapshots: dict[int, list[Any]] = {0: [None] * len(self.cache.layers)}
 
@@ -144,13 +144,13 @@ class SnapshotBatch:
             torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
         )
 
-    company = None  # each row has a pass of its own anyway
+    batch_key = None  # each row has a pass of its own anyway
 
     def step_together(self, steps: Sequence[tuple[SnapshotBatch, list[int]]]) -> list[Next]:
         """Never asked for, without company."""
         raise NotImplementedError
 
-    def took_part(self) -> None:
+    def advance(self) -> None:
         """Never asked for, without company."""
 
     def select(self, rows: list[int]) -> None:

@@ -47,13 +47,13 @@ class Batch(Protocol):
         """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
 
     @property
-    def company(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """Batches with equal companies can make a step together; None for one that steps alone."""
 
     def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[Next]:
-        """A step of each of several batches, of which this is one, in one pass. It counts once they `took_part`."""
+        """A step of each of several batches, of which this is one, in one pass. It counts once they `advance`."""
 
-    def took_part(self) -> None:
+    def advance(self) -> None:
         """A step together with others is over, and this batch has its part of it."""
 
     def select(self, rows: list[int]) -> None:

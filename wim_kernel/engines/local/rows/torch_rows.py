@@ -68,16 +68,16 @@ class BranchBatch:
     def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
         """Append one token to every row; what may come next."""
         (found,) = self.step_together([(self, tokens)])
-        self.took_part()
+        self.advance()
         return found
 
     @property
-    def company(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """All batches on one model, whatever they read, in order on one stream of the device."""
         return id(self.runner), self._stream
 
     def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
-        """A step of each of several batches in one pass. It counts once they `took_part`."""
+        """A step of each of several batches in one pass. It counts once they `advance`."""
         parts = [OwnTokens(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps]
         places = sorted(range(len(steps)), key=lambda place: id(steps[place][0].layers))
         groups = itertools.groupby(places, key=lambda place: id(steps[place][0].layers))
@@ -87,7 +87,7 @@ class BranchBatch:
         found = zip(places, torch.split(logits, [len(steps[place][1]) for place in places]), strict=True)
         return [Next.of(rows) for _, rows in sorted(found, key=lambda item: item[0])]
 
-    def took_part(self) -> None:
+    def advance(self) -> None:
         """A step is over: the next one writes behind it."""
         self.used += 1
 

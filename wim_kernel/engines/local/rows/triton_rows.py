@@ -144,13 +144,13 @@ class KernelBatch:
         return now.of(self.rows)
 
     @property
-    def company(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """Batches whose branches read the same buffers, in order on one stream of the device."""
         return id(self.graphs), id(self._stores[0]), self._stream
 
     @torch.inference_mode()
     def step_together(self, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Next]:
-        """A step of each of several batches in one pass. It counts once they `took_part`.
+        """A step of each of several batches in one pass. It counts once they `advance`.
 
         One that is under way for a batch, with the tokens that it takes, is what that batch gets.
         """
@@ -163,7 +163,7 @@ class KernelBatch:
             found.update(zip(rest, _launch([steps[place] for place in rest]), strict=True))
         return [found[place].of(batch.rows) for place, (batch, _) in enumerate(steps)]
 
-    def took_part(self) -> None:
+    def advance(self) -> None:
         """A step is over: the next one writes behind it."""
         self.used += 1
         self._ahead = None
