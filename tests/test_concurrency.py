@@ -15,7 +15,7 @@ from helpers import FREE, config, spying
 
 from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
 from wim_kernel.engines.local.decode.fair_lock import FairLock
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.text.run_text import Text
 
 TEXTS = [
@@ -47,14 +47,14 @@ def same(result, expected):
 def batches():
     """Weak references to all branch batches made meanwhile, to see that they are freed."""
     made: list[weakref.ref] = []
-    original = BranchBatch.__init__
+    original = TorchRows.__init__
 
     def note(self, *args):
         original(self, *args)
         made.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BranchBatch, "__init__", note)
+        patch.setattr(TorchRows, "__init__", note)
         yield made
 
 

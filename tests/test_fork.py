@@ -222,13 +222,13 @@ def test_locks_of_servers() -> None:
 
 def test_requests_that_cross_a_fork_say_so() -> None:
     pytest.importorskip("openai")
-    from wim_kernel.engines.server.transport import gathered
+    from wim_kernel.engines.server.transport import run_concurrently
 
     async def put(found: Callable[[int], None]) -> None:
         found(1)
         found(2)
 
-    running = gathered([put])
+    running = run_concurrently([put])
     next(running)
 
     def child() -> None:

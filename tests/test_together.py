@@ -11,7 +11,7 @@ from helpers import SHORT, config, spying
 
 from wim_kernel import AnswerToken, WimKernel
 from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
 TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
 OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]
@@ -190,7 +190,7 @@ def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
 
 
 def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
-    step_together, failed = BranchBatch.step_together, []
+    step_together, failed = TorchRows.step_together, []
 
     def failing(self, steps):
         if len(steps) > 1:
@@ -200,7 +200,7 @@ def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
 
     reading = kernel.read(TEXTS)
     wanted = reading.ask("Who owned it?", **LONG)
-    monkeypatch.setattr(BranchBatch, "step_together", failing)
+    monkeypatch.setattr(TorchRows, "step_together", failing)
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda _: reading.ask("Who owned it?", **LONG), range(3)))
     assert failed

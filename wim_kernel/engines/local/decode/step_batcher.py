@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wim_kernel.common import forks
 from wim_kernel.engines.local.decode.fair_lock import Account, FairLock, grace_period
-from wim_kernel.engines.local.rows.base import Batch, Next
+from wim_kernel.engines.local.rows.base import BranchRows, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ class DecodeSession:
         batch: the caller's branches as rows.
     """
 
-    def __init__(self, batcher: StepBatcher, account: Account, batch: Batch) -> None:
+    def __init__(self, batcher: StepBatcher, account: Account, batch: BranchRows) -> None:
         self.batcher = batcher
         self.account = account
         self.batch = batch
         self.pending_tokens: list[int] | None = None  # of a step that nobody has run yet
-        self.output: Next | None = None
+        self.output: StepOutput | None = None
         self.runs_alone = False  # set when a joint pass has failed
         self.has_stepped = False
         self.misses = 0
@@ -46,12 +46,12 @@ class DecodeSession:
         """Hold the model's lock for a pass over prompts."""
         return self.batcher.lock.held_by(self.account, will_return=True)
 
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
         """Append one token to every row of the batch.
 
         Args:
             tokens: one token id for each row.
-            ahead: see `wim_kernel.engines.local.rows.base.Batch.step`.
+            ahead: see `wim_kernel.engines.local.rows.base.BranchRows.step`.
 
         Returns:
             The logits of the step, whoever ran it.
@@ -72,7 +72,7 @@ class DecodeSession:
         self.batch.advance()
         return self.output
 
-    def _run(self, tokens: list[int], ahead: bool) -> Next:
+    def _run(self, tokens: list[int], ahead: bool) -> StepOutput:
         """Run this step together with the pending ones that fit. The caller holds the lock."""
         others = self.batcher.pending_steps(self)
         if others:
@@ -85,7 +85,7 @@ class DecodeSession:
                     session.runs_alone = True
         return self.batch.step(tokens, ahead=ahead)
 
-    def _run_with(self, others: list[tuple[DecodeSession, list[int]]], tokens: list[int]) -> Next:
+    def _run_with(self, others: list[tuple[DecodeSession, list[int]]], tokens: list[int]) -> StepOutput:
         begun = time.perf_counter()
         steps = [(session.batch, pending) for session, pending in others]
         own_output, *outputs = self.batch.step_together([(self.batch, tokens), *steps])
@@ -123,7 +123,7 @@ class StepBatcher:
         return bool(self._sessions)
 
     @contextmanager
-    def session(self, make_batch: Callable[[], Batch]) -> Iterator[DecodeSession]:
+    def session(self, make_batch: Callable[[], BranchRows]) -> Iterator[DecodeSession]:
         """Open a session. ``make_batch`` is called under the model's lock."""
         account = Account()
         with self.lock.held_by(account, will_return=True):
