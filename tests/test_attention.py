@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -118,3 +120,47 @@ def test_keys_cut_over_threads_give_the_same(monkeypatch, threads, keys, masked)
         ~allowed, -torch.inf
     )
     torch.testing.assert_close(lse[:, 0].double(), scores.logsumexp(-1), atol=2e-5, rtol=2e-5)
+
+
+@dataclass(frozen=True)
+class BlockParams(AttentionParams):
+    """Attention within blocks of ``block`` positions: another kind of visibility."""
+
+    block: int = 4
+
+    def visible(self, query_positions, key_positions):
+        return (query_positions >= key_positions) & (
+            query_positions // self.block == key_positions // self.block
+        )
+
+    def first_visible(self, position):
+        return position // self.block * self.block
+
+    def is_plain(self, end):
+        return end <= self.block
+
+    @property
+    def mask_key(self):
+        return self.block
+
+
+@pytest.mark.parametrize("params", [AttentionParams(1.0), AttentionParams(1.0, window=3), BlockParams(1.0)])
+def test_params_say_the_same_in_every_form(params):
+    positions = torch.arange(12)
+    visible = params.visible(positions[:, None], positions[None])
+    for position in range(12):
+        seen = range(params.first_visible(position), position + 1)
+        assert visible[position].nonzero()[:, 0].tolist() == list(seen)
+    for end in range(1, 13):
+        plain = visible[:end, :end].equal(torch.ones(end, end, dtype=torch.bool).tril())
+        assert plain or not params.is_plain(end)
+
+
+@pytest.mark.parametrize("start", [0, 3, 4, 9])
+def test_extending_follows_the_visibility_of_a_subclass(start):
+    params, end = BlockParams(0.3), start + 6
+    query, key, value = torch.randn(4, 6, 8), torch.randn(2, end, 8), torch.randn(2, end, 8)
+    mask = params.visible(torch.arange(start, end)[:, None], torch.arange(end)[None])
+    out = extend_attention(query[None], key, value, start, params)
+    expected = whole(query, key, value, params, mask)
+    torch.testing.assert_close(out[0].transpose(0, 1).double(), expected, atol=2e-5, rtol=2e-5)
