@@ -9,7 +9,7 @@ import pytest
 from wim_kernel.engines.base import Branch
 from wim_kernel.engines.server.codecs import CharacterCodec, TokenizerCodec
 from wim_kernel.engines.server.deltas import UsageReport
-from wim_kernel.engines.server.replies import chances, without_decision
+from wim_kernel.engines.server.replies import choice_probabilities, without_decision
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server
 from wim_kernel.text.run_text import Text
@@ -19,17 +19,17 @@ CHOICES = ("YES:", "NO")
 
 def test_chances_are_those_of_the_first_tokens():
     top = {"YES": math.log(0.6), "NO": math.log(0.2), "Y": math.log(0.1), " yes": math.log(0.1)}
-    assert chances(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((0.75, 0.25))
+    assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((0.75, 0.25))
     numbered = {"token_id:7": math.log(0.6), "token_id:8": math.log(0.2), "YES": math.log(0.1)}
     named = [("yes", "token_id:7"), ("no", "token_id:8")]
-    assert chances(CHOICES, numbered, "", named) == pytest.approx((0.75, 0.25))
-    assert chances(CHOICES, top, "", None) == pytest.approx((0.8, 0.2))
-    assert chances(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
+    assert choice_probabilities(CHOICES, numbered, "", named) == pytest.approx((0.75, 0.25))
+    assert choice_probabilities(CHOICES, top, "", None) == pytest.approx((0.8, 0.2))
+    assert choice_probabilities(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
 
 
 def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_of_them():
     top = {"YES": math.log(0.6), "The": math.log(0.1), "A": math.log(0.2)}
-    assert chances(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((6 / 7, 1 / 7))
+    assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((6 / 7, 1 / 7))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_o
     ],
 )
 def test_without_probabilities_the_reply_decides_by_whole_words(text, wanted):
-    assert chances(CHOICES, {}, text, None) == wanted
+    assert choice_probabilities(CHOICES, {}, text, None) == wanted
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def _memory_for(what: str) -> Iterator[None]:
     """Turn torch's out-of-memory error into the kernel's, and release unused memory to the device.
 
     Args:
-        what: the work under way, for the message.
+        what: the work, for the message.
 
     Raises:
         DeviceMemoryError: if torch runs out of memory.

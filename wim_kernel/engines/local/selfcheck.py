@@ -145,5 +145,5 @@ def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:
         expected = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
         if prefix.windows.get(index) != expected:
             raise UnsupportedModelError(
-                f"layer {index} attends within {expected} positions and does not tell its attention function"
+                f"layer {index} attends within {expected} positions and does not pass this window on"
             )

@@ -14,7 +14,7 @@ from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
 from wim_kernel.engines.server.prefixes import ServerPrefix
-from wim_kernel.engines.server.replies import chances, schema_fields, without_decision
+from wim_kernel.engines.server.replies import choice_probabilities, schema_fields, without_decision
 from wim_kernel.engines.server.requests import CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
@@ -56,7 +56,7 @@ class BranchState:
         )
 
 
-class Branches:
+class BranchRequests:
     """Runs branches.
 
     Args:
@@ -95,7 +95,7 @@ class Branches:
         self._decided_by.add("first token" if top else "text")
         first = self._first_tokens(branch)
         names = None if first is None else [self._names(token) for token in first]
-        state.scores = replace(state.scores, choices=chances(branch.choices, top, text, names))
+        state.scores = replace(state.scores, choices=choice_probabilities(branch.choices, top, text, names))
         emit(state)
 
     async def score(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:

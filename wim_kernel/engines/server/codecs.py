@@ -146,8 +146,8 @@ def _pack(text: str) -> list[int]:
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no lone surrogates
     return [
         sum(
-            (ord(char) + 1) << _BITS * place
-            for place, char in enumerate(text[start : start + CHARACTERS_PER_ID])
+            (ord(char) + 1) << _BITS * offset
+            for offset, char in enumerate(text[start : start + CHARACTERS_PER_ID])
         )
         for start in range(0, len(text), CHARACTERS_PER_ID)
     ]

@@ -86,7 +86,7 @@ def parse_likelihoods(answer: Any, scored: int, server: str) -> StreamDelta:
     found = [item[0] for item in of_prompt[-scored:]] if scored else []
     numbers = [*found, *(item[0] for item in of_next)]
     if len(found) != scored or not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError("the likelihoods that were asked for were not told")
+        raise ValueError("the reply lacks log-probabilities")
     top = {name_of(item[1]): float(item[0]) for item in of_next}
     usage = _checked_counts(
         about.get("prompt_tokens"), about.get("completion_tokens"), about.get("cached_tokens"), server
@@ -95,7 +95,7 @@ def parse_likelihoods(answer: Any, scored: int, server: str) -> StreamDelta:
 
 
 def name_of(token: int) -> str:
-    """VLLM's name of a token by its id."""
+    """The name of a token by its id, as in replies of vLLM."""
     return f"token_id:{token}"
 
 

@@ -16,7 +16,7 @@ from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
-from wim_kernel.engines.server.branch_requests import Branches, BranchState
+from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deltas import UsageReport
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
@@ -99,7 +99,7 @@ class ServerEngine(Shared):
         self._requests = Requests(
             self.servers, self.model_id, self.family, self.codec, self.route, retries, self._reuse
         )
-        self._branches = Branches(self._requests, self._reuse)
+        self._branches = BranchRequests(self._requests, self._reuse)
 
     @property
     def decides_by(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Route = Literal["tokens", "text", "chat"]
-"""How prompts are sent: token ids to completions, text to completions, or messages to chat completions."""
+"""The form of prompts: token ids to completions, text to completions, or messages to chat completions."""
 FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "openai"]
 
 

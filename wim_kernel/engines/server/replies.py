@@ -12,7 +12,7 @@ from wim_kernel.engines.base import Branch
 from wim_kernel.engines.server.families import Family
 
 
-def chances(
+def choice_probabilities(
     choices: Sequence[str], top: dict[str, float], text: str, first: Sequence[Collection[str]] | None
 ) -> tuple[float, ...]:
     """Probabilities of choices, normalised over them, by log-probabilities of the first token or by the text.
@@ -28,9 +28,9 @@ def chances(
         sums = [0.0] * len(choices)
         for token, logprob in top.items():
             word = token.strip().upper()
-            for place, choice in enumerate(choices):
-                hit = token in first[place] if first is not None else word and choice.upper().startswith(word)
-                sums[place] += math.exp(logprob) if hit else 0.0
+            for index, choice in enumerate(choices):
+                hit = token in first[index] if first is not None else word and choice.upper().startswith(word)
+                sums[index] += math.exp(logprob) if hit else 0.0
         least = math.exp(min(top.values()))
         sums = [found or least for found in sums]
         return tuple(chance / sum(sums) if sum(sums) else 1 / len(choices) for chance in sums)

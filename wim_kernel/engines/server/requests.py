@@ -128,10 +128,9 @@ class Requests:
                         yield delta
                 return
             except ServerError as error:
-                is_down = (
-                    error.status is None or error.status >= 500
-                )  # a server that is only busy is asked again
-                if error.passing and is_down and len(self.servers) > 1:
+                # the same server is tried again if it is only busy
+                is_broken = error.status is None or error.status >= 500
+                if error.passing and is_broken and len(self.servers) > 1:
                     server.mark_failed()
                     tried.add(server)
                     if not begun and len(tried) < len(self.servers):

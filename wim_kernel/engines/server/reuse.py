@@ -46,9 +46,8 @@ class Reuse:
         self.advice = advice
         self.exact = exact
         self.reported: bool | None = None
-        self._reporting: set[str] = (
-            set()
-        )  # servers that have reported a count: from them, a missing count means 0
+        # servers that have reported a count: from them, a missing count means 0
+        self._reporting: set[str] = set()
         self._expected, self._cached, self._warned = 0, 0, False
 
     def record(self, usage: UsageReport | None, expected: int) -> int | None:

@@ -57,9 +57,7 @@ def sampling_fields(family: Family, generation: GenerationConfig, end: int | Non
         if _changes(generation, name):
             raise ValueError(f"{name} cannot be asked of a server.")
     fields: dict[str, Any] = {"max_tokens": generation.max_new_tokens}
-    if (
-        family.name == "transformers"
-    ):  # it uses the first request's settings for all requests, except for a few
+    if family.name == "transformers":  # applies most settings of the first request to all requests
         for name in ("do_sample", "min_new_tokens", "stop_strings", "repetition_penalty"):
             if _changes(generation, name):
                 raise ValueError(f"{name} cannot be asked of `transformers serve`.")

@@ -288,9 +288,7 @@ class Server:
             self.running += 1
             try:
                 yield
-            except (
-                Exception
-            ) as error:  # includes errors in the middle of a stream, and replies that are not JSON
+            except Exception as error:  # also in the middle of a stream, or for a reply that is not JSON
                 raise self.error("a request failed", error) from self._safe_cause(error)
             finally:
                 self.running -= 1

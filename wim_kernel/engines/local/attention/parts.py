@@ -70,7 +70,7 @@ class AttentionParams:
 
 
 class Mask:
-    """Which query sees which key; made once for a step and used in every layer.
+    """The visibility of keys for queries; made once for a forward pass and used in every layer.
 
     Args:
         allowed: True where a query sees a key, broadcastable to (A, 1, M, N).

@@ -16,7 +16,7 @@ from wim_kernel.engines.codec import TextStream
 from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
 from wim_kernel.engines.local.decode.sampling import Sampler
 from wim_kernel.engines.local.decode.step_batcher import DecodeSession
-from wim_kernel.engines.local.model.runner import moved, upload
+from wim_kernel.engines.local.model.runner import to_device, upload
 from wim_kernel.engines.local.rows.base import BranchRows, StepOutput
 
 
@@ -105,7 +105,7 @@ class Row:
         wanted = self.scoring_slots(width)
         if wanted:
             kept = torch.isin(slots, torch.tensor(wanted, dtype=slots.dtype)).nonzero()[:, 0]
-            rows = logits[moved(kept, logits.device)].float().log_softmax(-1)
+            rows = logits[to_device(kept, logits.device)].float().log_softmax(-1)
             targets = upload([self.ids[slot] for slot in self.scored], torch.int64, logits.device)
             likelihood = rows.gather(-1, targets[:, None]).mean(0)
         choices = upload(self.choices, torch.int64, logits.device)

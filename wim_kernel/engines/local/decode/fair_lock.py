@@ -181,7 +181,7 @@ class FairLock:
         return expected is waiter.account or waiter.virtual_time <= (expected.virtual_time or 0.0)
 
     def _grace_left(self) -> float | None:
-        """Seconds left of the grace period under way; None if there is none."""
+        """Seconds left of the current grace period; None if there is none."""
         if self._expected is None or self._holder is not None:
             return None
         left = self._expected[1] - time.perf_counter()

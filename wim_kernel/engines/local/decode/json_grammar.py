@@ -162,9 +162,8 @@ class JsonGrammar(LogitsProcessor):
         left = self.max_tokens - self._taken
         if not self._still_ends():
             self._end = self.ends.shortest.find(self.matcher, self.position)
-        if (
-            self._end is None
-        ):  # not found within the search's limit: close blindly when half of the tokens are used
+        if self._end is None:
+            # not found within the search's limit: close without knowing the end when half of the tokens are used
             self._is_closing = left <= self.max_tokens // 2
             self._next_check = self.max_tokens - self.max_tokens // 2
             return

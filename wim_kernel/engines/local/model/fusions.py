@@ -290,9 +290,7 @@ def _rotates_the_same(original: Callable[..., tuple[Tensor, Tensor]], weight: Te
         make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
         query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
         return all(map(_close, rotate(query, key, cos, sin), original(query, key, cos, sin)))
-    except (
-        Exception
-    ):  # a function of that name with other arguments, or weights of a dtype without random numbers
+    except Exception:  # the function takes other arguments, or there are no random numbers of this dtype
         return False
 
 

@@ -195,11 +195,11 @@ class ModelRunner:
         kept = keep
         if isinstance(keep, Tensor):
             # indices must be on the device of the last hidden states, which is unknown if the model is spread out
-            kept = ids.shape[1] - int(keep.min()) if self.spread else moved(keep, device)
+            kept = ids.shape[1] - int(keep.min()) if self.spread else to_device(keep, device)
         with forward_context(context, fusing=self.fusions is not None):
             logits: Tensor = self.model(
-                input_ids=moved(ids, device),
-                position_ids=moved(positions, device),
+                input_ids=to_device(ids, device),
+                position_ids=to_device(positions, device),
                 use_cache=False,
                 logits_to_keep=kept,
             ).logits
@@ -210,7 +210,7 @@ def upload(
     numbers: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Copy numbers to a device, without waiting for work that is in flight there."""
-    return moved(torch.tensor(numbers, dtype=dtype), device)
+    return to_device(torch.tensor(numbers, dtype=dtype), device)
 
 
 def stream_of(device: torch.device) -> int:
@@ -218,7 +218,7 @@ def stream_of(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device, without waiting for work that is in flight there."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)

@@ -32,11 +32,11 @@ def plain_logits(model: PreTrainedModel, ids: Sequence[Sequence[int]], device: t
             "config fits its weights."
         ) from error
     if not all(bool(torch.isfinite(logits).all()) for logits in found):
-        raise UnsoundModelError(_no_numbers(model))
+        raise UnsoundModelError(_explain_nan(model))
     return found
 
 
-def _no_numbers(model: PreTrainedModel) -> str:
+def _explain_nan(model: PreTrainedModel) -> str:
     """The message for NaN or infinity: whether weights or the dtype are to blame."""
     name = type(model).__name__
     for weight_name, weight in model.named_parameters():

@@ -46,7 +46,7 @@ class SharedPrefix:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prefix holds."""
+        """The number of tokens."""
         return len(self.ids)
 
     @property

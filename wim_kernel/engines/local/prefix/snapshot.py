@@ -42,7 +42,7 @@ class SnapshotPrefix:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prefix holds."""
+        """The number of tokens."""
         return len(self.ids)
 
     @property

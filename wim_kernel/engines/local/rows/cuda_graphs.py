@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wim_kernel.engines.local.model.patching import ForwardPatch
-from wim_kernel.engines.local.model.runner import ModelRunner, moved, upload
+from wim_kernel.engines.local.model.runner import ModelRunner, to_device, upload
 from wim_kernel.engines.local.rows.triton_context import TritonContext
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,12 @@ class DecodeStep:
         self.runner = runner
         self.rows = rows
         device = runner.device
-        self.state = torch.zeros(
-            1 + 4 * rows, dtype=torch.int32, device=device
-        )  # its last part: the tokens to append
+        # base, lengths, pads and slots (see `pack_state`), then the tokens to append
+        self.state = torch.zeros(1 + 4 * rows, dtype=torch.int32, device=device)
         self.tokens = self.state[1 + 3 * rows :]
         self.table = torch.zeros(len(layers), 2 + 2 * rows, dtype=torch.int64, device=device)
         self.loaded_for: Hashable = None  # rows of batches to whose buffers the table points
-        self._step = TritonContext(self.table, layers, self.state, CAPTURE_PREFIX, True, dtype)
+        self._context = TritonContext(self.table, layers, self.state, CAPTURE_PREFIX, True, dtype)
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._pool = pool
@@ -68,7 +67,7 @@ class DecodeStep:
             numbers: the rows' state, followed by the tokens to append.
         """
         if self.loaded_for != members:
-            self.table.copy_(moved(table(), self.table.device))
+            self.table.copy_(to_device(table(), self.table.device))
         self.loaded_for = members
         self.state.copy_(upload(numbers, torch.int32, self.state.device))
         if self._pool is not None and self._graph is None:
@@ -88,7 +87,7 @@ class DecodeStep:
         lengths, pads, slots = state[1 : 1 + 3 * rows].view(3, rows)
         positions = (lengths - pads + slots).clamp(min=0).long()
         ids = self.tokens.long()
-        logits = self.runner.forward(ids[:, None], positions[:, None], self._step, keep=1)[:, -1]
+        logits = self.runner.forward(ids[:, None], positions[:, None], self._context, keep=1)[:, -1]
         if self._logits is None:
             self._logits = torch.empty_like(logits)
         self._logits.copy_(logits)

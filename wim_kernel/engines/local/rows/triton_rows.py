@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state, table_row
-from wim_kernel.engines.local.model.runner import ModelRunner, moved, stream_of, upload
+from wim_kernel.engines.local.model.runner import ModelRunner, stream_of, to_device, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import StepOutput
 from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps
@@ -116,7 +116,7 @@ class TritonRows:
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(width)[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
-        table = moved(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
+        table = to_device(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
         context = TritonContext(table, self.layers, state, max(lengths), False, self._dtype)
         if probe is not None:
             context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
