@@ -34,7 +34,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from wim_kernel.engines.local.attention import triton_kernels as kernels, triton_launch as host
-    from wim_kernel.engines.local.model import fused_ops as small_kernels
+from wim_kernel.engines.local.model import fused_ops as small_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
