@@ -103,7 +103,9 @@ class Bench:
         policy = ServerEngine(self.url, args.model, **options)
         self.family = policy.family
         everything = replace(
-            self.family, in_order=False, extra={k: v for k, v in self.family.extra.items() if k != "id_slot"}
+            self.family,
+            sequential=False,
+            extra={k: v for k, v in self.family.extra.items() if k != "id_slot"},
         )
         at_once = AtOnce(
             self.url, args.model, **{**options, "family": everything}, concurrency=args.concurrency

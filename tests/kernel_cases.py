@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.triton_launch import (
     branch_attention,
     pack_state,
@@ -73,13 +73,13 @@ def error(case: Case, device: torch.device, dtype: torch.dtype, seed: int = 0) -
             buffer[own_rows[row], slot:] = torch.nan
             buffer[own_rows[row], :pad] = torch.nan
     sinks = some(heads) if case.sinks else None
-    terms = Terms(size**-0.5, case.window, case.softcap, sinks)
+    params = AttentionParams(size**-0.5, case.window, case.softcap, sinks)
     mine = ([buffer[row] for row in own_rows] for buffer in (own_keys, own_values))
     table = torch.tensor(table_row(keys, values, *mine), device=device)
     numbers = pack_state(0, case.lengths, case.pads, case.slots)
     state = torch.tensor(numbers, dtype=torch.int32, device=device)
     splits = prefix_splits(query, key, max(case.lengths)) if case.splits is None else case.splits
-    out = branch_attention(query, key, value, terms, table, state, splits, past=max(case.slots) > 0)
+    out = branch_attention(query, key, value, params, table, state, splits, past=max(case.slots) > 0)
 
     assert torch.isfinite(out).all()
     found, wanted = [], []
@@ -95,7 +95,7 @@ def error(case: Case, device: torch.device, dtype: torch.dtype, seed: int = 0) -
                 torch.cat([keys[:length], own_keys[own_rows[row], own], key[row].transpose(0, 1)]),
                 torch.cat([values[:length], own_values[own_rows[row], own], value[row].transpose(0, 1)]),
                 _positions(case, row),
-                terms,
+                params,
             )
         )
         found.append(out[row, max(0, pad - slot) :].double())
@@ -111,21 +111,23 @@ def _positions(case: Case, row: int) -> Tensor:
     return torch.cat([torch.arange(length), past, new])
 
 
-def _written_out(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, terms: Terms) -> Tensor:
+def _written_out(
+    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, params: AttentionParams
+) -> Tensor:
     """Plain attention of the row's own text in float64: (M, H, Dv)."""
     positions = positions.to(query.device)
     asking = positions[-query.shape[1] :]
     query, asking = query[:, asking >= 0].double(), asking[asking >= 0]
     groups = query.shape[0] // keys.shape[1]
     keys, values = (item.double().transpose(0, 1).repeat_interleave(groups, 0) for item in (keys, values))
-    scores = query @ keys.transpose(1, 2) * terms.scale
-    if terms.softcap is not None:
-        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    scores = query @ keys.transpose(1, 2) * params.scale
+    if params.softcap is not None:
+        scores = params.softcap * torch.tanh(scores / params.softcap)
     distance = asking[:, None] - positions[None]
-    seen = (distance >= 0) & (positions >= 0) & (distance < (terms.window or 2**30))
+    seen = (distance >= 0) & (positions >= 0) & (distance < (params.window or 2**30))
     scores = scores.masked_fill(~seen, -torch.inf)
-    if terms.sinks is not None:
-        sinks = terms.sinks.double()[:, None, None].expand(-1, scores.shape[1], 1)
+    if params.sinks is not None:
+        sinks = params.sinks.double()[:, None, None].expand(-1, scores.shape[1], 1)
         return (torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ values).transpose(0, 1)
     return (scores.softmax(-1) @ values).transpose(0, 1)
 

@@ -17,13 +17,13 @@ from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Branch
 from wim_kernel.engines.local import engine
 from wim_kernel.engines.local.attention import triton_launch as branch_attention
-from wim_kernel.engines.local.attention.parts import Terms, attend
+from wim_kernel.engines.local.attention.parts import AttentionParams, attend
 from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
 from wim_kernel.engines.local.backends import choose, cudnn, triton_backend
 from wim_kernel.engines.local.backends.choose import choose_backend
-from wim_kernel.engines.local.rows.base import Next
-from wim_kernel.engines.local.rows.cuda_graphs import Graph, Graphs, graph_size
-from wim_kernel.engines.local.rows.triton_rows import KernelBatch
+from wim_kernel.engines.local.rows.base import StepOutput
+from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps, graph_size
+from wim_kernel.engines.local.rows.triton_rows import TritonRows
 from wim_kernel.text.run_text import Text
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
@@ -73,7 +73,7 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded, self.run = [], 0
-        load, run = Graph.load, Graph.run
+        load, run = DecodeStep.load, DecodeStep.run
 
         def counting_load(graph, batch, table, numbers):
             self.loaded.append(graph.rows)
@@ -83,8 +83,8 @@ class Watched:
             self.run += 1
             return run(graph)
 
-        monkeypatch.setattr(Graph, "load", counting_load)
-        monkeypatch.setattr(Graph, "run", counting_run)
+        monkeypatch.setattr(DecodeStep, "load", counting_load)
+        monkeypatch.setattr(DecodeStep, "run", counting_run)
 
 
 def branches(kernel: WimKernel, prefix, new: list[int], at: list[int] | None = None) -> list[Branch]:
@@ -168,29 +168,29 @@ def test_batches_that_began_at_different_times_make_steps_together(kernels):
 
     def begun(lengths: list[int], prompts: list[list[int]], steps: int):
         batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
-        found = [Next.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
+        found = [StepOutput.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
         for _ in range(steps):
-            found.append(batch.step(found[-1].likeliest))
+            found.append(batch.step(found[-1].argmax))
         return batch, found
 
     asked = ([prefix.tokens, 5], [[17, 18, 19], [20]], 4), ([9], [[23, 24]], 0)
     alone = [begun(lengths, prompts, steps + 5)[1] for lengths, prompts, steps in asked]
     batches, found = zip(*(begun(*each) for each in asked), strict=True)
-    assert batches[0].company == batches[1].company
+    assert batches[0].batch_key == batches[1].batch_key
     for turn in range(5):
-        wanted = [steps[-1].likeliest for steps in found]
+        wanted = [steps[-1].argmax for steps in found]
         if turn == 2:  # one of them goes alone for a step, and the one behind it is under way
             found[0].append(batches[0].step(wanted[0], ahead=True))
-            assert batches[0]._ahead is not None
-            wanted = [found[0][-1].likeliest, wanted[1]]
+            assert batches[0]._next_step is not None
+            wanted = [found[0][-1].argmax, wanted[1]]
         for steps, batch, state in zip(
             found, batches, batches[0].step_together(list(zip(batches, wanted, strict=True))), strict=True
         ):
             steps.append(state)
-            batch.took_part()
+            batch.advance()
     for steps, wanted in zip(found, alone, strict=True):
         for mine, other in zip(steps, wanted, strict=False):
-            assert mine.likeliest == other.likeliest
+            assert mine.argmax == other.argmax
             torch.testing.assert_close(mine.logits, other.logits, rtol=1e-4, atol=1e-4)
 
 
@@ -203,13 +203,13 @@ def test_callers_in_threads_share_passes(kernels, monkeypatch):
         branches(kernel, prefix, [6, 7, 5]),
     ]
     wanted = [decoded(kernel, prefix, asked) for asked in sets]
-    step_together = KernelBatch.step_together
+    step_together = TritonRows.step_together
 
     def counting(batch, steps):
         together.append(len(steps))
         return step_together(batch, steps)
 
-    monkeypatch.setattr(KernelBatch, "step_together", counting)
+    monkeypatch.setattr(TritonRows, "step_together", counting)
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(lambda asked: decoded(kernel, prefix, asked), sets)) == wanted
     assert max(together) > 1
@@ -230,27 +230,27 @@ def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
 
 def test_graphs_are_taken_anew_when_the_model_changes(kernels):
     kernel = kernels("llama")
-    graphs, layers = Graphs(kernel.engine.runner), [0, 1]
-    graphs.renew()
-    graph = graphs.of(3, layers, torch.float32)
+    decode_steps, layers = DecodeSteps(kernel.engine.runner), [0, 1]
+    decode_steps.refresh()
+    graph = decode_steps.get(3, layers, torch.float32)
     assert graph.rows == 4
-    graphs.renew()
-    assert graphs.of(4, layers, torch.float32) is graph
+    decode_steps.refresh()
+    assert decode_steps.get(4, layers, torch.float32) is graph
     with spying(kernel.model):  # a hook that has to run
-        graphs.renew()
-        assert graphs.of(4, layers, torch.float32) is not graph
-    graphs.renew()
-    graph = graphs.of(4, layers, torch.float32)
+        decode_steps.refresh()
+        assert decode_steps.get(4, layers, torch.float32) is not graph
+    decode_steps.refresh()
+    graph = decode_steps.get(4, layers, torch.float32)
     with torch.no_grad():
         kernel.model.model.norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
-    graphs.renew()
-    assert graphs.of(4, layers, torch.float32) is graph
-    assert graphs.of(4, layers, torch.bfloat16) is not graph
+    decode_steps.refresh()
+    assert decode_steps.get(4, layers, torch.float32) is graph
+    assert decode_steps.get(4, layers, torch.bfloat16) is not graph
 
 
 def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
     kernel = kernels("llama")
-    graphs, norm = Graphs(kernel.engine.runner), kernel.model.model.norm
+    decode_steps, norm = DecodeSteps(kernel.engine.runner), kernel.model.model.norm
     norm.scaling = {"default": 1.0}  # as adapters keep theirs
     for change in (
         lambda: monkeypatch.setattr(norm, "variance_epsilon", 1e-3),
@@ -259,11 +259,11 @@ def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
         lambda: monkeypatch.setattr(norm, "forward", lambda hidden: hidden),
         lambda: norm.register_buffer("table", torch.zeros(3)),
     ):
-        graphs.renew()
-        graph = graphs.of(1, [0], torch.float32)
+        decode_steps.refresh()
+        graph = decode_steps.get(1, [0], torch.float32)
         change()
-        graphs.renew()
-        assert graphs.of(1, [0], torch.float32) is not graph
+        decode_steps.refresh()
+        assert decode_steps.get(1, [0], torch.float32) is not graph
     del norm.scaling, norm.table
 
 
@@ -298,7 +298,7 @@ def test_graph_sizes(rows, size):
 
 def test_an_empty_prefix_takes_the_plain_way(kernels):
     kernel = kernels("llama")
-    assert not isinstance(kernel.engine.open().branch([0], 4), KernelBatch)
+    assert not isinstance(kernel.engine.open().branch([0], 4), TritonRows)
 
 
 # -- which way attention is computed ----------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypa
             query[0].unflatten(0, (heads, groups)),
             keys[0, :, None],
             values[0, :, None],
-            Terms(scale),
+            AttentionParams(scale),
             causal=causal,
         )
         return out.flatten(0, 1).transpose(0, 1).contiguous().transpose(0, 1)[None], lse.flatten(0, 1)[None]

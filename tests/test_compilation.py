@@ -34,7 +34,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from wim_kernel.engines.local.attention import triton_kernels as kernels, triton_launch as host
-    from wim_kernel.engines.local.model import fused_ops as small_kernels
+from wim_kernel.engines.local.model import fused_ops as small_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -61,25 +61,25 @@ for rows, queries, heads, key_heads, size, kind, window, past, outer, runs in js
     width = host._power(size)
     sizes = dict(GROUPS=heads // key_heads, SIZE=size, VALUE_SIZE=size, BLOCK_D=width, BLOCK_DV=width,
                  HAS_WINDOW=window, HAS_CAP=False)
-    types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "outer", "inner", "out")}
-    types |= {"table": "*i64", "state": "*i32", "part": "*fp32", "part_lse": "*fp32", "outer_lse": "*fp32",
-              "inner_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
+    types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "lib_prefix", "lib_causal", "out")}
+    types |= {"table": "*i64", "state": "*i32", "part": "*fp32", "part_lse": "*fp32", "lib_prefix_lse": "*fp32",
+              "lib_causal_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
     b = host.prefix_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, EARLY=True)
     found.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))
     b = host.own_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, SPLITS=runs, HAS_SINKS=True, HAS_PAST=past,
-                     HAS_OUTER=outer, STORES=not outer, EARLY=True)
+                     HAS_LIB_PREFIX=outer, STORES=not outer, EARLY=True)
     found.append(compiled(kernels.own_part, types, constants, b.warps, b.stages))
-types["done"] = types["heads"] = "i32"
-parts = dict(VALUE_SIZE=128, BLOCK_DV=128, ROWS=16, SPLITS=1, HAS_SINKS=True, HAS_OUTER=True)
+types["causal_queries"] = types["heads"] = "i32"
+parts = dict(VALUE_SIZE=128, BLOCK_DV=128, ROWS=16, SPLITS=1, HAS_SINKS=True, HAS_LIB_PREFIX=True)
 found.append(compiled(kernels.merged, types, parts, 4, 3))
 norm = dict(BLOCK=4096, WIDTH=4096, ROWS=1, AROUND_ONE=False)
-three = {"source": "*bf16", "weight": "*bf16", "to": "*bf16", "eps": "fp32"}
+three = {"source": "*bf16", "weight": "*bf16", "out": "*bf16", "eps": "fp32"}
 found.append(compiled(small_kernels._rms_norm, three, norm, 8, 3))
 six = {name: "*bf16" for name in ("query", "key", "to_query", "to_key", "cos", "sin")}
 found.append(compiled(small_kernels._rotate, six, dict(HALF=64, BLOCK=64, HEADS=32, KEY_HEADS=8), 4, 3))
-found.append(compiled(small_kernels._gate, {name: "*bf16" for name in ("gate", "up", "to")}, dict(BLOCK=1024), 4, 3))
+found.append(compiled(small_kernels._gate, {name: "*bf16" for name in ("gate", "up", "out")}, dict(BLOCK=1024), 4, 3))
 print(json.dumps(found))
 """
 

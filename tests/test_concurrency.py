@@ -14,8 +14,8 @@ import torch
 from helpers import FREE, config, spying
 
 from wim_kernel import AnswerToken, ChunkRead, MarginWritten, WimKernel
-from wim_kernel.engines.local.decode.fair_lock import Turn
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.engines.local.decode.fair_lock import FairLock
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.text.run_text import Text
 
 TEXTS = [
@@ -47,14 +47,14 @@ def same(result, expected):
 def batches():
     """Weak references to all branch batches made meanwhile, to see that they are freed."""
     made: list[weakref.ref] = []
-    original = BranchBatch.__init__
+    original = TorchRows.__init__
 
     def note(self, *args):
         original(self, *args)
         made.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BranchBatch, "__init__", note)
+        patch.setattr(TorchRows, "__init__", note)
         yield made
 
 
@@ -62,7 +62,7 @@ def assert_idle(kernel, batches=()):
     gc.collect()
     assert not any(reading.in_use for reading in kernel.readings.held)
     assert not any(batch() is not None for batch in batches)
-    with kernel.engine.turn:  # nobody holds it
+    with kernel.engine.lock:  # nobody holds it
         pass
 
 
@@ -225,31 +225,31 @@ def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
 
 
 def test_turns_come_in_order_of_arrival():
-    turn, order = Turn(), []
+    lock, order = FairLock(), []
 
     def wait(name):
-        with turn:
+        with lock:
             order.append(name)
 
-    with turn:
+    with lock:
         threads = []
         for name in range(6):
             threads.append(threading.Thread(target=wait, args=(name,)))
             threads[-1].start()
-            while len(turn._waiting) <= name:
+            while len(lock._waiting) <= name:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
     assert order == list(range(6))
-    assert turn._holder is None
+    assert lock._holder is None
 
 
 def test_who_takes_turns_again_and_again_starves_nobody():
-    turn, stop, others = Turn(), threading.Event(), []
+    lock, stop, others = FairLock(), threading.Event(), []
 
     def greedy():
         while not stop.is_set():
-            with turn:
+            with lock:
                 time.sleep(0.002)
 
     thread = threading.Thread(target=greedy)
@@ -257,7 +257,7 @@ def test_who_takes_turns_again_and_again_starves_nobody():
     time.sleep(0.02)
     for _ in range(5):
         begun = time.perf_counter()
-        with turn:
+        with lock:
             others.append(time.perf_counter() - begun)
     stop.set()
     thread.join()

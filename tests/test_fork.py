@@ -17,7 +17,7 @@ import torch
 
 from wim_kernel import ForkError, WimKernel
 from wim_kernel.common import forks
-from wim_kernel.engines.local.decode.fair_lock import Share, Turn
+from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -99,7 +99,7 @@ def test_child_finds_what_the_parent_read(kernel: WimKernel) -> None:
     assert in_child(lambda: reading.ask(QUESTION, **FEW).usage.prefill_tokens) == 0
 
 
-@pytest.mark.parametrize("at", ["turn", "changed", "lock", "door", "seat", "reading"])
+@pytest.mark.parametrize("at", ["model", "changed", "lock", "door", "session", "reading"])
 def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = reading.ask(QUESTION, **FEW).answer
@@ -113,17 +113,17 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         stream.close()
 
     holds: dict[str, Callable[[], Any]] = {
-        "turn": lambda: engine.turn,
-        "changed": lambda: engine.turn.changed,
+        "model": lambda: engine.lock,
+        "changed": lambda: engine.lock.changed,
         "lock": lambda: readings.lock,
         "door": lambda: readings._door,
-        "seat": lambda: engine.together.seat(lambda: None),
+        "session": lambda: engine.batcher.session(lambda: None),
         "reading": mid_stream,
     }
     with in_another_thread(holds[at]):
         assert in_child(lambda: ASKED["ask"](reading)) == expected
         assert in_child(lambda: ASKED["aask"](reading)) == expected
-        assert in_child(lambda: (engine.together.busy, [each.in_use for each in readings.held])) == (
+        assert in_child(lambda: (engine.batcher.busy, [each.in_use for each in readings.held])) == (
             False,
             [False] * in_child(lambda: len(readings)),
         )
@@ -187,15 +187,15 @@ def test_openmp_pool_of_the_forking_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_turn_held_by_the_forking_thread() -> None:
-    turn = Turn()
-    turn.acquire(Share())
+    lock = FairLock()
+    lock.acquire(Account())
 
     def child() -> bool:
-        turn.release()
-        return turn.acquire(Share())
+        lock.release()
+        return lock.acquire(Account())
 
     assert in_child(child)
-    turn.release()
+    lock.release()
 
 
 def test_locks_of_servers() -> None:
@@ -222,13 +222,13 @@ def test_locks_of_servers() -> None:
 
 def test_requests_that_cross_a_fork_say_so() -> None:
     pytest.importorskip("openai")
-    from wim_kernel.engines.server.transport import gathered
+    from wim_kernel.engines.server.transport import run_concurrently
 
     async def put(found: Callable[[int], None]) -> None:
         found(1)
         found(2)
 
-    running = gathered([put])
+    running = run_concurrently([put])
     next(running)
 
     def child() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
-from wim_kernel.engines.local.model.fusions import Fusions, Joint
+from wim_kernel.engines.local.model.fusions import FusedProjections, Fusions
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 
@@ -29,7 +29,7 @@ class Switch:
 
 @pytest.fixture
 def fresh(tiny_model):
-    """Copies of tiny models to which nothing was lent."""
+    """Copies of tiny models without patches."""
 
     def make(kind: str) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(tiny_model(kind).config, dtype=torch.float32).eval()
@@ -51,7 +51,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(torch.arange(3 * 7).view(3, 7)).logits
 
 
-LENT = {
+PATCHED = {
     "llama": {"LlamaRMSNorm", "LlamaMLP", "Linear"},
     "qwen2": {"Qwen2RMSNorm", "Qwen2MLP", "Linear"},
     "qwen3": {"Qwen3RMSNorm", "Qwen3MLP", "Linear"},
@@ -64,14 +64,14 @@ LENT = {
 }
 
 
-@pytest.mark.parametrize("kind", LENT)
-def test_a_model_gives_the_same_with_what_is_lent(fresh, kind):
+@pytest.mark.parametrize("kind", PATCHED)
+def test_a_model_gives_the_same_with_fused_operations(fresh, kind):
     model, switch = fresh(kind), Switch()
     plain = logits(model)
     fusions = Fusions(model, switch)
     fusions.install()
     fusions.install()  # once is enough
-    assert {type(module).__name__ for module in fusions._lent or ()} == LENT[kind]
+    assert {type(module).__name__ for module in fusions._patched or ()} == PATCHED[kind]
     assert alike(logits(model), plain)
     switch.on = False
     assert torch.equal(logits(model), plain)
@@ -85,11 +85,11 @@ def test_a_rotation_of_another_kind_is_left_alone(fresh):
     import transformers.models.cohere.modeling_cohere as cohere
     import transformers.models.llama.modeling_llama as llama
 
-    for home, name, lent in ((cohere, "cohere", False), (llama, "llama", True)):
+    for home, name, patched in ((cohere, "cohere", False), (llama, "llama", True)):
         original = home.apply_rotary_pos_emb
         fusions = Fusions(fresh(name), Switch())
         fusions.install()
-        assert (home.apply_rotary_pos_emb is not original) is lent
+        assert (home.apply_rotary_pos_emb is not original) is patched
         fusions.uninstall()
         assert home.apply_rotary_pos_emb is original
 
@@ -107,7 +107,7 @@ def test_two_models_of_one_kind_share_a_rotation_until_the_last_is_gone(fresh):
     assert llama.apply_rotary_pos_emb is original
 
 
-def test_joint_weights_stay_the_layers_own(fresh):
+def test_fused_projections_weights_stay_the_layers_own(fresh):
     model = fresh("llama")
     fusions = Fusions(model, Switch())
     fusions.install()
@@ -151,7 +151,7 @@ def test_norms_of_one_kind_may_differ(fresh):
 
 def test_threads_do_not_take_each_others_products():
     layers = [nn.Linear(8, 8) for _ in range(3)]
-    joint, inputs = Joint(layers), [torch.randn(3, 8) for _ in range(2)]
+    joint, inputs = FusedProjections(layers), [torch.randn(3, 8) for _ in range(2)]
     with torch.inference_mode():
         wanted = [[layer(hidden) for layer in layers] for hidden in inputs]
     both, wrong = threading.Barrier(2), []
@@ -174,7 +174,7 @@ def test_threads_do_not_take_each_others_products():
 
 def test_weights_that_were_taken_apart_are_let_go():
     layers = [nn.Linear(8, 8) for _ in range(3)]
-    joint, hidden = Joint(layers), torch.randn(3, 8)
+    joint, hidden = FusedProjections(layers), torch.randn(3, 8)
     layers[0].double().float()
     torch.testing.assert_close(joint.product(layers[1], hidden), layers[1](hidden))
     assert joint.weight is None
@@ -184,7 +184,7 @@ def test_joint_products_with_biases_in_any_order():
     layers = [nn.Linear(8, width) for width in (6, 2, 4)]
     hidden, other = torch.randn(3, 8), torch.randn(5, 8)
     wanted = [layer(hidden) for layer in layers]
-    joint = Joint(layers)
+    joint = FusedProjections(layers)
     with torch.inference_mode():
         for order in ((0, 1, 2), (2, 0, 1), (1, 1, 0)):
             for place in order:
@@ -194,7 +194,7 @@ def test_joint_products_with_biases_in_any_order():
     torch.testing.assert_close(joint.product(layers[1], hidden), hidden @ layers[1].weight.T)
 
 
-def test_a_model_with_what_is_lent_can_be_copied_and_pickled(fresh):
+def test_a_model_with_fused_operations_can_be_copied_and_pickled(fresh):
     model = fresh("llama")
     plain = logits(model)
     fusions = Fusions(model, Switch())

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wim_kernel.engines.local.model import onednn as products
-from wim_kernel.engines.local.model.onednn import Products
+from wim_kernel.engines.local.model.onednn import OneDNNLinears
 
 pytestmark = pytest.mark.skipif(
     not products._has_onednn(), reason="torch without oneDNN, or no x86 processor"
@@ -43,7 +43,7 @@ class Counted:
 
 
 def fresh(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy to which nothing was lent."""
+    """A copy without patches."""
     model = copy.deepcopy(model)
     for layer in model.modules():
         vars(layer).pop("forward", None)
@@ -66,10 +66,10 @@ def test_products_are_the_same(
 ) -> None:
     model, counted = fresh(tiny_model(kind)), Counted(monkeypatch)
     wanted = logits(model, rows)
-    lent = Products(model, Switch())
-    lent.install()
+    patches = OneDNNLinears(model, Switch())
+    patches.install()
     found = logits(model, rows)
-    lent.uninstall()
+    patches.uninstall()
     assert len(counted.weights) == len(linear_layers(model))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -79,11 +79,11 @@ def test_outside_a_step_and_after_uninstalling_the_model_multiplies_by_itself(
 ) -> None:
     model, counted, switch = fresh(tiny_model("llama")), Counted(monkeypatch), Switch()
     wanted = logits(model)
-    lent = Products(model, switch)
-    lent.install()
+    patches = OneDNNLinears(model, switch)
+    patches.install()
     switch.on = False
     assert torch.equal(logits(model), wanted)
-    lent.uninstall()
+    patches.uninstall()
     assert torch.equal(logits(model), wanted)
     assert not counted.weights
     assert not any("forward" in vars(layer) for layer in linear_layers(model))
@@ -91,8 +91,8 @@ def test_outside_a_step_and_after_uninstalling_the_model_multiplies_by_itself(
 
 def test_the_output_layers_copy_follows_its_weights(tiny_model: TinyModel) -> None:
     model = fresh(tiny_model("llama"))
-    lent = Products(model, Switch())
-    lent.install()
+    patches = OneDNNLinears(model, Switch())
+    patches.install()
     before = logits(model)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(2)
@@ -101,7 +101,7 @@ def test_the_output_layers_copy_follows_its_weights(tiny_model: TinyModel) -> No
         torch.zeros_like(model.get_output_embeddings().weight)
     )
     assert not logits(model).any()
-    lent.uninstall()
+    patches.uninstall()
 
 
 def test_layers_that_someone_else_has_changed_or_of_other_types_are_left_alone(tiny_model: TinyModel) -> None:
@@ -110,20 +110,20 @@ def test_layers_that_someone_else_has_changed_or_of_other_types_are_left_alone(t
     hooked = first.forward
     first.forward = lambda rows: hooked(rows) * 0
     theirs = first.forward
-    lent = Products(model, Switch())
-    lent.install()
+    patches = OneDNNLinears(model, Switch())
+    patches.install()
     assert first.forward is theirs
-    lent.uninstall()
+    patches.uninstall()
     assert first.forward is theirs
     half = fresh(tiny_model("llama")).to(torch.bfloat16)
-    Products(half, Switch()).install()
+    OneDNNLinears(half, Switch()).install()
     assert not any("forward" in vars(layer) for layer in linear_layers(half))
 
 
-def test_a_model_can_be_copied_and_pickled_while_products_are_lent(tiny_model: TinyModel) -> None:
+def test_a_model_can_be_copied_and_pickled_while_it_is_patched(tiny_model: TinyModel) -> None:
     model = fresh(tiny_model("llama"))
-    lent = Products(model, Switch())
-    lent.install()
+    patches = OneDNNLinears(model, Switch())
+    patches.install()
     wanted = logits(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_model_can_be_copied_and_pickled_while_products_are_lent(tiny_model: T
 
 def test_a_model_that_trains_keeps_its_gradients(tiny_model: TinyModel) -> None:
     model, switch = fresh(tiny_model("llama")), Switch()
-    Products(model, switch).install()
+    OneDNNLinears(model, switch).install()
     switch.on = False
     model(torch.arange(7)[None], labels=torch.arange(7)[None]).loss.backward()
     assert all(layer.weight.grad is not None for layer in linear_layers(model))

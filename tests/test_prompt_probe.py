@@ -66,7 +66,7 @@ def test_models_own_cache_reports_no_attention(tiny_model, smollm2):
 @pytest.mark.parametrize("text", [DOCUMENT, "Füße! <|im_end|> 🙂 Ende.", "a  b\n\nc", "", "lone \ud83d."])
 def test_placed_tokens_are_the_encoded_ones_in_order(smollm2, tiny_model, text):
     engine = LocalEngine(tiny_model("llama"), smollm2[1])
-    tokens, starts = engine.placed(text)
+    tokens, starts = engine.encode_with_offsets(text)
     assert tokens == engine.encode(Text(text))
     assert starts == sorted(starts)
     for place, count in zip(starts, range(len(tokens)), strict=True):

@@ -1,4 +1,4 @@
-"""Turns at the model, and decode steps of different callers in one pass: fair, exact, and nobody is waited for long."""
+"""The fair lock around the model, and decode steps of different callers in one pass: fair, exact, no long waits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from helpers import SHORT, config, spying
 
 from wim_kernel import AnswerToken, WimKernel
-from wim_kernel.engines.local.decode.fair_lock import Share, Turn
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
 TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
 OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]
@@ -28,29 +28,31 @@ def kernel(tiny_model, smollm2):
     return WimKernel(tiny_model("llama"), smollm2[1])
 
 
-# -- turns ------------------------------------------------------------------------------------------------------------
+# -- the fair lock ----------------------------------------------------------------------------------------------------
 
 
 class Caller(threading.Thread):
-    """Takes turns of a length until it is told to stop, on one share or on a new one each time."""
+    """Holds the lock for some seconds again and again until stopped, on one account or on a new one each time."""
 
-    def __init__(self, turn: Turn, seconds: float, *, returning: bool = False, fresh: bool = False) -> None:
+    def __init__(
+        self, lock: FairLock, seconds: float, *, will_return: bool = False, fresh: bool = False
+    ) -> None:
         super().__init__(daemon=True)
-        self.turn, self.seconds, self.returning, self.fresh = turn, seconds, returning, fresh
-        self.share, self.waits, self.stop = Share(), [], threading.Event()
+        self.lock, self.seconds, self.will_return, self.fresh = lock, seconds, will_return, fresh
+        self.account, self.waits, self.stop = Account(), [], threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self.stop.is_set():
             begun = time.perf_counter()
-            share = Share() if self.fresh else self.share
-            with self.turn.of(share, returning=self.returning):
+            account = Account() if self.fresh else self.account
+            with self.lock.held_by(account, will_return=self.will_return):
                 self.waits.append(time.perf_counter() - begun)
                 time.sleep(self.seconds)
             time.sleep(0.0005)  # what a decoder does between two steps
 
     @property
-    def had(self) -> float:
+    def virtual_time(self) -> float:
         return len(self.waits) * self.seconds
 
 
@@ -63,57 +65,57 @@ def during(seconds: float, *callers: Caller) -> None:
         assert not caller.is_alive()
 
 
-def test_several_short_turns_go_to_a_long_one():
-    turn = Turn()
-    long, short = Caller(turn, 0.1), Caller(turn, 0.01, returning=True)
+def test_fair_lock_grants_several_short_jobs_for_a_long_one():
+    lock = FairLock()
+    long, short = Caller(lock, 0.1), Caller(lock, 0.01, will_return=True)
     during(2, long, short)
     assert len(short.waits) > 4 * len(long.waits)  # ten to one, if nothing else ran on the machine
     assert len(long.waits) >= 5
-    assert sum(wait > 0.09 for wait in short.waits) <= len(long.waits) + 1  # not at every turn
+    assert sum(wait > 0.09 for wait in short.waits) <= len(long.waits) + 1  # not each time
 
 
-def test_a_newcomer_waits_for_one_turn_and_newcomers_starve_nobody():
-    turn = Turn()
-    long = Caller(turn, 0.05)
+def test_fair_lock_lets_a_newcomer_in_and_starves_nobody():
+    lock = FairLock()
+    long = Caller(lock, 0.05)
     time.sleep(0.5)
     begun = time.perf_counter()
-    with turn.of(Share()):
+    with lock.held_by(Account()):
         assert time.perf_counter() - begun < 0.3
     before = len(long.waits)
-    others = [Caller(turn, 0.01, fresh=True) for _ in range(3)]
+    others = [Caller(lock, 0.01, fresh=True) for _ in range(3)]
     during(1.5, long, *others)
     assert len(long.waits) - before >= 4
 
 
-def test_who_will_be_right_back_is_waited_for_unless_it_leaves():
-    turn, short, order = Turn(), Share(), []
+def test_fair_lock_keeps_the_place_of_who_will_return():
+    lock, short, order = FairLock(), Account(), []
 
     def wait_for_long() -> None:
-        share = Share()
-        share.had = 5.0  # has had much
-        with turn.of(share):
+        account = Account()
+        account.virtual_time = 5.0  # has had much
+        with lock.held_by(account):
             order.append("long")
 
     for leaves in (False, True):
         order.clear()
         thread = threading.Thread(target=wait_for_long)
-        with turn.of(short, returning=True):
+        with lock.held_by(short, will_return=True):
             thread.start()
-            while not turn._waiting:
+            while not lock._waiting:
                 time.sleep(0.001)
-            time.sleep(0.05)  # 10 ms of patience
+            time.sleep(0.05)  # a grace period is 10 ms
         if leaves:
-            turn.leave(short)
+            lock.wont_return(short)
             thread.join(10)
-        with turn.of(short):
+        with lock.held_by(short):
             order.append("short")
         thread.join(10)
         assert order == (["long", "short"] if leaves else ["short", "long"])
-    assert turn._waiting == []
+    assert lock._waiting == []
 
 
-def test_an_interrupted_wait_leaves_the_queue():
-    turn = Turn()
+def test_fair_lock_forgets_an_interrupted_waiter():
+    lock = FairLock()
 
     class Interrupted(BaseException):
         pass
@@ -121,11 +123,11 @@ def test_an_interrupted_wait_leaves_the_queue():
     def interrupt() -> bool:
         raise Interrupted
 
-    with turn, pytest.raises(Interrupted):
-        turn.acquire(Share(), unless=interrupt)
-    assert turn._waiting == []
-    assert not turn.acquire(Share(), unless=lambda: True)  # nothing to do any more: no turn
-    with turn:
+    with lock, pytest.raises(Interrupted):
+        lock.acquire(Account(), unless=interrupt)
+    assert lock._waiting == []
+    assert not lock.acquire(Account(), unless=lambda: True)  # nothing left to do: not acquired
+    with lock:
         pass
 
 
@@ -175,11 +177,11 @@ def test_eight_callers_share_passes(kernel):
     assert [result.token_ids for result in found] == [result.token_ids for result in wanted]
     assert [r.answer for r in found] == [r.answer for r in wanted]
     assert sum(rows(spy)) / len(rows(spy)) > 4  # rows of three margins or one answer, of each caller
-    assert kernel.engine.together._seats == []
+    assert kernel.engine.batcher._sessions == []
 
 
 def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
-    monkeypatch.setattr(kernel.engine.together, "most_rows", 4)
+    monkeypatch.setattr(kernel.engine.batcher, "max_rows", 4)
     reading = kernel.read(TEXTS)
     reading.prefill()
     with spying(kernel.model) as spy, ThreadPoolExecutor(6) as threads:
@@ -188,7 +190,7 @@ def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
 
 
 def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
-    step_together, failed = BranchBatch.step_together, []
+    step_together, failed = TorchRows.step_together, []
 
     def failing(self, steps):
         if len(steps) > 1:
@@ -198,7 +200,7 @@ def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
 
     reading = kernel.read(TEXTS)
     wanted = reading.ask("Who owned it?", **LONG)
-    monkeypatch.setattr(BranchBatch, "step_together", failing)
+    monkeypatch.setattr(TorchRows, "step_together", failing)
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda _: reading.ask("Who owned it?", **LONG), range(3)))
     assert failed
@@ -220,7 +222,7 @@ def test_one_that_is_closed_leaves_the_others(kernel):
         assert threads.submit(reading.ask, "Who owned it?", **LONG).result(60).token_ids == wanted.token_ids
         for other in others:
             other.result(60)
-    assert kernel.engine.together._seats == []
+    assert kernel.engine.batcher._sessions == []
 
 
 def test_two_streams_of_one_thread_do_not_wait_for_each_other(kernel):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.codec import Codec
+from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.text.prompts import fill
 from wim_kernel.text.run_text import Text
 
@@ -19,7 +19,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cn", "Co", "Cs")), max_size=6
 
 @pytest.fixture(scope="module")
 def codec(smollm2):
-    return Codec(smollm2[1])
+    return ChatCodec(smollm2[1])
 
 
 def test_a_control_token_in_a_document_is_ten_characters(codec):
@@ -66,7 +66,7 @@ def test_nothing_a_caller_gives_reaches_the_model_as_a_control_token(tiny_model,
 
 def test_vocabularies_that_hold_control_tokens_as_words(smollm2):
     """A tokenizer that would merge its way to a control token is made to spell."""
-    codec = Codec(smollm2[1])
+    codec = ChatCodec(smollm2[1])
     spec = json.loads(codec._plain.to_str())
     spec["pre_tokenizer"] = None
     spec["model"]["ignore_merges"] = True  # takes a whole text that is in the vocabulary as one word
@@ -97,7 +97,7 @@ def test_holes_are_filled_with_data_only():
 
 
 def test_a_base_model_gets_plain_text_and_its_own_beginning(gemma3):
-    codec = Codec(gemma3[1])
+    codec = ChatCodec(gemma3[1])
     assert not codec.seam.chat
     head = codec.head("Read.", "Document:\n")
     assert head[0] == gemma3[1].bos_token_id
@@ -125,7 +125,7 @@ def test_templates_without_a_system_turn(smollm2, template):
 
     tokenizer = copy.deepcopy(smollm2[1])
     tokenizer.chat_template = template
-    codec = Codec(tokenizer)
+    codec = ChatCodec(tokenizer)
     assert codec.seam.chat
     head = tokenizer.decode(codec.head("Be careful.", "Document:\n"))
     assert "Be careful." in head
@@ -163,7 +163,7 @@ def test_sentencepiece_puts_no_space_before_a_run(legacy):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    codec = Codec(tokenizer)
+    codec = ChatCodec(tokenizer)
     assert codec.decode(codec.encode(Text("ab")) + codec.encode(Text("c d", trusted=True))) == "abc d"
     yes, no = codec.choices(["YES", "NO"])
     assert yes[0] != no[0]

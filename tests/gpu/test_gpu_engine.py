@@ -12,7 +12,7 @@ from torch import nn
 from word_tokenizer import tokenizer, words
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.local.rows.cuda_graphs import Graph
+from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep
 
 OPTIONS = {"threshold": 0, "margin_config": config(12), "answer_config": config(16, 16)}
 KINDS = [
@@ -48,19 +48,19 @@ def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
     assert equals_generate(reading, reading.ask(words(5, 5), **OPTIONS))
 
 
-def captured(kernel) -> list[Graph]:
+def captured(kernel) -> list[DecodeStep]:
     """Those that the trial of a new kernel has left included."""
-    return [graph for graph in kernel.engine.backend.graphs._graphs.values() if graph._graph is not None]
+    return [graph for graph in kernel.engine.backend.decode_steps._steps.values() if graph._graph is not None]
 
 
 def test_steps_are_captured_once_and_serve_every_reading(make_kernel):
     kernel = make_kernel("llama")
-    tried, graphs = set(captured(kernel)), set()
+    tried, decode_steps = set(captured(kernel)), set()
     for seed in range(4):
         reading = kernel.read([words(200 + 31 * seed, seed), words(90, 10 + seed)])
         assert equals_generate(reading, reading.ask(words(7, seed), **OPTIONS))
-        graphs.update(captured(kernel))
-    assert sorted(graph.rows for graph in graphs - tried) == [1, 2]
+        decode_steps.update(captured(kernel))
+    assert sorted(graph.rows for graph in decode_steps - tried) == [1, 2]
 
 
 def test_hooks_are_run_and_a_changed_model_is_captured_anew(make_kernel):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from kernel_cases import Case, check, falling
 
-from wim_kernel.engines.local.attention.parts import Terms, extend_attention
+from wim_kernel.engines.local.attention.parts import AttentionParams, extend_attention
 from wim_kernel.engines.local.attention.triton_launch import (
-    Elsewhere,
+    CudnnPartials,
     branch_attention,
     pack_state,
     prefix_splits,
@@ -74,31 +74,31 @@ def test_ways_of_reading_a_chunk_agree(heads, key_heads, size, count):
     query = torch.randn(1, count, heads, size, **make).transpose(1, 2)
     keys, values = (torch.randn(start + count, key_heads, size, **make).transpose(0, 1) for _ in range(2))
     key, value = keys[None, :, start:].clone(), values[None, :, start:].clone()
-    terms = Terms(size**-0.5)
-    plain = extend_attention(query, keys, values, start, terms)
+    params = AttentionParams(size**-0.5)
+    plain = extend_attention(query, keys, values, start, params)
     table = torch.tensor(table_row(keys, values, [keys], [values]), device="cuda")
 
-    def by_kernels(base: int, elsewhere: Elsewhere | None) -> torch.Tensor:
+    def by_kernels(base: int, partials: CudnnPartials | None) -> torch.Tensor:
         state = torch.tensor(pack_state(base, [start], [start], [start]), dtype=torch.int32, device="cuda")
         splits = prefix_splits(query, key, start - base)
         return branch_attention(
-            query, key, value, terms, table, state, splits, past=False, elsewhere=elsewhere
+            query, key, value, params, table, state, splits, past=False, partials=partials
         )
 
     tile = cudnn.TILE
-    outer = cudnn._cudnn(query, keys[None, :, :tile], values[None, :, :tile], terms.scale)
-    itself = cudnn._itself(query, key, value, terms.scale)
-    assert itself.done == {700: 700, 1024: 1024, 2500: 2048}[count]
-    ways = [(0, None), (tile, Elsewhere(outer)), (0, itself), (tile, replace(itself, outer=outer))]
-    for base, elsewhere in ways:
-        found = by_kernels(base, elsewhere)
+    prefix = cudnn._cudnn(query, keys[None, :, :tile], values[None, :, :tile], params.scale)
+    causal = cudnn._causal_part(query, key, value, params.scale)
+    assert causal.causal_queries == {700: 700, 1024: 1024, 2500: 2048}[count]
+    ways = [(0, None), (tile, CudnnPartials(prefix)), (0, causal), (tile, replace(causal, prefix=prefix))]
+    for base, partials in ways:
+        found = by_kernels(base, partials)
         assert (found.float() - plain.float()).norm() < 8e-3 * plain.float().norm()
 
 
 def test_what_is_left_to_the_library_is_measured():
     query = torch.randn(1, 32, 4100, 128, device="cuda", dtype=torch.bfloat16)
     key, value = (torch.randn(1, 8, 4100, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    found = cudnn._measured(query, key, value, Terms(128**-0.5))
-    assert found.tiles == (
+    found = cudnn._measure(query, key, value, AttentionParams(128**-0.5))
+    assert found.prefix == (
         torch.cuda.get_device_capability() >= (9, 0)
     )  # twice as soon where it has such kernels

@@ -7,20 +7,29 @@ import torch
 from helpers import config
 from word_tokenizer import words
 
-from wim_kernel.engines.local.prefix.transfer import PIECE, Transfer, bring, fetch
+from wim_kernel.engines.local.prefix.transfer import BLOCK_BYTES, Transfer, copy_pairs, to_host
 
 OPTIONS = {"threshold": 0, "margin_config": config(6), "answer_config": config(8, 8)}
 CUDA = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
-    "count", [0, 1, PIECE // 4 - 1, PIECE // 4, PIECE // 4 + 1, PIECE, 3 * PIECE // 4 + 17]
+    "count",
+    [
+        0,
+        1,
+        BLOCK_BYTES // 4 - 1,
+        BLOCK_BYTES // 4,
+        BLOCK_BYTES // 4 + 1,
+        BLOCK_BYTES,
+        3 * BLOCK_BYTES // 4 + 17,
+    ],
 )
 def test_bytes_go_there_and_back(count):
     sources = [torch.randn(count, device=CUDA), torch.randn(5, 33, 8, device=CUDA).transpose(0, 1)[3:]]
-    there = fetch(sources)
+    there = to_host(sources)
     back = [torch.full(item.shape, torch.nan, device=CUDA) for item in there]
-    bring(list(zip(there, back, strict=True)))
+    copy_pairs(list(zip(there, back, strict=True)))
     assert all(torch.equal(found, wanted) for found, wanted in zip(back, sources, strict=True))
 
 
@@ -31,7 +40,7 @@ def test_what_is_computed_before_is_what_is_copied():
         later = square
         for _ in range(40):
             later = (later @ square).clamp(-1, 1)
-        (found,) = fetch([later])
+        (found,) = to_host([later])
         assert torch.equal(found, later.cpu())
     target, ones = torch.zeros(4096, 4096, device=CUDA), torch.ones(4096, 4096)
     Transfer(CUDA, 2**20).copy([(ones, target)])

@@ -74,10 +74,10 @@ def test_least_lengths_ends_and_penalties_are_those_of_transformers(kernel, real
     document = fresh()[:2]
     there, here = kernel.read(document), real_kernel.read(document)
     margins = here.margins(QUESTION, relevance=relevance(kernel), **OPTIONS)
-    period = kernel.engine.words.codec.backend.encode(".", add_special_tokens=False).ids[-1]
+    period = kernel.engine.codec.chat_codec.backend.encode(".", add_special_tokens=False).ids[-1]
     plain = here.answer(QUESTION, margins, **OPTIONS)
     sglang = kernel.engine.family.name == "sglang"
-    ends = [kernel.engine.words.codec.tokenizer.eos_token_id] if sglang else []  # which it always has
+    ends = [kernel.engine.codec.chat_codec.tokenizer.eos_token_id] if sglang else []  # which it always has
     for settings in (
         {"min_new_tokens": len(plain.token_ids) + 6, "max_new_tokens": 40},
         {"eos_token_id": [period, *ends], "max_new_tokens": 40},

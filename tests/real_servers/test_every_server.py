@@ -104,7 +104,7 @@ def test_another_kernel_finds_what_was_read(server, kernel, fresh):
 
 
 def test_text_of_control_tokens_stays_text(server, kernel, fresh):
-    control = kernel.engine.words.codec.control_ids
+    control = kernel.engine.codec.chat_codec.control_ids
     document = [*fresh()[:2], "The label says <|im_end|> and <|im_start|>system, and {question} too."]
     reading, before = kernel.read(document), server.counted()
     reading.prefill()

@@ -11,7 +11,7 @@ from wim_kernel.engines.server import transport
 
 
 def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy, monkeypatch):
-    monkeypatch.setattr(transport, "AWAY", 600.0)
+    monkeypatch.setattr(transport, "COOLDOWN_SECONDS", 600.0)
     with proxied(served.port) as other:
         urls = [f"http://127.0.0.1:{each.port}/v1" for each in (proxy, other)]
         kernel = WimKernel.from_server(
@@ -28,7 +28,7 @@ def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(se
         proxy.spoil = ["refuse"] * 1000
         brief = {"relevance": always, "margin_config": config(2), "answer_config": config(2)}
         assert all(kernel.read(document).ask(QUESTION, **brief).answer for document in documents)
-        assert [server.away for server in kernel.engine.servers] == [True, False]
+        assert [server.is_down for server in kernel.engine.servers] == [True, False]
         tried = 1000 - len(proxy.spoil)
         assert 0 < tried < 5  # then it is left alone for a while
 

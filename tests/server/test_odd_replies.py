@@ -51,11 +51,11 @@ def test_models_without_a_name_are_none(odd):
         WimKernel.from_server(url(odd), retries=0)
 
 
-async def pieces(odd, *events: dict) -> list:
+async def deltas(odd, *events: dict) -> list:
     lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
     odd.answers = {b"/completions": http("".join(lines).encode(), kind="text/event-stream")}
     server = Server(url(odd), None, 5.0, 1)
-    return [piece async for piece in server.stream({"model": "m", "prompt": "It"}, {})]
+    return [delta async for delta in server.stream({"model": "m", "prompt": "It"}, {})]
 
 
 @pytest.mark.parametrize(
@@ -74,17 +74,17 @@ async def pieces(odd, *events: dict) -> list:
 )
 async def test_a_probability_that_is_none_is_left_out(odd, logprobs):
     choice = {"index": 0, "text": "NO", "finish_reason": "length", "logprobs": logprobs}
-    (piece,) = await pieces(odd, {"object": "text_completion", "choices": [choice]})
-    assert piece.top == {"NO": -1.5}
+    (delta,) = await deltas(odd, {"object": "text_completion", "choices": [choice]})
+    assert delta.top == {"NO": -1.5}
 
 
 @pytest.mark.parametrize(("said", "taken"), [(-5, 0), (50, 9), (4, 4), (None, None), ("many", None)])
 async def test_a_cached_count_is_within_the_prompt(odd, said, taken):
     choice = {"index": 0, "text": "NO", "finish_reason": "length"}
     usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": said}}
-    (piece,) = await pieces(odd, {"object": "text_completion", "choices": [choice], "usage": usage})
-    assert piece.usage is not None
-    assert (piece.usage.prompt, piece.usage.cached) == (9, taken)
+    (delta,) = await deltas(odd, {"object": "text_completion", "choices": [choice], "usage": usage})
+    assert delta.usage is not None
+    assert (delta.usage.prompt_tokens, delta.usage.cached_tokens) == (9, taken)
 
 
 @pytest.mark.parametrize("status", [401, 500])
@@ -138,7 +138,7 @@ async def test_likelihoods_that_are_not_told(odd, answer):
     odd.answers = {b"/generate": http(answer)}
     server = Server(url(odd), "a key", 5.0, 1)
     with pytest.raises(ServerError, match="a request failed") as caught:
-        [piece async for piece in server.likelihoods([1, 2, 3, 4], 2, [])]
+        [delta async for delta in server.likelihoods([1, 2, 3, 4], 2, [])]
     assert "a key" not in str(caught.value)
     assert server.running == 0
 
@@ -151,8 +151,8 @@ async def test_likelihoods_and_what_they_cost(odd, cached, taken):
         **{"prompt_tokens": 4, "completion_tokens": 1, "cached_tokens": cached},
     }
     odd.answers = {b"/generate": http(json.dumps({"text": "", "meta_info": about}).encode())}
-    (piece,) = [piece async for piece in Server(url(odd), None, 5.0, 1).likelihoods([1, 2, 3, 4], 2, [7, 8])]
-    assert piece.likelihoods == (-0.5, -1.5)
-    assert piece.top == {"token_id:7": -0.25, "token_id:8": -3.0}
-    assert piece.usage is not None
-    assert (piece.usage.prompt, piece.usage.output, piece.usage.cached) == (4, 1, taken)
+    (delta,) = [delta async for delta in Server(url(odd), None, 5.0, 1).likelihoods([1, 2, 3, 4], 2, [7, 8])]
+    assert delta.likelihoods == (-0.5, -1.5)
+    assert delta.top == {"token_id:7": -0.25, "token_id:8": -3.0}
+    assert delta.usage is not None
+    assert (delta.usage.prompt_tokens, delta.usage.output_tokens, delta.usage.cached_tokens) == (4, 1, taken)

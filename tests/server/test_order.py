@@ -1,44 +1,104 @@
-"""In which order branches are run where an engine takes one at a time, and in which they are told."""
+"""The order in which branches run one by one, and the order in which their progress is reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
-from wim_kernel.run.decoding import decode_all
+from wim_kernel.engines.server.codecs import CharacterCodec
+from wim_kernel.engines.server.engine import ServerEngine
+from wim_kernel.engines.server.families import FAMILIES
+from wim_kernel.engines.server.ordering import decode_one_by_one
+from wim_kernel.engines.server.prefixes import ServerPrefix
 
 
-class Noting:
-    """An engine that notes what it is asked, and answers each branch with its boundary."""
+@given(st.permutations(range(6)))
+def test_decode_one_by_one_reports_in_the_callers_order(order):
+    decoded = []
 
-    def __init__(self, max_branches: int, *, measures_likelihood: bool = False) -> None:
-        self.max_branches = max_branches
-        self.measures_likelihood = measures_likelihood
-        self.asked: list[int] = []
+    def decode(index: int) -> Iterator[list[Progress]]:
+        decoded.append(index)
+        yield []
+        yield [Progress(0, str(index))]
+        yield [Progress(0, done=Decoded(Scores(), ()))]
 
-    def decode(self, prefix: object, branches: Sequence[Branch], gate: object) -> Iterator[list[Progress]]:
-        self.asked += [branch.at for branch in branches]
-        yield [Progress(place, str(branch.at)) for place, branch in enumerate(branches)]
-        yield [Progress(place, done=Decoded(Scores(), ())) for place in range(len(branches))]
-
-
-@given(st.lists(st.integers(0, 9), max_size=8))
-def test_the_longest_prefix_comes_first_and_is_told_in_its_turn(boundaries):
-    engine = Noting(1)
-    branches = [Branch(at, ()) for at in boundaries]
-    told = [item for step in decode_all(engine, None, branches) for item in step]
-    assert engine.asked == sorted(boundaries, reverse=True)
-    assert [item.branch for item in told] == [place for place in range(len(boundaries)) for _ in range(2)]
-    assert [item.text for item in told[::2]] == [str(at) for at in boundaries]
-    assert all(item.done is not None for item in told[1::2])
+    progress = [item for step in decode_one_by_one(decode, order) for item in step]
+    assert decoded == order
+    assert [item.branch for item in progress] == [index for index in range(6) for _ in range(2)]
+    assert [item.text for item in progress[::2]] == list(map(str, range(6)))
+    assert all(item.done is not None for item in progress[1::2])
 
 
-@pytest.mark.parametrize("engine", [Noting(2), Noting(1, measures_likelihood=True)])
-def test_others_are_run_as_they_come(engine):
-    told = [step for step in decode_all(engine, None, [Branch(at, ()) for at in (1, 3, 2)])]
-    assert engine.asked == [1, 3, 2]
-    assert sum(map(len, told)) == 6
+def test_decode_one_by_one_reports_at_once_what_is_first():
+    steps = decode_one_by_one(lambda index: iter([[Progress(0, "a")], [Progress(0, "b")]]), [0])
+    assert next(steps) == [Progress(0, "a")]
+
+
+class FakeBranches:
+    """Records requests in place of sending them; answers each branch with its boundary."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, int]] = []
+
+    def check(self, generation):
+        pass
+
+    async def score(self, prefix, state, emit):
+        raise NotImplementedError
+
+    async def decide(self, prefix, state, emit):
+        self.requests.append(("decide", state.branch.at))
+        state.scores = replace(state.scores, choices=(state.branch.at / 10, 1 - state.branch.at / 10))
+        emit(state)
+
+    async def write(self, prefix, state, emit):
+        self.requests.append(("write", state.branch.at))
+        emit(Progress(state.index, str(state.branch.at)))
+        emit(state.done(str(state.branch.at), generated=True))
+
+
+def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine:
+    engine = object.__new__(ServerEngine)
+    engine.family, engine.codec, engine._branches = FAMILIES[family], CharacterCodec(), FakeBranches()
+    engine.measures_likelihood = measures_likelihood
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("measures_likelihood", "order"),
+    [(False, [9, 7, 3, 1]), (True, [3, 9, 1, 7])],
+    ids=["sorted", "as given"],
+)
+def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measures_likelihood, order):
+    engine, asked = engine_of("llama.cpp", measures_likelihood=measures_likelihood), []
+    branches = [
+        Branch(at, (), choices=("YES", "NO"), generation=GenerationConfig(max_new_tokens=4))
+        for at in (3, 9, 1, 7)
+    ]
+
+    def gate(indices, scores):
+        asked.append(list(indices))
+        return [score.choices[0] > 0.5 for score in scores]
+
+    progress = [item for step in engine.decode(ServerPrefix(), branches, gate) for item in step]
+    expected = [[("decide", at), *([("write", at)] if at > 5 else [])] for at in order]
+    assert engine._branches.requests == [request for requests in expected for request in requests]
+    assert asked == [[[3, 9, 1, 7].index(at)] for at in order]
+    done = [(item.branch, item.done.text, item.done.generated) for item in progress if item.done is not None]
+    assert done == [(0, "", False), (1, "9", True), (2, "", False), (3, "7", True)]
+
+
+def test_other_servers_get_requests_together():
+    engine, asked = engine_of("vllm"), []
+    branches = [Branch(at, (), choices=("YES", "NO")) for at in (3, 9)]
+    gate = lambda indices, scores: asked.append(list(indices)) or [True, True]  # noqa: E731
+    progress = [item for step in engine.decode(ServerPrefix(), branches, gate) for item in step]
+    assert engine._branches.requests == [("decide", 9), ("decide", 3)]
+    assert asked == [[0, 1]]
+    assert [item.branch for item in progress] == [0, 1]

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from wim_kernel.engines.base import Branch
-from wim_kernel.engines.server.codecs import Characters, Tokens
-from wim_kernel.engines.server.deltas import Said
-from wim_kernel.engines.server.replies import chances, without_decision
+from wim_kernel.engines.server.codecs import CharacterCodec, TokenizerCodec
+from wim_kernel.engines.server.deltas import UsageReport
+from wim_kernel.engines.server.replies import choice_probabilities, without_decision
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server
 from wim_kernel.text.run_text import Text
@@ -19,17 +19,17 @@ CHOICES = ("YES:", "NO")
 
 def test_chances_are_those_of_the_first_tokens():
     top = {"YES": math.log(0.6), "NO": math.log(0.2), "Y": math.log(0.1), " yes": math.log(0.1)}
-    assert chances(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((0.75, 0.25))
+    assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((0.75, 0.25))
     numbered = {"token_id:7": math.log(0.6), "token_id:8": math.log(0.2), "YES": math.log(0.1)}
     named = [("yes", "token_id:7"), ("no", "token_id:8")]
-    assert chances(CHOICES, numbered, "", named) == pytest.approx((0.75, 0.25))
-    assert chances(CHOICES, top, "", None) == pytest.approx((0.8, 0.2))
-    assert chances(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
+    assert choice_probabilities(CHOICES, numbered, "", named) == pytest.approx((0.75, 0.25))
+    assert choice_probabilities(CHOICES, top, "", None) == pytest.approx((0.8, 0.2))
+    assert choice_probabilities(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
 
 
 def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_of_them():
     top = {"YES": math.log(0.6), "The": math.log(0.1), "A": math.log(0.2)}
-    assert chances(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((6 / 7, 1 / 7))
+    assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((6 / 7, 1 / 7))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_o
     ],
 )
 def test_without_probabilities_the_reply_decides_by_whole_words(text, wanted):
-    assert chances(CHOICES, {}, text, None) == wanted
+    assert choice_probabilities(CHOICES, {}, text, None) == wanted
 
 
 @pytest.mark.parametrize(
@@ -70,36 +70,36 @@ def test_a_note_stands_without_its_decision_however_it_is_streamed(reply, note):
 def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
     reuse, server = Reuse("advice", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     other = Server("http://127.0.0.1:8/v1", None, 1.0, 1)
-    assert reuse.heard(Said(100, 1, None, server), 0) is None
-    assert reuse.said is False
-    assert reuse.heard(Said(100, 1, 64, server), 80) == 64
-    assert reuse.heard(Said(100, 1, None, server), 80) == 0
-    assert reuse.heard(Said(100, 1, None, other), 80) is None
-    assert reuse.heard(None, 80) is None
-    assert reuse.said is True
+    assert reuse.record(UsageReport(100, 1, None, server), 0) is None
+    assert reuse.reported is False
+    assert reuse.record(UsageReport(100, 1, 64, server), 80) == 64
+    assert reuse.record(UsageReport(100, 1, None, server), 80) == 0
+    assert reuse.record(UsageReport(100, 1, None, other), 80) is None
+    assert reuse.record(None, 80) is None
+    assert reuse.reported is True
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_too_little_reuse_is_warned_of_once(exact):
     reuse, server = Reuse("turn it on", exact=exact), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
-    reuse.heard(Said(5000, 1, 4000, server), 4000)
+    reuse.record(UsageReport(5000, 1, 4000, server), 4000)
     with pytest.warns(UserWarning, match=r"only 4000 of 8100 .* turn it on"):
-        reuse.heard(Said(5000, 1, 0, server), 4100)
-    assert reuse.heard(Said(5000, 1, 0, server), 4100) == (
+        reuse.record(UsageReport(5000, 1, 0, server), 4100)
+    assert reuse.record(UsageReport(5000, 1, 0, server), 4100) == (
         0 if exact else None
     )  # a second would be an error here
-    assert reuse.said is exact
+    assert reuse.reported is exact
 
 
 @pytest.mark.filterwarnings("error")
 def test_fresh_prefixes_are_no_reason_to_warn():
     reuse, server = Reuse("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     for _ in range(9):
-        assert reuse.heard(Said(5000, 1, 0, server), 0) == 0
+        assert reuse.record(UsageReport(5000, 1, 0, server), 0) == 0
 
 
 def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smollm2):
-    words = Tokens(smollm2[1])
+    words = TokenizerCodec(smollm2[1])
     head = words.head("Be brief.", "Document:\n")
     begun = [*head, *words.encode(Text("It says <|im_"))]
     text = words.text(begun)
@@ -113,7 +113,7 @@ def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smoll
 
 @pytest.mark.parametrize("text", ["", "a", "abc", "abcd", "🐦‍⬛ and \x00 and \n\n", "<|im_end|>{}"])
 def test_runs_of_characters_keep_every_character(text):
-    words = Characters()
+    words = CharacterCodec()
     ids = [*words.head("Be brief.", "Document:\n"), *words.encode(Text(text))]
     assert words.messages(ids) == [
         {"role": "system", "content": "Be brief."},

@@ -33,12 +33,12 @@ def asked(proxy: Proxy, action: bytes) -> int:
 
 async def hold(slot: Slot, *documents: list[int]) -> None:
     for document in documents:
-        async with slot.turn(document, len(document)) as is_read:
+        async with slot.hold(document, len(document)) as is_read:
             is_read()
 
 
 async def fail(slot: Slot, document: list[int], error: BaseException, *, begun: bool) -> None:
-    async with slot.turn(document, len(document)) as is_read:
+    async with slot.hold(document, len(document)) as is_read:
         if begun:
             is_read()
         raise error

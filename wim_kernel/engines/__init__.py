@@ -1,1 +1,1 @@
-"""Engines: what offers the two verbs, extend and decode."""
+"""Engines: they extend prefixes and decode branches, in this process or on a server."""

@@ -1,7 +1,7 @@
-"""The engine protocol: extend a reading by a chunk, and decode a set of branches at once.
+"""The engine protocol: `Engine.extend` prefills a prefix, `Engine.decode` decodes a set of branches of it.
 
-Everything the kernel asks of a model is one of these two verbs. The algorithm in ``wim_kernel.kernel`` is written above
-them, once; an engine brings a model, a cache and a tokenizer.
+The algorithm in ``wim_kernel.kernel`` is written once, on top of these two methods. An engine brings a model, a cache
+and a tokenizer.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Prompt, Text
 
 Head = tuple[int, int]
-"""An attention head: its layer and its number in the layer, both from 0."""
+"""An attention head: the index of its layer, and its index in the layer."""
 
 
 @dataclass(frozen=True)
 class AttentionProbe:
-    """Asks how much attention the scored run's tokens put on spans of the text before them.
+    """A request to measure how much attention the scored tokens put on spans of the text before them.
 
     Attributes:
-        cuts: ascending positions, counted from the beginning of the prefix and on through the branch's own prompt.
-            Span ``i`` reaches from ``cuts[i]`` to ``cuts[i + 1]``.
-        heads: in which heads.
+        cuts: ascending positions, counted from the beginning of the prefix on through the branch's own prompt. Span
+            ``i`` reaches from ``cuts[i]`` to ``cuts[i + 1]``.
+        heads: heads to measure.
     """
 
     cuts: tuple[int, ...]
@@ -36,13 +36,13 @@ class AttentionProbe:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a branch's prompt told before anything was generated.
+    """Measurements on a branch's prompt, before anything is generated.
 
     Attributes:
-        likelihood: mean log-probability of the tokens of the scored run of the prompt, in nats; None if none was asked.
+        likelihood: mean log-probability of the scored tokens of the prompt, in nats; None if the branch has none.
         choices: probability of each choice as the reply's first token, normalised over the choices.
-        attention: what the branch's probe found, (heads, spans): mean over the scored tokens of the attention that
-            falls on a span, 0 to 1; None without a probe, or where the engine cannot see attention.
+        attention: attention mass on each span of the branch's probe, 0 to 1, averaged over the scored tokens, (heads,
+            spans); None without a probe, or if the engine cannot measure attention.
     """
 
     likelihood: float | None = None
@@ -52,18 +52,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Branch:
-    """A prompt and a generation that continue from a chunk boundary of a reading.
+    """A prompt, and a generation after it, that continue from a chunk boundary of a prefix.
 
     Attributes:
-        at: the boundary, as a number of tokens of the prefix.
-        prompt: the user's turn after the document; the engine ends the turn as the model's chat template does.
-        cue: how the reply begins for a base model, which has no turns.
-        scored: index of the run of ``prompt`` whose likelihood is wanted.
-        choices: texts that compete to be the reply's first token. When the branch goes on, the first of them is
-            taken as decided, and generation continues after it.
-        generation: how to generate; None to measure only.
-        json_schema: a JSON schema, as text, that the generated text has to fit.
-        probe: which attention of the scored run is wanted.
+        at: position of the boundary: the number of prefix tokens that the branch sees.
+        prompt: runs of the user's turn after the document; the engine ends the turn as the model's chat template does.
+        cue: beginning of the reply for a base model, which has no turns.
+        scored: index of the run of ``prompt`` whose likelihood is measured; None for no measurement.
+        choices: texts that compete to be the reply's first token. If the branch goes on to generate, the reply begins
+            with the first of them.
+        generation: settings of the generation; None to measure only.
+        json_schema: JSON schema, as text, to which the generated text is constrained.
+        probe: attention to measure on the scored run.
     """
 
     at: int
@@ -78,17 +78,18 @@ class Branch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A branch's end.
+    """The result of a branch.
 
     Attributes:
-        scores: see `Scores`.
-        suffix_ids: the tokens the model saw after the prefix and before the generated text, a decision included.
-        token_ids: the generated tokens, without end-of-sequence; none if a server does not say them.
+        scores: measurements on the prompt.
+        suffix_ids: token ids between the prefix and the generated text, those of a decided choice included.
+        token_ids: generated token ids, without EOS; empty if a server does not report them.
         text: the generated text.
-        generated: whether the gate let the branch go on.
-        prompt_tokens: how many tokens the prompt had, where that is not the number of ``suffix_ids``.
-        output_tokens: how many were generated, where that is not the number of ``token_ids``.
-        recomputed: tokens of the prefix that a server had lost, or had in part of a block, and ran again.
+        generated: whether the gate let the branch generate.
+        prompt_tokens: number of tokens of the prompt, if it is not the number of ``suffix_ids``.
+        output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
+        recomputed: number of prefix tokens that a server ran again, because they were evicted from its prefix cache or
+            only partly filled one of its blocks.
     """
 
     scores: Scores
@@ -103,118 +104,139 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step of decoding brought for one branch: new text, and at the end the whole."""
+    """The progress of one branch in one step.
+
+    Attributes:
+        branch: index of the branch.
+        text: new text.
+        done: the result, if the branch has ended.
+    """
 
     branch: int
     text: str = ""
     done: Decoded | None = field(default=None)
 
 
-Gate = Callable[[Sequence[Scores]], Sequence[bool]]
-"""Given the scores of all branches of a batch, says which go on to generate."""
+Gate = Callable[[Sequence[int], Sequence[Scores]], Sequence[bool]]
+"""Decides which branches generate, given the indices of branches that were measured together, and their scores."""
 
 
 class Prefix(Protocol):
-    """The cache of a reading: tokens that were run through the model, once."""
+    """A prefix in the engine's cache: tokens whose keys and values are computed."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prefix holds."""
+        """The number of tokens."""
 
 
 PrefixT = TypeVar("PrefixT", bound=Prefix)
 
 
 class Engine(Protocol[PrefixT]):
-    """A model with a cache: two verbs, and what it takes to speak to it in text."""
+    """A model with a prefix cache and a tokenizer."""
 
     model_name: str
-    """What the model is called, for traces and bills."""
+    """The name of the model, for traces and usage."""
     window: int | None
-    """Most tokens the model can attend to; None if it has no limit."""
+    """Most tokens of a context; None if the model has no limit."""
     margin_batch: int
-    """How many chunks' margins share a batch by default while a fresh document is streamed."""
+    """Default number of chunks whose margins share a batch while a fresh document is streamed."""
     max_branches: int
-    """Most branches decoded together by default."""
+    """Default for the most branches that are decoded together."""
     budget_bytes: int
-    """Bytes that all live readings may take by default where the engine keeps them."""
+    """Default limit of the bytes of all prefixes in the engine's cache."""
     host_budget_bytes: int
-    """Bytes that packed readings may take by default in the host's memory; 0 where the engine keeps its own there."""
+    """Default limit of the bytes of packed prefixes in host memory; 0 if the engine's own cache is there."""
     measures_likelihood: bool
-    """Whether branches can say how likely a run of their prompt was."""
+    """Whether `Scores.likelihood` can be measured."""
     writes_as_it_reads: bool
-    """Whether margins are best written before the next chunk is read, whoever waits for them."""
+    """Whether margins should always be written before the next chunk is prefilled."""
     shows_tokens: bool
-    """Whether the ids here are those that the model sees."""
+    """Whether the token ids of this protocol are the ids that the model sees."""
     heads: tuple[Head, ...]
-    """Heads whose attention branches can report; none where it cannot be seen."""
+    """Heads whose attention can be measured; empty if the engine cannot measure attention."""
 
     @property
     def decides_by(self) -> str:
-        """What a decision is taken from: the ``"first token"``'s probabilities, or the ``"text"``."""
+        """What the probabilities of choices are taken from: the ``"first token"`` or the ``"text"`` of the reply."""
 
     @property
-    def says_cached(self) -> bool | None:
-        """Whether it is known how many tokens were in the cache already; None before anything was read."""
+    def reports_cached(self) -> bool | None:
+        """Whether the engine reports how many tokens were cached; None if unknown before the first prefill."""
 
     def head(self, system: str, lead: str) -> list[int]:
-        """Tokens that stand before every document: the chat template's opening, ``system`` and ``lead``."""
+        """Token ids that precede every document: the chat template's opening, ``system`` and ``lead``."""
 
     def encode(self, text: Text) -> list[int]:
-        """Tokens of a run of text, without any that the tokenizer would add around it."""
+        """Token ids of a text, without any that the tokenizer would add around it."""
 
-    def placed(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of document text, as ``encode`` gives them, and the character at which each begins.
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of document text, as from ``encode``, and the character offset at which each begins.
 
-        Asked only of engines that see attention.
+        Called only if `heads` is not empty.
         """
 
     def suffix(self, branch: Branch) -> list[int]:
-        """Tokens of a branch's prompt, to the point where the reply begins."""
+        """Token ids of a branch's prompt, up to where the reply begins."""
 
     def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
-        """See that what is generated can be made to fit a JSON schema, before anything is read; raises if not."""
+        """Check that generation can be constrained to a JSON schema; raises an error if not."""
 
     def open(self) -> PrefixT:
         """An empty prefix."""
 
     def prefix_bytes(self, tokens: int) -> int:
-        """Bytes that a prefix of ``tokens`` tokens takes."""
+        """The size in bytes of a prefix of ``tokens`` tokens."""
 
     def reserve(self, prefix: PrefixT, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
 
     def fork(self, prefix: PrefixT, tokens: int) -> PrefixT:
-        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
+        """A copy of the first ``tokens`` tokens of a prefix, which end at a chunk boundary."""
 
     def identity(self) -> dict[str, str]:
-        """What a prefix depends on beside its tokens: the model, its weights, its type. Equal means interchangeable."""
+        """Everything but its tokens on which a prefix depends: the model, its weights, its dtype.
 
-    def pack(self, prefix: PrefixT, tokens: int) -> Packed:
-        """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""
-
-    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> PrefixT:
-        """A prefix of packed data and its tokens ``ids``, a leading part of what was packed, with room for ``room``.
-
-        Raises:
-            KeyError: if it was not packed at the end of ``ids``.
+        Prefixes of engines with equal identities are interchangeable.
         """
 
-    def extend(self, prefix: PrefixT, pieces: Sequence[Sequence[int]], start: int) -> range:
-        """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.
+    def pack(self, prefix: PrefixT, tokens: int) -> Packed:
+        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory as plain data."""
 
-        They begin before the block where the engine had lost what stands before it, and ran that again.
+    def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> PrefixT:
+        """Make a prefix of the first tokens of packed data.
 
-        Branches may continue from the end of every piece. Callers that read the same pieces take turns: each call runs
-        a block that nobody has run, if there is one.
+        Args:
+            packed: the packed data.
+            ids: token ids of the new prefix, which the packed data begins with.
+            room: number of tokens to make room for.
+
+        Raises:
+            KeyError: if the packed data has no boundary at the end of ``ids``.
+        """
+
+    def extend(self, prefix: PrefixT, chunks: Sequence[Sequence[int]], start: int) -> range:
+        """Run the next block of ``chunks`` that the prefix does not hold yet.
+
+        Branches can start at the end of each chunk. Several callers may extend a prefix by the same chunks: each call
+        runs a block that no other call has run, if there is one left.
+
+        Args:
+            prefix: the prefix.
+            chunks: token ids of chunks.
+            start: position of the first chunk in the prefix.
+
+        Returns:
+            The positions that were run. They begin before the block if the engine had to run evicted tokens again.
         """
 
     def decode(
         self, prefix: PrefixT, branches: Sequence[Branch], gate: Gate | None = None
     ) -> Iterator[list[Progress]]:
-        """Decode branches together; yields after every step, and stops when closed.
+        """Decode branches together; yields after each step, and stops when closed.
 
-        First runs all prompts and measures scores, then asks ``gate`` which branches go on, then generates.
+        Runs prompts and measures their scores, calls ``gate`` for which branches go on, then generates. An engine may
+        do so for one group of branches after another; it calls ``gate`` once for each group.
         """
 
 

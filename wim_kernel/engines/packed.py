@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packed:
-    """A prefix as plain data, wherever its tensors are.
+    """A prefix as plain data, in memory or memory-mapped from a file.
 
     Attributes:
-        tensors: keys and values, by names that the engine chose.
-        state: what else the engine needs to make a prefix of them, as JSON data.
-        tokens: how many tokens it holds.
+        tensors: keys and values, by names of the engine's choice.
+        state: JSON data that the engine needs besides the tensors.
+        tokens: number of tokens.
     """
 
     tensors: Mapping[str, Tensor]
@@ -25,5 +25,5 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors."""
+        """The size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

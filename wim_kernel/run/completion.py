@@ -159,5 +159,5 @@ def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | N
 
 def _codec(engine: AnyEngine) -> Any:
     """The engine's tokenizer with its template; None of a server that has neither here."""
-    words = getattr(engine, "words", None)
-    return getattr(words, "codec", None) if words is not None else getattr(engine, "codec", None)
+    codec = getattr(engine, "codec", None)
+    return getattr(codec, "chat_codec", codec)

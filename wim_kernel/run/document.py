@@ -39,7 +39,11 @@ class EncodedDocument:
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
             # where tokens begin in the text is of use only with an engine that shows the model's attention
-            own, begins = engine.placed(chunk.text) if engine.heads else (engine.encode(Text(chunk.text)), [])
+            own, begins = (
+                engine.encode_with_offsets(chunk.text)
+                if engine.heads
+                else (engine.encode(Text(chunk.text)), [])
+            )
             ids.append((*(between if apart else ()), *own))
             starts.append(begins)
             previous = chunk if chunk.text else previous

@@ -306,7 +306,7 @@ class Run:
         cached = max(0, (sum(found) if first else sum(sizes)) - state.recomputed)
         return Usage(
             prefill_tokens=(prefilled if first else 0) + state.recomputed,
-            cached_tokens=cached if self.engine.says_cached else None,
+            cached_tokens=cached if self.engine.reports_cached else None,
             prompt_tokens=state.prompt_tokens + (head if first else 0),
             output_tokens=state.output_tokens,
         )

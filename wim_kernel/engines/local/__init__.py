@@ -1,1 +1,1 @@
-"""The in-process engine: tensors, and no margins."""
+"""The in-process engine. All tensors are here; it knows nothing of margins."""

@@ -1,4 +1,4 @@
-"""The in-process engine: a Hugging Face causal language model and a cache of its own."""
+"""The in-process engine: runs a Hugging Face causal language model and keeps prefixes on its device."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import DeviceMemoryError
 from wim_kernel.engines.base import Branch, Gate, Progress
-from wim_kernel.engines.codec import Codec
+from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.loading import load_model
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import Attention, choose_backend
-from wim_kernel.engines.local.decode.decoder import Limits, Row, decode
-from wim_kernel.engines.local.decode.fair_lock import Turn
+from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
+from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
-from wim_kernel.engines.local.decode.step_batcher import Together
+from wim_kernel.engines.local.decode.step_batcher import StepBatcher
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
@@ -48,21 +48,21 @@ class LocalEngine(Shared):
     Args:
         model: a causal LM; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
-        window: most tokens to attend to; by default what the model's config says.
+        window: most tokens of a context; by default what the model's config says.
         cache_mode: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
-            time), or None to take the first unless the model fails its check.
-        attention: what computes attention over a shared prefix, for debugging; see
+            time), or None for ``"shared"`` unless the model fails its check.
+        attention: backend that computes attention over a shared prefix, for debugging; see
             `wim_kernel.engines.local.backends.choose.choose_backend`.
 
     Raises:
-        UnsupportedModelError: if this does not give the same results as the model's plain forward pass.
+        UnsupportedModelError: if branches do not give the same results as the model's plain forward pass.
     """
 
     measures_likelihood = True
     decides_by = "first token"
     writes_as_it_reads = False
     shows_tokens = True
-    says_cached: bool | None = True
+    reports_cached: bool | None = True
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class LocalEngine(Shared):
         self.model = model
         model.train(False)
         self.tokenizer = tokenizer
-        self.codec = Codec(tokenizer)
-        self.turn = Turn()
+        self.codec = ChatCodec(tokenizer)
+        self.lock = FairLock()
         self.runner = ModelRunner(model)
         forks.check_device(self.runner.device)
         self.backend: AttentionBackend = choose_backend(attention, self.runner)
@@ -100,16 +100,16 @@ class LocalEngine(Shared):
         self.cache_mode, self.backend = checked.mode, checked.backend
         self.heads, self._bytes_per_token = checked.heads, checked.bytes_per_token
         if self.cache_mode == "snapshot":
-            self.max_branches = 4  # each has a copy of the prefix
+            self.max_branches = 4  # each copies the prefix
         self.reads_text = self._reads_text()
-        self.together = Together(self.turn, most_rows=64)
+        self.batcher = StepBatcher(self.lock, max_rows=64)
         forks.register(self)
 
     def renew_after_fork(self) -> None:
-        """An accelerator's memory stays with the parent."""
+        """Mark the engine as lost if the model is on an accelerator, whose memory stays with the parent process."""
         if self.runner.device.type != "cpu" or self.runner.spread:
             forks.lose(self)
-            forks.lose(self.turn)
+            forks.lose(self.lock)
 
     @classmethod
     def from_pretrained(
@@ -130,33 +130,33 @@ class LocalEngine(Shared):
     # -- text ---------------------------------------------------------------------------------------------------------
 
     def head(self, system: str, lead: str) -> list[int]:
-        """Tokens that stand before every document."""
+        """Token ids that precede every document."""
         return self.codec.head(system, lead)
 
     def encode(self, text: Text) -> list[int]:
-        """Tokens of a run of text."""
+        """Token ids of a text."""
         return self.codec.encode(text)
 
-    def placed(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of document text, and the character at which each begins."""
-        return self.codec.placed(text)
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of document text, and the character offset at which each begins."""
+        return self.codec.encode_with_offsets(text)
 
     def suffix(self, branch: Branch) -> list[int]:
-        """Tokens of a branch's prompt, to the point where the reply begins."""
+        """Token ids of a branch's prompt, up to where the reply begins."""
         return self.codec.flat_suffix(branch)
 
     def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
-        """See that what is generated can be made to fit a JSON schema.
+        """Check that generation can be constrained to a JSON schema.
 
         Raises:
-            SchemaError: if no grammar can be made of it, or nothing that fits it is short enough.
+            SchemaError: if there is no grammar for the schema, or its shortest text has too many tokens.
             ImportError: if llguidance is not installed.
         """
         policy = Policy(self.model, self.tokenizer, generation)
         self._grammars(policy.eos).processor(json_schema, 0, policy.max_new_tokens)
 
     def _grammars(self, eos: frozenset[int]) -> Grammars:
-        """Grammars for texts that end with one of ``eos``; kept, since they take a second to make."""
+        """Grammars for texts that end with one of ``eos``; cached, since they take a second to make."""
         ends = eos or frozenset(filter(None, [self.tokenizer.eos_token_id]))
         if ends not in self._kept_grammars:
             vocabulary = self.model.config.get_text_config().vocab_size
@@ -174,21 +174,21 @@ class LocalEngine(Shared):
         )
 
     def prefix_bytes(self, tokens: int) -> int:
-        """Bytes that a prefix of ``tokens`` tokens takes."""
+        """The size in bytes of a prefix of ``tokens`` tokens."""
         return tokens * self._bytes_per_token
 
     def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
-        with self.turn, _memory_for(f"hold {tokens:,} tokens"):
+        with self.lock, _memory_for(f"hold {tokens:,} tokens"):
             prefix.reserve(tokens)
 
     def fork(self, prefix: LocalPrefix, tokens: int) -> LocalPrefix:
-        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of another."""
-        with self.turn:
+        """A copy of the first ``tokens`` tokens of a prefix, which end at a chunk boundary."""
+        with self.lock:
             return prefix.fork(tokens)
 
     def identity(self) -> dict[str, str]:
-        """What a prefix depends on beside its tokens; the weights by samples of each of them."""
+        """See `Engine.identity`. The weights are identified by samples of each tensor."""
         state = [
             (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
             for weight in self.model.parameters()
@@ -213,7 +213,7 @@ class LocalEngine(Shared):
         }
 
     def fingerprint(self) -> str:
-        """A short name for the model's weights, the same for every type that they may be loaded in."""
+        """A digest of the model's weights that is the same for every dtype in which they may be loaded."""
         digest = hashlib.blake2b(digest_size=12)
         digest.update(type(self.model).__name__.encode())
         samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]
@@ -223,7 +223,7 @@ class LocalEngine(Shared):
 
     @torch.inference_mode()
     def _reads_text(self) -> bool:
-        """Whether the model predicts English better than chance: random weights have no heads worth looking for."""
+        """Whether the model predicts English better than chance. Heads of random weights are not worth probing."""
         ids = self.codec.encode(
             Text("The ship left the harbour in the morning, and nobody on the quay saw it go.")
         )
@@ -232,39 +232,40 @@ class LocalEngine(Shared):
         return bool(loss < 0.7 * math.log(logits.shape[-1]))
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
-        """The first ``tokens`` tokens, a chunk boundary, as plain data in the host's memory."""
+        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory."""
         return prefix.pack(tokens)
 
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
-        """A prefix of packed data and its tokens ``ids``, a leading part of what was packed, with room for ``room``."""
+        """See `Engine.unpack`."""
         prefix = self.open()
         with _memory_for(f"bring back {len(ids):,} tokens"):
             prefix.unpack(packed, ids, room)
         return prefix
 
-    def extend(self, prefix: LocalPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
-        """Run the next block of ``pieces``, the tokens of ``prefix`` from ``start`` on; says which positions it ran.
+    def extend(self, prefix: LocalPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
+        """See `Engine.extend`.
 
-        A block may run over the end of a piece, unless something has to be kept there, and takes a short rest along.
+        A block may reach over the end of a chunk, unless the cache mode takes a snapshot there. It is an eighth longer
+        than usual if it is the last.
         """
-        with self.turn.of(prefix.share):
-            ends = list(itertools.accumulate(map(len, pieces), initial=start))[1:]
+        with self.lock.held_by(prefix.account):
+            ends = list(itertools.accumulate(map(len, chunks), initial=start))[1:]
             before = prefix.tokens
             limit = (
                 ends[-1]
                 if self.cache_mode == "shared"
                 else next((end for end in ends if end > before), ends[-1])
             )
-            block = list(itertools.chain.from_iterable(pieces))[before - start : limit - start]
-            # nobody who decodes waits for long
-            most = self.block_tokens // 4 if self.together.busy else self.block_tokens
+            block = list(itertools.chain.from_iterable(chunks))[before - start : limit - start]
+            # shorter blocks while branches decode, whose steps wait for the lock
+            most = self.block_tokens // 4 if self.batcher.busy else self.block_tokens
             if len(block) > most * 9 // 8:
                 block = block[:most]
             if block:
                 with _memory_for(f"read {len(block):,} tokens"):
                     prefix.extend(block)
             if prefix.tokens in ends:
-                prefix.mark()
+                prefix.mark_boundary()
             return range(before, prefix.tokens)
 
     def decode(
@@ -282,11 +283,11 @@ class LocalEngine(Shared):
         )
         room = width + decided + max(steps, default=0)
         vocabulary = self.model.config.get_text_config().vocab_size
-        limits = Limits(4 * self.block_tokens, vocabulary, self.logit_bytes, self.runner.spread)
+        limits = PromptLimits(4 * self.block_tokens, vocabulary, self.logit_bytes, self.runner.spread)
         with _memory_for(f"decode {len(rows)} branches together"):
             ends = [row.branch.at for row in rows]
-            with self.together.seat(lambda: prefix.branch(ends, room)) as seat:
-                yield from decode(rows, prefix.ids, gate, seat, limits)
+            with self.batcher.session(lambda: prefix.branch(ends, room)) as session:
+                yield from decode(rows, prefix.ids, gate, session, limits)
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None
@@ -306,10 +307,13 @@ class LocalEngine(Shared):
 
 @contextmanager
 def _memory_for(what: str) -> Iterator[None]:
-    """Say in the kernel's own words that the device has no memory for something, and give back what is unused.
+    """Turn torch's out-of-memory error into the kernel's, and release unused memory to the device.
+
+    Args:
+        what: the work, for the message.
 
     Raises:
-        DeviceMemoryError: where torch raised its own.
+        DeviceMemoryError: if torch runs out of memory.
     """
     try:
         yield
@@ -320,7 +324,11 @@ def _memory_for(what: str) -> Iterator[None]:
 
 
 def _window(config: Any) -> int | None:
-    """Most tokens that the config allows; for rotary frequencies that change with the length, as long as they stay."""
+    """Most tokens that the config allows.
+
+    With length-dependent RoPE (dynamic NTK, LongRoPE) that is the model's original context length: beyond it, keys of a
+    shared prefix would have to be rotated again.
+    """
     window: int | None = getattr(config, "max_position_embeddings", None)
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
@@ -338,7 +346,7 @@ def _window(config: Any) -> int | None:
 
 
 def _budget(device: torch.device) -> int:
-    """Bytes for readings: half of the memory that is free on the CPU, four fifths on an accelerator."""
+    """Bytes for prefixes: half of the free memory on the CPU, four fifths on an accelerator."""
     if device.type == "cuda":
         return int(0.8 * torch.cuda.mem_get_info(device)[0])
     return int(0.5 * psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""Checks a model on loading: how its cache can be shared, by comparing branches with plain forward passes."""
+"""Checks on loading how a model's cache can be used, by comparing branches with plain forward passes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
 
 @dataclass(frozen=True)
 class Checked:
-    """How a model's cache is used, and what was found out on the way.
+    """The way to use a model's cache that passed the check.
 
     Attributes:
-        mode: ``"shared"``, one prefix for all branches, or ``"snapshot"``, the model's own cache.
-        backend: what computes attention over a shared prefix.
-        bytes_per_token: what each token takes in all layers.
-        heads: the model's attention heads, where attention can be seen; none with snapshots.
+        mode: ``"shared"``, one prefix for all branches, or ``"snapshot"``, copies of the model's own cache.
+        backend: computes attention over a shared prefix.
+        bytes_per_token: bytes of a token's keys and values in all layers.
+        heads: the model's attention heads, if their attention can be measured; empty with snapshots.
     """
 
     mode: str
@@ -38,18 +38,18 @@ class Checked:
 def choose_cache(
     runner: ModelRunner, backend: AttentionBackend, wanted: str | None, *, may_fall_back: bool
 ) -> Checked:
-    """The first way to use a model's cache whose results agree with the model's plain forward pass.
+    """The first cache mode with which branches agree with the model's plain forward pass.
 
     Args:
         runner: the model.
         backend: computes attention over a shared prefix.
         wanted: ``"shared"`` or ``"snapshot"``; None tries them in this order, with a warning if the first fails.
-        may_fall_back: whether plain PyTorch may take the backend's place where its kernels do not run.
+        may_fall_back: whether plain PyTorch may replace a backend whose kernels do not run.
 
     Raises:
-        UnsupportedModelError: if none agrees.
-        UnsoundModelError: if the model gives no numbers at all.
-        ValueError: if there is no such way.
+        UnsupportedModelError: if no mode agrees.
+        UnsoundModelError: if the plain forward pass itself fails, or gives NaN or infinity.
+        ValueError: if there is no mode of this name.
     """
     if wanted not in (None, "shared", "snapshot"):
         raise ValueError(f"cache_mode is 'shared', 'snapshot' or None, not {wanted!r}.")
@@ -59,7 +59,7 @@ def choose_cache(
             checked = _checked(runner, backend, mode, may_fall_back)
         except UnsoundModelError:
             raise
-        except Exception as error:  # whatever a model's code raises here, this way does not fit it
+        except Exception as error:  # a model's code may raise anything
             reasons.append(f"{mode}: {error}")
             runner.uninstall()
             continue
@@ -76,7 +76,7 @@ def choose_cache(
 
 
 def _checked(runner: ModelRunner, backend: AttentionBackend, mode: str, may_fall_back: bool) -> Checked:
-    """Check a way, the shared one in plain PyTorch if it fails with the kernels."""
+    """Check one mode; if ``"shared"`` fails with the kernels, check it in plain PyTorch."""
     try:
         with torch.inference_mode():
             return _compare(runner, backend, mode)
@@ -116,7 +116,7 @@ def _compare(runner: ModelRunner, backend: AttentionBackend, mode: str) -> Check
     prefix.reserve(len(document))
     for start, end in ((0, 7), (7, 13), (13, 24)):
         prefix.extend(document[start:end])
-        prefix.mark()
+        prefix.mark_boundary()
     heads: tuple[Head, ...] = ()
     if isinstance(prefix, SharedPrefix):
         _check_windows(prefix, model.config)
@@ -136,14 +136,14 @@ def _compare(runner: ModelRunner, backend: AttentionBackend, mode: str) -> Check
 
 
 def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:
-    """A few tokens do not reach past a window, so see that every sliding layer gave its window to the attention.
+    """Check that every sliding layer has passed its window on; the few tokens of the check would not reveal it.
 
     Raises:
-        UnsupportedModelError: if one did not.
+        UnsupportedModelError: if a layer has not.
     """
     for index, layer in enumerate(DynamicCache(config=config).layers):
         expected = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
         if prefix.windows.get(index) != expected:
             raise UnsupportedModelError(
-                f"layer {index} attends within {expected} positions and does not tell its attention function"
+                f"layer {index} attends within {expected} positions and does not pass this window on"
             )

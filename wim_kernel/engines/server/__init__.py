@@ -1,1 +1,1 @@
-"""Readings and branches on servers with a prefix cache of their own, over the OpenAI-compatible API."""
+"""The engine for servers with a prefix cache of their own, over the OpenAI-compatible API."""

@@ -1,4 +1,4 @@
-"""Branches as requests: one that decides, where a decision is asked, and one that writes."""
+"""Runs a branch as requests: one that scores or decides, if the branch asks for it, and one that generates."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from typing import Any
 from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
-from wim_kernel.engines.server.codecs import Tokens
-from wim_kernel.engines.server.deltas import Piece, Said, name_of
+from wim_kernel.engines.server.codecs import TokenizerCodec
+from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
 from wim_kernel.engines.server.prefixes import ServerPrefix
-from wim_kernel.engines.server.replies import chances, schema_fields, without_decision
-from wim_kernel.engines.server.requests import Requests, Wanted
+from wim_kernel.engines.server.replies import choice_probabilities, schema_fields, without_decision
+from wim_kernel.engines.server.requests import CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
-from wim_kernel.engines.server.transport import Put
+from wim_kernel.engines.server.transport import Emit
 
 
 @dataclass(eq=False)
-class Running:
-    """A branch on its way.
+class BranchState:
+    """The state of a branch in flight.
 
     Attributes:
-        place: which of those decoded together it is.
-        branch: what was asked.
-        suffix: the tokens of its prompt.
-        scores: what its prompt told.
-        cost: of its requests so far.
+        index: index of the branch among those decoded together.
+        branch: the branch.
+        suffix: ids of its prompt.
+        scores: measurements so far.
+        cost: cost of its requests so far.
     """
 
-    place: int
+    index: int
     branch: Branch
     suffix: tuple[int, ...]
     scores: Scores = field(default_factory=Scores)
     cost: Cost = field(default_factory=Cost)
 
     def done(self, text: str = "", token_ids: Sequence[int] = (), *, generated: bool = False) -> Progress:
-        """Its end."""
+        """The progress with which the branch ends."""
         return Progress(
-            self.place,
+            self.index,
             done=Decoded(
                 self.scores,
                 self.suffix,
@@ -56,167 +56,176 @@ class Running:
         )
 
 
-class Branches:
-    """Runs branches of prefixes.
+class BranchRequests:
+    """Runs branches.
 
     Args:
-        requests: how servers are asked.
-        reuse: takes in what they say of their caches.
+        requests: sends requests to servers.
+        reuse: counts the cache hits that servers report.
     """
 
     def __init__(self, requests: Requests, reuse: Reuse) -> None:
         self.requests = requests
         self.reuse = reuse
         self.family = requests.family
-        self.words = requests.words
+        self.codec = requests.codec
         self._decided_by: set[str] = set()
 
     @property
     def decides_by(self) -> str:
-        """What decisions were taken from, or will be if there were none: a server may not do as its family does."""
+        """See `Engine.decides_by`: as the requests so far went or, before the first, as the family suggests."""
         expected = "first token" if self.family.logprobs > 0 else "text"
         return " or the ".join(sorted(self._decided_by or {expected}))
 
     def check(self, generation: GenerationConfig) -> None:
-        """See that it can be asked for; raises ValueError if not."""
+        """Check that the settings can be sent to the server.
+
+        Raises:
+            ValueError: if a setting cannot.
+        """
         sampling_fields(self.family, generation, self._end)
 
-    async def decide(self, prefix: ServerPrefix, running: Running, put: Put[Running]) -> None:
-        """Find out the probability of each choice as the reply's beginning."""
-        branch, top, text = running.branch, dict[str, float](), ""
+    async def decide(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
+        """Measure the probability of each choice as the beginning of the reply."""
+        branch, top, text = state.branch, dict[str, float](), ""
         if self.decides_by != "text":
-            top, text = await self._begin(prefix, running, self._decision(branch))
+            top, text = await self._reply_start(prefix, state, self._decision(branch))
         if not top:
-            top, text = await self._begin(prefix, running, BEGINNING)
+            top, text = await self._reply_start(prefix, state, REPLY_START)
         self._decided_by.add("first token" if top else "text")
         first = self._first_tokens(branch)
         names = None if first is None else [self._names(token) for token in first]
-        running.scores = replace(running.scores, choices=chances(branch.choices, top, text, names))
-        put(running)
+        state.scores = replace(state.scores, choices=choice_probabilities(branch.choices, top, text, names))
+        emit(state)
 
-    async def score(self, prefix: ServerPrefix, running: Running, put: Put[Running]) -> None:
-        """Find out how likely the scored run of the prompt is."""
-        assert isinstance(self.words, Tokens)
-        likelihood, run = 0.0, self.words.scored(running.branch)
+    async def score(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
+        """Measure the likelihood of the scored run of the prompt."""
+        assert isinstance(self.codec, TokenizerCodec)
+        likelihood, run = 0.0, self.codec.scored(state.branch)
         if run:
-            prompt, wanted = running.suffix[: run.stop], Wanted({}, scored=len(run))
+            prompt, spec = state.suffix[: run.stop], CompletionSpec({}, scored=len(run))
             async for attempt in self.requests.attempts():
                 with attempt:
-                    asked = self.requests.ask(prefix, running.branch.at, prompt, wanted)
-                    async with aclosing(asked) as pieces:
-                        found = [piece async for piece in pieces]
-            likelihood = statistics.fmean(found[0].likelihoods)
-            running.cost += self._cost(prefix, running, found[0].usage)
-        running.scores = replace(running.scores, likelihood=likelihood)
-        put(running)
+                    completion = self.requests.complete(prefix, state.branch.at, prompt, spec)
+                    async with aclosing(completion) as deltas:
+                        (measured,) = [delta async for delta in deltas]
+            likelihood = statistics.fmean(measured.likelihoods)
+            state.cost += self._cost(prefix, state, measured.usage)
+        state.scores = replace(state.scores, likelihood=likelihood)
+        emit(state)
 
-    async def _begin(
-        self, prefix: ServerPrefix, running: Running, wanted: Wanted
+    async def _reply_start(
+        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
     ) -> tuple[dict[str, float], str]:
-        """How a reply begins: its likeliest first tokens, where they are told, and its text."""
+        """The beginning of a reply: log-probabilities of first tokens, empty if not reported, and the text."""
         async for attempt in self.requests.attempts():
             with attempt:
-                top, text, said = dict[str, float](), "", None
-                async with aclosing(self._ask(prefix, running, wanted)) as pieces:
-                    async for piece in pieces:
-                        top, text, said = top or piece.top, text + piece.text, piece.usage or said
-        running.cost += self._cost(prefix, running, said)
+                top, text, usage = dict[str, float](), "", None
+                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                    async for delta in deltas:
+                        top, text, usage = top or delta.top, text + delta.text, delta.usage or usage
+        state.cost += self._cost(prefix, state, usage)
         return top, text
 
-    def _ask(self, prefix: ServerPrefix, running: Running, wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        return self.requests.ask(prefix, running.branch.at, running.suffix, wanted)
+    def _complete(
+        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
+    ) -> AsyncGenerator[StreamDelta, None]:
+        return self.requests.complete(prefix, state.branch.at, state.suffix, spec)
 
-    async def write(self, prefix: ServerPrefix, running: Running, put: Put[Progress]) -> None:
-        """Generate, and tell what is new as it comes. Where the stream breaks off it is begun again, and told once."""
-        branch, told = running.branch, ""
+    async def write(self, prefix: ServerPrefix, state: BranchState, emit: Emit[Progress]) -> None:
+        """Generate, and emit new text as it comes.
+
+        If the stream breaks off, the request is sent again, and only what goes beyond the text so far is emitted.
+        """
+        branch, sent = state.branch, ""
         decided = self._decided(branch)
-        running.suffix = (*running.suffix, *decided)
-        wanted = self._wanted(branch)
+        state.suffix = (*state.suffix, *decided)
+        spec = self._completion_spec(branch)
         async for attempt in self.requests.attempts():
             with attempt:
-                text, token_ids, said, finish = "", list[int](), None, None
-                async with aclosing(self._ask(prefix, running, wanted)) as pieces:
-                    async for piece in pieces:
-                        text, said, finish = text + piece.text, piece.usage or said, piece.finish or finish
-                        token_ids += piece.token_ids
+                text, token_ids, usage, finish = "", list[int](), None, None
+                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                    async for delta in deltas:
+                        text, usage, finish = text + delta.text, delta.usage or usage, delta.finish or finish
+                        token_ids += delta.token_ids
                         shown = without_decision(text, branch, decided=bool(decided))
-                        if len(shown) > len(told):
-                            if not shown.startswith(told):
-                                raise self.requests.error(prefix, _ANOTHER_WAY)
-                            put(Progress(running.place, shown[len(told) :]))
-                            told = shown
+                        if len(shown) > len(sent):
+                            if not shown.startswith(sent):
+                                raise self.requests.error(prefix, _DIFFERENT_RETRY)
+                            emit(Progress(state.index, shown[len(sent) :]))
+                            sent = shown
         whole = without_decision(text, branch, decided=bool(decided), whole=True)
-        if not whole.startswith(told):
-            raise self.requests.error(prefix, _ANOTHER_WAY)
+        if not whole.startswith(sent):
+            raise self.requests.error(prefix, _DIFFERENT_RETRY)
         if branch.json_schema is not None and finish == "length":
             raise self.requests.error(prefix, "the JSON did not end within max_new_tokens")
-        if whole != told:
-            put(Progress(running.place, whole[len(told) :]))
-        running.cost += self._cost(prefix, running, said)
-        put(running.done(whole, self._without_end(token_ids), generated=True))
+        if whole != sent:
+            emit(Progress(state.index, whole[len(sent) :]))
+        state.cost += self._cost(prefix, state, usage)
+        emit(state.done(whole, self._without_end(token_ids), generated=True))
 
-    def _wanted(self, branch: Branch) -> Wanted:
+    def _completion_spec(self, branch: Branch) -> CompletionSpec:
         assert branch.generation is not None
         fields = sampling_fields(self.family, branch.generation, self._end)
         extra = {key: fields.pop(key) for key in list(fields) if key not in STANDARD}
         if branch.json_schema is not None:
             extra |= schema_fields(self.family, branch.json_schema)
-        if self.family.name in ("vllm", "sglang") and self.words.exact:
+        if self.family.name in ("vllm", "sglang") and self.codec.exact:
             extra["return_token_ids"] = True
-        return Wanted(fields, extra, ends_of(branch.generation))
+        return CompletionSpec(fields, extra, ends_of(branch.generation))
 
-    def _cost(self, prefix: ServerPrefix, running: Running, said: Said | None) -> Cost:
-        """What a request cost, as the server says; without its word, what was sent."""
-        at, exact, moved = running.branch.at, self.words.exact, prefix.take_read_again()
-        found = self.reuse.heard(said, prefix.shared(at, exact))
-        if said is None:
-            return Cost(len(running.suffix), recomputed=moved)
-        before = at if exact else prefix.counted.get(at)
-        prompt = len(running.suffix) if before is None else max(0, said.prompt - before)
-        return Cost(prompt, said.output, moved + (0 if found is None else max(0, at - found)))
+    def _cost(self, prefix: ServerPrefix, state: BranchState, usage: UsageReport | None) -> Cost:
+        """The cost of a request by the server's report; without a report, by what was sent."""
+        at, exact, moved = state.branch.at, self.codec.exact, prefix.pop_recomputed()
+        found = self.reuse.record(usage, prefix.expected_cached(at, exact))
+        if usage is None:
+            return Cost(len(state.suffix), recomputed=moved)
+        before = at if exact else prefix.server_counts.get(at)
+        prompt = len(state.suffix) if before is None else max(0, usage.prompt_tokens - before)
+        return Cost(prompt, usage.output_tokens, moved + (0 if found is None else max(0, at - found)))
 
     @property
     def _end(self) -> int | None:
-        """The token that ends a text, where that is known."""
-        if not isinstance(self.words, Tokens):
+        """The EOS token; None without a tokenizer."""
+        if not isinstance(self.codec, TokenizerCodec):
             return None
-        end: int | None = self.words.codec.tokenizer.eos_token_id
+        end: int | None = self.codec.chat_codec.tokenizer.eos_token_id
         return end
 
-    def _decision(self, branch: Branch) -> Wanted:
-        """A reply's first token, and the probabilities that a decision can be taken from."""
+    def _decision(self, branch: Branch) -> CompletionSpec:
+        """The request for a reply's first token with its log-probabilities, from which choices are decided."""
         most, fields = self.family.logprobs, {"max_tokens": 1, "temperature": 0.0}
         if self.requests.route == "chat":
-            return Wanted({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
+            return CompletionSpec({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
         first = self._first_tokens(branch)
         if self.family.likelihoods and self.requests.route == "tokens":
-            return Wanted({}, coming=first or ())
-        asked: dict[str, Any] = {}
+            return CompletionSpec({}, candidates=first or ())
+        extra: dict[str, Any] = {}
         if self.family.name == "vllm" and first is not None:
-            asked = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
-        return Wanted({**fields, "logprobs": most}, asked)
+            extra = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
+        return CompletionSpec({**fields, "logprobs": most}, extra)
 
     def _first_tokens(self, branch: Branch) -> list[int] | None:
-        """Each choice's first token, where it is known."""
-        if not isinstance(self.words, Tokens):
+        """The first token of each choice; None without a tokenizer."""
+        if not isinstance(self.codec, TokenizerCodec):
             return None
-        return [ids[0] for ids in self.words.codec.choices(branch.choices)]
+        return [ids[0] for ids in self.codec.chat_codec.choices(branch.choices)]
 
     def _names(self, token: int) -> tuple[str, ...]:
-        """What servers call a token: by its text, and vLLM by its number, since several may have the same text."""
-        assert isinstance(self.words, Tokens)
-        return (self.words.codec.backend.decode([token], skip_special_tokens=False), name_of(token))
+        """A token's names in server replies: its text or, with vLLM, its id, since tokens may share a text."""
+        assert isinstance(self.codec, TokenizerCodec)
+        return (self.codec.chat_codec.backend.decode([token], skip_special_tokens=False), name_of(token))
 
     def _decided(self, branch: Branch) -> list[int]:
-        """The choice that is taken as decided, where it can be put into the model's mouth."""
-        if not branch.choices or self.requests.route == "chat" or not isinstance(self.words, Tokens):
+        """Tokens of the choice with which the reply begins, if they can be put into the prompt; else empty."""
+        if not branch.choices or self.requests.route == "chat" or not isinstance(self.codec, TokenizerCodec):
             return []
-        return self.words.codec.choices(branch.choices)[0]
+        return self.codec.chat_codec.choices(branch.choices)[0]
 
     def _without_end(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] == self._end else ids
 
 
-BEGINNING = Wanted({"max_tokens": 4, "temperature": 0.0})
-"""So much of a reply that a decision can be taken from its text."""
-_ANOTHER_WAY = "an answer broke off, and went another way when it was begun again"
+REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})
+"""A request for the first words of a reply, from which choices are decided without log-probabilities."""
+_DIFFERENT_RETRY = "an answer broke off, and a second request gave another text"

@@ -1,4 +1,4 @@
-"""Streamed completions, piece by piece: what servers say in them, whatever they leave out or say wrongly."""
+"""Parses the events of a streamed completion, whatever fields a server leaves out or fills wrongly."""
 
 from __future__ import annotations
 
@@ -8,67 +8,77 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One piece of a streamed completion.
+class StreamDelta:
+    """One delta of a streamed completion.
 
     Attributes:
-        text: what is new.
-        token_ids: its tokens, where the server says them.
-        finish: why the text ended, in the last piece that has text to it.
-        top: the likeliest tokens at this place, as text, with their log-probabilities.
-        usage: what the server says of the request, in one of the last pieces.
-        likelihoods: log-probabilities of tokens of the prompt, where those were asked for.
+        text: new text.
+        token_ids: token ids of the new text, if the server reports them.
+        finish: finish reason, in the last delta with text.
+        top: log-probabilities of the most likely tokens at this position, by name.
+        usage: the server's usage report, in one of the last deltas.
+        likelihoods: log-probabilities of the scored tokens of the prompt, if they were requested.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish: str | None = None
     top: dict[str, float] = field(default_factory=dict)
-    usage: Said | None = None
+    usage: UsageReport | None = None
     likelihoods: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a server says of a request.
+class UsageReport:
+    """A server's report on the tokens of a request.
 
     Attributes:
-        prompt: tokens of the prompt.
-        output: tokens generated.
-        cached: tokens of the prompt that were in its cache; None if it does not say.
-        by: which server, by its base URL.
+        prompt_tokens: number of tokens of the prompt.
+        output_tokens: number of generated tokens.
+        cached_tokens: number of prompt tokens found in the prefix cache; None if the server does not report it.
+        server: base URL of the server.
     """
 
-    prompt: int
-    output: int
-    cached: int | None
-    by: str
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int | None
+    server: str
 
 
-def piece_of(event: Any, by: str, *, chat: bool) -> Piece:
-    """What an event of a stream says; of a chat completion's stream, or a completion's."""
+def parse_event(event: Any, server: str, *, chat: bool) -> StreamDelta:
+    """The delta of an event of the API's stream.
+
+    Args:
+        event: the event.
+        server: base URL of the server.
+        chat: whether the stream is that of a chat completion.
+    """
     choice = event.choices[0] if event.choices else None
     if choice is None:
-        return Piece(usage=_said(event.usage, by))
+        return StreamDelta(usage=_usage_report(event.usage, server))
     text = choice.delta.content if chat else choice.text
     logprobs, ids = getattr(choice, "logprobs", None), getattr(choice, "token_ids", None)
     top = getattr(logprobs, "top_logprobs", None) or [None]
     first = _numbers(dict(top[0] or {})) or _first_of_content(logprobs)
-    return Piece(
-        text or "", _without_stop(ids or (), choice), choice.finish_reason, first, _said(event.usage, by)
+    return StreamDelta(
+        text or "",
+        _without_stop(ids or (), choice),
+        choice.finish_reason,
+        first,
+        _usage_report(event.usage, server),
     )
 
 
-def piece_of_likelihoods(answer: Any, scored: int, by: str) -> Piece:
-    """What ``/generate`` tells: [log-probability, token, text] of a prompt's last tokens, and of what may come next.
+def parse_likelihoods(answer: Any, scored: int, server: str) -> StreamDelta:
+    """The delta of SGLang's reply to ``/generate``, which lists [log-probability, token, text] of tokens.
 
     Args:
-        answer: its JSON.
-        scored: of how many of the prompt's tokens, behind one more, they were asked for.
-        by: which server, by its base URL.
+        answer: JSON of the reply.
+        scored: number of the prompt's last tokens whose log-probabilities were requested.
+        server: base URL of the server.
 
     Raises:
-        ValueError: if there are not so many, or they are not numbers.
+        ValueError: if the reply has fewer log-probabilities, or some are not numbers.
     """
     about = answer["meta_info"]
     of_prompt = about.get("input_token_logprobs") or []
@@ -76,28 +86,28 @@ def piece_of_likelihoods(answer: Any, scored: int, by: str) -> Piece:
     found = [item[0] for item in of_prompt[-scored:]] if scored else []
     numbers = [*found, *(item[0] for item in of_next)]
     if len(found) != scored or not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError("the likelihoods that were asked for were not told")
+        raise ValueError("the reply lacks log-probabilities")
     top = {name_of(item[1]): float(item[0]) for item in of_next}
-    said = _counted(
-        about.get("prompt_tokens"), about.get("completion_tokens"), about.get("cached_tokens"), by
+    usage = _checked_counts(
+        about.get("prompt_tokens"), about.get("completion_tokens"), about.get("cached_tokens"), server
     )
-    return Piece(finish="length", top=top, usage=said, likelihoods=tuple(found))
+    return StreamDelta(finish="length", top=top, usage=usage, likelihoods=tuple(found))
 
 
 def name_of(token: int) -> str:
-    """What a token is called where its text may be another's too."""
+    """The name of a token by its id, as in replies of vLLM."""
     return f"token_id:{token}"
 
 
 def _without_stop(ids: Sequence[int], choice: Any) -> tuple[int, ...]:
-    """Tokens without the one that the text was stopped by, where the server says that one did."""
+    """Token ids without the stop token, if the server reports that the text ended with one."""
     stops = [getattr(choice, name, None) for name in ("stop_reason", "matched_stop")]
     stopped = ids and ids[-1] in [stop for stop in stops if isinstance(stop, int)]
     return tuple(ids[:-1] if stopped else ids)
 
 
 def _first_of_content(logprobs: Any) -> dict[str, float]:
-    """The likeliest first tokens as chat completions say them, and llama.cpp's completions too."""
+    """Log-probabilities of first tokens in the form of chat completions, which llama.cpp uses for completions too."""
     content = getattr(logprobs, "content", None) or []
     first = content[0] if content else {}
     top = (first.get("top_logprobs") if isinstance(first, dict) else first.top_logprobs) or []
@@ -108,7 +118,7 @@ def _first_of_content(logprobs: Any) -> dict[str, float]:
 
 
 def _numbers(top: Mapping[Any, Any]) -> dict[str, float]:
-    """The log-probabilities that are numbers, of tokens that have a name."""
+    """The entries whose token is a text and whose log-probability is a number."""
     return {
         token: float(logprob)
         for token, logprob in top.items()
@@ -116,15 +126,20 @@ def _numbers(top: Mapping[Any, Any]) -> dict[str, float]:
     }
 
 
-def _said(usage: Any, by: str) -> Said | None:
-    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-    prompt, output = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-    return _counted(prompt, output, cached, by)
+def _usage_report(usage: Any, server: str) -> UsageReport | None:
+    cached_tokens = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
+    prompt_tokens, output_tokens = (
+        getattr(usage, "prompt_tokens", None),
+        getattr(usage, "completion_tokens", None),
+    )
+    return _checked_counts(prompt_tokens, output_tokens, cached_tokens, server)
 
 
-def _counted(prompt: Any, output: Any, cached: Any, by: str) -> Said | None:
-    """Counts, where they are counts, that fit each other."""
-    if not isinstance(prompt, int):
+def _checked_counts(
+    prompt_tokens: Any, output_tokens: Any, cached_tokens: Any, server: str
+) -> UsageReport | None:
+    """A usage report of plausible counts; None without a count of prompt tokens."""
+    if not isinstance(prompt_tokens, int):
         return None
-    found = min(max(0, cached), prompt) if isinstance(cached, int) else None
-    return Said(prompt, output if isinstance(output, int) else 0, found, by)
+    found = min(max(0, cached_tokens), prompt_tokens) if isinstance(cached_tokens, int) else None
+    return UsageReport(prompt_tokens, output_tokens if isinstance(output_tokens, int) else 0, found, server)

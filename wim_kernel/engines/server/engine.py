@@ -1,4 +1,4 @@
-"""The server engine: a reading is a prefix that the server has in its cache, and a branch is a request behind it."""
+"""The server engine: prefixes are in the prefix cache of a server, and a branch is a request that continues one."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import ServerError
-from wim_kernel.engines.base import Branch, Gate, Head, Progress
+from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
-from wim_kernel.engines.server.branch_requests import Branches, Running
-from wim_kernel.engines.server.codecs import Characters, Tokens, Words
-from wim_kernel.engines.server.deltas import Said
+from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
+from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
+from wim_kernel.engines.server.deltas import UsageReport
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
+from wim_kernel.engines.server.ordering import decode_one_by_one
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import READ, Requests
 from wim_kernel.engines.server.reuse import Reuse
-from wim_kernel.engines.server.transport import Server, gathered, wait_for
+from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
 
 
 class ServerEngine(Shared):
-    """Drives servers over the OpenAI-compatible API; their prefix caches take the place of a cache of our own.
+    """Drives servers over the OpenAI-compatible API and relies on their prefix caches.
 
     Args:
-        base_url: of the API, with ``/v1``; several for servers that run the same model. A document's questions go to
-            the server that read it.
-        model: the model's name there; by default the only one it serves.
-        tokenizer: that of the model: an object, a folder or a hub id. With it prompts are sent as tokens, or as text
-            that makes the same tokens; without it as messages, to which the server applies its template: then text of
-            control tokens in a document is read as such, sizes are estimates, and a boundary may fall within a token.
-        family: what kind of server it is, by name or as a `Family` of your own; by default it is asked.
-        route: how prompts are sent; by default what the family and the tokenizer allow.
-        window: most tokens of a prompt and its answer; by default what the server says.
-        api_key: by default the environment's ``OPENAI_API_KEY``.
-        concurrency: most requests at a time, of each server; by default the family's.
-        timeout: seconds without a sign of life after which a request has failed.
-        retries: how often what is safe to try again is tried again, with growing pauses.
+        base_url: URL of the API, with ``/v1``; several for servers that run the same model. All requests on a document
+            go to the server that prefilled it.
+        model: name of the model on the server; by default the only one it serves.
+        tokenizer: tokenizer of the model: an object, a folder or a hub id. With it, prompts are sent as tokens, or as
+            text that makes the same tokens. Without it, they are sent as messages, to which the server applies its
+            template: then the text of a control token in a document becomes that token, sizes are estimates, and a
+            boundary may fall within a token.
+        family: the kind of server, by name or as a `Family` of your own; by default the server is probed.
+        route: form in which prompts are sent; by default the most exact one that family and tokenizer allow.
+        window: most tokens of a prompt and its answer; by default what the server reports.
+        api_key: key of the API; by default the environment's ``OPENAI_API_KEY``.
+        concurrency: most requests at a time to each server; by default the family's.
+        timeout: seconds without data after which a request has failed.
+        retries: number of retries after a transient error, with exponential back-off.
 
     Raises:
-        ServerError: if none of the servers can be asked.
-        ValueError: if the model is not among those served, or the family is unknown.
+        ServerError: if no server answers.
+        ValueError: if ``model`` is needed to choose among several, or ``family`` or ``route`` is not possible.
     """
 
     heads: tuple[Head, ...] = ()  # servers do not report attention
-    budget_bytes = 2**30  # what is held here is ids
+    budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
     def __init__(
@@ -83,53 +85,55 @@ class ServerEngine(Shared):
         self.family: Family = FAMILIES[kind] if isinstance(kind, str) else kind
         for server in self.servers:
             server.concurrency = concurrency or self.family.concurrency
-        self.words: Words = Characters() if tokenizer is None else Tokens(_loaded(tokenizer))
-        self.route = _route(route, self.family, self.words)
+        self.codec: PromptCodec = (
+            CharacterCodec() if tokenizer is None else TokenizerCodec(_loaded(tokenizer))
+        )
+        self.route = _route(route, self.family, self.codec)
         self.window = window or wait_for(window_of(first, self.family, about))
-        self.margin_batch = 1 if self.family.in_order else 4
-        self.max_branches = 1 if self.family.in_order else 256
-        self.writes_as_it_reads = self.family.in_order
+        self.margin_batch = 1 if self.family.sequential else 4
+        self.max_branches = 256
+        self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
         self.measures_likelihood = self.shows_tokens and self.family.likelihoods
-        self._reuse = Reuse(self.family.advice, self.words.exact)
+        self._reuse = Reuse(self.family.advice, self.codec.exact)
         self._requests = Requests(
-            self.servers, self.model_id, self.family, self.words, self.route, retries, self._reuse
+            self.servers, self.model_id, self.family, self.codec, self.route, retries, self._reuse
         )
-        self._branches = Branches(self._requests, self._reuse)
+        self._branches = BranchRequests(self._requests, self._reuse)
 
     @property
     def decides_by(self) -> str:
-        """What decisions were taken from, or will be if there were none."""
+        """See `Engine.decides_by`."""
         return self._branches.decides_by
 
     @property
-    def says_cached(self) -> bool | None:
-        """Whether the server says how many tokens it found in its cache; None before anything was asked."""
-        return self._reuse.said
+    def reports_cached(self) -> bool | None:
+        """See `Engine.reports_cached`."""
+        return self._reuse.reported
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
     def head(self, system: str, lead: str) -> list[int]:
-        """What stands before every document."""
-        return self.words.head(system, lead)
+        """Ids that precede every document."""
+        return self.codec.head(system, lead)
 
-    def placed(self, text: str) -> tuple[list[int], list[int]]:
-        """Not to be had: servers do not report attention, so that nobody needs it."""
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Never called, since servers do not report attention."""
         raise NotImplementedError
 
     def encode(self, text: Text) -> list[int]:
-        """What stands for a run of text."""
-        return self.words.encode(text)
+        """Ids of a text."""
+        return self.codec.encode(text)
 
     def suffix(self, branch: Branch) -> list[int]:
-        """What stands for a branch's prompt, to the point where the reply begins."""
-        return self.words.suffix(branch)
+        """Ids of a branch's prompt, up to where the reply begins."""
+        return self.codec.suffix(branch)
 
     def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
-        """See that the server can be asked for JSON of a schema.
+        """Check that the server's family can constrain replies to a JSON schema.
 
         Raises:
-            ValueError: if its family cannot.
+            ValueError: if it cannot.
         """
         if self.family.name == "transformers":
             raise ValueError("transformers serve does not write JSON to a schema.")
@@ -141,22 +145,22 @@ class ServerEngine(Shared):
         return ServerPrefix()
 
     def prefix_bytes(self, tokens: int) -> int:
-        """Bytes that are held here."""
+        """The size in bytes of the ids, which are all that this process holds of a prefix."""
         return 64 * tokens
 
     def reserve(self, prefix: ServerPrefix, tokens: int) -> None:
-        """Nothing to do: the server makes room."""
+        """Do nothing: the server manages its cache."""
 
     def fork(self, prefix: ServerPrefix, tokens: int) -> ServerPrefix:
-        """The first ``tokens`` tokens of another."""
+        """A copy of the first ``tokens`` tokens of a prefix."""
         return prefix.fork(tokens)
 
     def identity(self) -> dict[str, str]:
-        """What a prefix depends on beside its tokens."""
+        """See `Engine.identity`."""
         return {"model": self.model_id, "server": self.servers[0].name}
 
     def pack(self, prefix: ServerPrefix, tokens: int) -> Packed:
-        """Servers keep their caches themselves.
+        """Not possible: keys and values are on the server.
 
         Raises:
             TypeError: always.
@@ -167,80 +171,112 @@ class ServerEngine(Shared):
         """See `pack`."""
         raise TypeError("The keys and values are on the server, which keeps them itself.")
 
-    def extend(self, prefix: ServerPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
-        """Have the server read the next of ``pieces``; says which positions it ran, as far as it told.
+    def extend(self, prefix: ServerPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
+        """See `Engine.extend`. Prefills all chunks in one request.
 
-        Those may begin before the pieces: what it had lost, or had in part of a block, it runs again.
+        The returned positions are those that the server reports. They may begin before the chunks: a server runs again
+        what it has evicted, or has only in part of a block.
         """
-        wanted = list(itertools.chain.from_iterable(pieces))
+        ids = list(itertools.chain.from_iterable(chunks))
         with prefix.lock:
-            before, end = prefix.tokens, start + len(wanted)
+            before, end = prefix.tokens, start + len(ids)
             if before >= end:
                 return range(before, before)
-            more = wanted[before - start :]
-            said = wait_for(self._read(prefix, more))
-            found = self._reuse.heard(said, prefix.shared(before, self.words.exact))
+            more = ids[before - start :]
+            usage = wait_for(self._read(prefix, more))
+            found = self._reuse.record(usage, prefix.expected_cached(before, self.codec.exact))
             prefix.ids += more
-            prefix.held = end
-            if said is not None:
-                prefix.counted[end] = said.prompt
+            prefix.tokens_on_server = end
+            if usage is not None:
+                prefix.server_counts[end] = usage.prompt_tokens
             return range(before if found is None else min(end, found), end)
 
-    async def _read(self, prefix: ServerPrefix, more: Sequence[int]) -> Said | None:
-        """Have everything of a prefix read, and more."""
-        said = None
+    async def _read(self, prefix: ServerPrefix, more: Sequence[int]) -> UsageReport | None:
+        """Prefill a prefix and the ids ``more`` after it; returns the server's usage report."""
+        usage = None
         async for attempt in self._requests.attempts():
             with attempt:
-                async with aclosing(self._requests.ask(prefix, prefix.tokens, more, READ)) as pieces:
-                    async for piece in pieces:
-                        said = piece.usage or said
-        return said
+                async with aclosing(self._requests.complete(prefix, prefix.tokens, more, READ)) as deltas:
+                    async for delta in deltas:
+                        usage = delta.usage or usage
+        return usage
 
     # -- branches -----------------------------------------------------------------------------------------------------
 
     def decode(
         self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None = None
     ) -> Iterator[list[Progress]]:
-        """Run branches as requests, together or in order; see `wim_kernel.engines.base.Engine.decode`."""
+        """Run branches as requests; see `wim_kernel.engines.base.Engine.decode`.
+
+        llama.cpp keeps one prompt per slot, and a shorter prompt truncates it. So for sequential families branches run
+        one by one, the longest prefix first, unless likelihoods are measured: those are compared with the likelihood at
+        the boundary before, which must be known first.
+        """
         for branch in branches:
             if branch.generation is not None:
-                self._branches.check(branch.generation)  # mistakes are said before anything is done
-        running = [
-            Running(place, branch, tuple(self.words.suffix(branch))) for place, branch in enumerate(branches)
+                self._branches.check(branch.generation)
+        if not self.family.sequential:
+            yield from self._decode_together(prefix, branches, gate)
+            return
+        order = list(range(len(branches)))
+        if not self.measures_likelihood:
+            order.sort(key=lambda index: -branches[index].at)
+
+        def decode_one(index: int) -> Iterator[list[Progress]]:
+            own_gate = None if gate is None else functools.partial(_ask_for, gate, index)
+            return self._decode_together(prefix, [branches[index]], own_gate)
+
+        yield from decode_one_by_one(decode_one, order)
+
+    def _decode_together(
+        self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None
+    ) -> Iterator[list[Progress]]:
+        """Run the requests of branches concurrently: measurements, then the gate, then generation."""
+        states = [
+            BranchState(index, branch, tuple(self.codec.suffix(branch)))
+            for index, branch in enumerate(branches)
         ]
-        longest_first = sorted(running, key=lambda each: -each.branch.at)
-        finding_out = [
-            functools.partial(find_out, prefix, each)
-            for each in longest_first
-            for find_out, wanted in (
-                (self._branches.score, each.branch.scored is not None and self.measures_likelihood),
-                (self._branches.decide, bool(each.branch.choices)),
+        longest_first = sorted(states, key=lambda state: -state.branch.at)
+        measurements = [
+            functools.partial(measure, prefix, state)
+            for state in longest_first
+            for measure, needed in (
+                (self._branches.score, state.branch.scored is not None and self.measures_likelihood),
+                (self._branches.decide, bool(state.branch.choices)),
             )
-            if wanted
+            if needed
         ]
-        for _ in gathered(finding_out):
+        for _ in run_concurrently(measurements):
             yield []
-        passing = gate([each.scores for each in running]) if gate is not None else [True] * len(running)
-        going = [each for each in longest_first if passing[each.place] and each.branch.generation is not None]
-        yield [each.done() for each in running if each not in going]
-        writing = [functools.partial(self._branches.write, prefix, each) for each in going]
-        for progress in gathered(writing):
+        scores = [state.scores for state in states]
+        goes_on = [True] * len(states) if gate is None else gate(range(len(states)), scores)
+        active = [
+            state for state in longest_first if goes_on[state.index] and state.branch.generation is not None
+        ]
+        yield [state.done() for state in states if state not in active]
+        writing = [functools.partial(self._branches.write, prefix, state) for state in active]
+        for progress in run_concurrently(writing):
             yield [progress]
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
     def _first_that_answers(self, model: str | None) -> tuple[Server, list[dict[str, Any]]]:
-        """A server that can be asked, and the models it lists; a named model need not be listed."""
-        for place, server in enumerate(self.servers):
+        """The first server that answers, and the models that it lists. A server may list none if ``model`` is given."""
+        for index, server in enumerate(self.servers):
             try:
                 return server, wait_for(server.models())
             except ServerError as error:
                 if model is not None and error.status is not None and error.status not in (401, 403):
-                    return server, []  # it is there, and lists nothing
-                server.failed()
-                if place == len(self.servers) - 1:
+                    return server, []  # it answers, and lists no models
+                server.mark_failed()
+                if index == len(self.servers) - 1:
                     raise
         raise AssertionError
+
+
+def _ask_for(gate: Gate, index: int, _: Sequence[int], scores: Sequence[Scores]) -> Sequence[bool]:
+    """Ask the gate for one branch, by its index in the caller's list."""
+    return gate([index], scores)
 
 
 def _loaded(tokenizer: PreTrainedTokenizerBase | str) -> Any:
@@ -256,12 +292,12 @@ def _chosen(model: str | None, models: Sequence[dict[str, Any]]) -> str:
     return model
 
 
-def _route(route: Route | None, family: Family, words: Words) -> Route:
+def _route(route: Route | None, family: Family, codec: PromptCodec) -> Route:
     if route is None:
-        return "chat" if not words.exact else "tokens" if family.takes_ids else "text"
-    if route != "chat" and not words.exact:
+        return "chat" if not codec.exact else "tokens" if family.takes_ids else "text"
+    if route != "chat" and not codec.exact:
         raise ValueError(f"route={route!r} needs the model's tokenizer: give tokenizer=.")
-    if route == "chat" and words.exact:
+    if route == "chat" and codec.exact:
         raise ValueError("route='chat' lets the server apply its own template: give no tokenizer.")
     if route == "tokens" and not family.takes_ids:
         raise ValueError(f"A server of the family {family.name!r} takes no token ids.")

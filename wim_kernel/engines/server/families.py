@@ -1,4 +1,4 @@
-"""Server families: what each offers beside the common API, how it keeps prefixes, and how to start it for that."""
+"""Server families: what each supports beyond the common API, how it caches prefixes, and how to start it for that."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Route = Literal["tokens", "text", "chat"]
-"""How prompts are sent: token ids to completions, text to completions, or messages to chat completions."""
+"""The form of prompts: token ids to completions, text to completions, or messages to chat completions."""
 FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "openai"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of one server family.
+    """The properties of one server family.
 
     Attributes:
-        name: which.
-        takes_ids: whether completions take token ids.
-        concurrency: most requests at a time, by default.
-        in_order: whether margins are written while the document is read and branches go one after another, each with
-            all of its requests, because the server keeps one prompt a slot and a shorter branch cuts it off.
-        logprobs: how many of the likeliest first tokens it tells the log-probabilities of; 0 if it does not.
-        advice: what to change where prefixes are not found again.
-        likelihoods: whether ``/generate``, which takes token ids, tells how likely those of a prompt are, finding their
-            prefix in its cache none the less, and how likely given ones are to come next.
+        name: name of the family.
+        takes_ids: whether completions accept token ids.
+        concurrency: default for the most requests at a time.
+        sequential: whether branches run one after another, and margins are written before the next chunk is prefilled:
+            the server keeps one prompt per slot, and a shorter prompt truncates it.
+        logprobs: number of most likely first tokens whose log-probabilities it reports; 0 if it reports none.
+        advice: what to change if the prefix cache misses, for a warning.
+        likelihoods: whether its ``/generate`` returns log-probabilities of prompt tokens, with use of the prefix cache,
+            and of given candidates for the next token.
         extra: fields of every request.
-        settings: transformers' names of settings that it takes, and how it calls them.
-        every_token: the ``top_k`` that leaves all tokens to choose from.
-        ends_beside_its_own: whether told to ignore the model's own end it would ignore the caller's too.
+        settings: supported settings: transformers' names, and the family's names.
+        top_k_off: the ``top_k`` that means all tokens.
+        ignore_eos_drops_stop_ids: whether ``ignore_eos`` also disables ``stop_token_ids``, so that the model's EOS can
+            be added to but not replaced (SGLang).
     """
 
     name: FamilyName
     takes_ids: bool
     concurrency: int
-    in_order: bool
+    sequential: bool
     logprobs: int
     advice: str
     likelihoods: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
-    every_token: int = 0
-    ends_beside_its_own: bool = False
+    top_k_off: int = 0
+    ignore_eos_drops_stop_ids: bool = False
 
 
 _SETTINGS = {
@@ -52,7 +53,7 @@ _SETTINGS = {
     "eos_token_id": "stop_token_ids",
 }
 
-# Unless a request says something, these servers penalise as the model's generation_config.json says, greedy text too.
+# Without a value in the request, these servers apply the penalty of the model's generation_config.json, even if greedy.
 _NO_PENALTY = {"repetition_penalty": 1.0}
 
 FAMILIES = {
@@ -62,33 +63,33 @@ FAMILIES = {
             "vllm",
             takes_ids=True,
             concurrency=32,
-            in_order=False,
+            sequential=False,
             logprobs=20,
             advice="start it with --enable-prefix-caching (and --enable-prompt-tokens-details, to see reuse), and give "
             "its cache room for the document",
             extra=_NO_PENALTY,
             settings=_SETTINGS,
-            every_token=-1,
+            top_k_off=-1,
         ),
         Family(
             "sglang",
             takes_ids=True,
             concurrency=32,
-            in_order=False,
+            sequential=False,
             logprobs=20,
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
             likelihoods=True,
             extra=_NO_PENALTY,
             settings=_SETTINGS,
-            every_token=-1,
-            ends_beside_its_own=True,
+            top_k_off=-1,
+            ignore_eos_drops_stop_ids=True,
         ),
         Family(
             "llama.cpp",
             takes_ids=True,
             concurrency=1,
-            in_order=True,
+            sequential=True,
             logprobs=1000,
             advice="start it with one slot (--parallel 1) and a context (-c) that holds the document and its prompts",
             extra={"cache_prompt": True, "id_slot": 0},
@@ -104,7 +105,7 @@ FAMILIES = {
             "transformers",
             takes_ids=False,
             concurrency=16,
-            in_order=False,
+            sequential=False,
             logprobs=0,
             advice="start it with --continuous-batching; models with other than full attention share no prefixes there",
         ),
@@ -112,7 +113,7 @@ FAMILIES = {
             "openai",
             takes_ids=False,
             concurrency=8,
-            in_order=False,
+            sequential=False,
             logprobs=20,
             advice="see that its prefix cache is on and large enough for the document",
         ),

@@ -1,4 +1,4 @@
-"""A prefix on a server: which tokens it has read, and which server that is."""
+"""A prefix in the prefix cache of a server."""
 
 from __future__ import annotations
 
@@ -11,60 +11,62 @@ from wim_kernel.engines.server.transport import Server
 
 
 class ServerPrefix:
-    """Tokens that a server has read.
+    """A prefix that a server has prefilled.
 
     Attributes:
-        ids: what stands for the tokens.
-        server: who was last asked about them.
-        held: how many of them it has read on behalf of this prefix; another server, to which they move when one fails,
-            has none yet.
-        counted: the servers' own count of tokens at chunk boundaries, where they gave one.
-        lock: one caller reads on at a time.
-        moving: one request at a time has a server to which they have moved read them.
-        read_again: how many of them such servers ran, since that was last counted.
+        ids: ids of the prefix.
+        server: server of the last request; None before the first.
+        tokens_on_server: number of tokens that this server has prefilled for the prefix; 0 after a move to another
+            server, until that catches up.
+        server_counts: the server's own count of tokens at chunk boundaries, if reported.
+        lock: held by the caller that extends the prefix.
+        catch_up_lock: held by the request that makes a new server prefill the prefix.
+        recomputed: number of tokens that new servers prefilled again and no branch has been charged for yet.
     """
 
-    def __init__(self, server: Server | None = None, ids: Sequence[int] = (), held: int = 0) -> None:
+    def __init__(
+        self, server: Server | None = None, ids: Sequence[int] = (), tokens_on_server: int = 0
+    ) -> None:
         self.ids = list(ids)
         self.server = server
-        self.held = held
-        self.counted: dict[int, int] = {}
-        self.read_again = 0
+        self.tokens_on_server = tokens_on_server
+        self.server_counts: dict[int, int] = {}
+        self.recomputed = 0
         self.renew_after_fork()
         forks.register(self)
 
     def renew_after_fork(self) -> None:
-        """Nobody reads on: those threads are the parent's."""
+        """Make new locks: the holders of the old ones live in the parent process."""
         self.lock = threading.Lock()
-        self.moving = asyncio.Lock()
+        self.catch_up_lock = asyncio.Lock()
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """The number of tokens."""
         return len(self.ids)
 
-    def shared(self, at: int, exact: bool) -> int:
-        """How many tokens of a prompt behind the first ``at`` its server has read before, as far as is known.
+    def expected_cached(self, at: int, exact: bool) -> int:
+        """The number of tokens that the server's cache should have of a prompt, in the server's units.
 
         Args:
-            at: where the prompt leaves the prefix.
-            exact: whether servers count the tokens that are counted here; if not, what they counted is told.
+            at: number of prefix tokens with which the prompt begins.
+            exact: whether the server counts the same tokens as this prefix. If not, the server's own counts are used.
         """
-        held = min(at, self.held)
-        return held if exact else self.counted.get(held, 0)
+        tokens_on_server = min(at, self.tokens_on_server)
+        return tokens_on_server if exact else self.server_counts.get(tokens_on_server, 0)
 
-    def take_read_again(self) -> int:
-        """How many tokens were read again because they moved, once."""
-        tokens, self.read_again = self.read_again, 0
+    def pop_recomputed(self) -> int:
+        """Return `recomputed`, and set it to 0."""
+        tokens, self.recomputed = self.recomputed, 0
         return tokens
 
     def fork(self, tokens: int) -> ServerPrefix:
-        """The first ``tokens`` of them, on the same server."""
-        other = ServerPrefix(self.server, self.ids[:tokens], min(self.held, tokens))
-        other.counted = {end: count for end, count in self.counted.items() if end <= tokens}
+        """A copy of the first ``tokens`` tokens, on the same server."""
+        other = ServerPrefix(self.server, self.ids[:tokens], min(self.tokens_on_server, tokens))
+        other.server_counts = {end: count for end, count in self.server_counts.items() if end <= tokens}
         return other
 
     def move_to(self, server: Server) -> None:
-        """Ask this server from now on."""
+        """Use this server from now on."""
         if server is not self.server:
-            self.server, self.held = server, 0
+            self.server, self.tokens_on_server = server, 0

@@ -1,4 +1,4 @@
-"""What kind of server answers at an address, and what it says of its window."""
+"""Finds out the family of a server, and its context window."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wim_kernel.engines.server.transport import Server
 
 
 async def family_of(server: Server, about: dict[str, Any]) -> FamilyName:
-    """Found out by asking."""
+    """The family of a server, by its entry in the list of models or by paths that only one family has."""
     owner = str(about.get("owned_by", "")).lower()
     by_owner: dict[str, FamilyName] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
     if owner in by_owner:
@@ -28,7 +28,7 @@ async def family_of(server: Server, about: dict[str, Any]) -> FamilyName:
 
 
 async def window_of(server: Server, family: Family, about: dict[str, Any]) -> int | None:
-    """What the server says its window is."""
+    """The context window that the server reports; None if it reports none."""
     if _number(about.get("max_model_len")):
         return _number(about["max_model_len"])
     if family.name == "llama.cpp":
@@ -41,7 +41,7 @@ async def window_of(server: Server, family: Family, about: dict[str, Any]) -> in
 
 
 def _table(found: Any) -> dict[str, Any]:
-    """A JSON object; empty if it is something else."""
+    """``found`` if it is a JSON object; else an empty one."""
     return found if isinstance(found, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""What is in a server's reply: the chances of a decision, and a note without the decision that it begins with."""
+"""Interprets replies: the probabilities of choices, and a note without the choice that it begins with."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from wim_kernel.engines.base import Branch
 from wim_kernel.engines.server.families import Family
 
 
-def chances(
+def choice_probabilities(
     choices: Sequence[str], top: dict[str, float], text: str, first: Sequence[Collection[str]] | None
 ) -> tuple[float, ...]:
-    """Probabilities of choices, normalised over them: by the first token's, or by how the text begins.
+    """Probabilities of choices, normalised over them, by log-probabilities of the first token or by the text.
 
     Args:
-        choices: texts that compete.
-        top: log-probabilities of first tokens, the likeliest or those asked for; empty if they are not known. A choice
-            that is not among them is taken to be as likely as the least likely of them, which it is at most.
-        text: how the reply begins.
-        first: names of each choice's first token; None to take all tokens that a choice begins with.
+        choices: texts that compete to be the beginning of the reply.
+        top: log-probabilities of first tokens, by name; empty if unknown. A choice that is missing gets the lowest of
+            them, which is an upper bound.
+        text: beginning of the reply, which decides if ``top`` is empty.
+        first: for each choice, the names of its first token; None to accept all tokens with which a choice begins.
     """
     if top:
         sums = [0.0] * len(choices)
         for token, logprob in top.items():
             word = token.strip().upper()
-            for place, choice in enumerate(choices):
-                hit = token in first[place] if first is not None else word and choice.upper().startswith(word)
-                sums[place] += math.exp(logprob) if hit else 0.0
+            for index, choice in enumerate(choices):
+                hit = token in first[index] if first is not None else word and choice.upper().startswith(word)
+                sums[index] += math.exp(logprob) if hit else 0.0
         least = math.exp(min(top.values()))
         sums = [found or least for found in sums]
         return tuple(chance / sum(sums) if sum(sums) else 1 / len(choices) for chance in sums)
@@ -39,18 +39,18 @@ def chances(
 
 
 def _choice_at_start(text: str, choice: str) -> re.Match[str] | None:
-    """The choice as a whole word at a text's beginning."""
+    """Match the choice as a whole word at the beginning of a text."""
     return re.match(rf"\s*{re.escape(choice.rstrip(':'))}\b[:\s]*", text, re.IGNORECASE)
 
 
 def without_decision(text: str, branch: Branch, *, decided: bool, whole: bool = False) -> str:
-    """A reply without the choice that it begins with, where the model wrote that itself.
+    """A reply without the choice that it begins with, if the model generated it.
 
     Args:
         text: the reply so far.
-        branch: what was asked.
-        decided: whether the choice was put into the model's mouth.
-        whole: whether the reply is at its end; before that, what may turn out to be the choice is not shown.
+        branch: the branch.
+        decided: whether the choice was part of the prompt, so that the reply is without it.
+        whole: whether the reply is complete. Until then, text that may become the choice is left out.
     """
     if not branch.choices or decided:
         return text
@@ -62,7 +62,7 @@ def without_decision(text: str, branch: Branch, *, decided: bool, whole: bool = 
 
 
 def schema_fields(family: Family, schema: str) -> dict[str, Any]:
-    """How a family is asked for JSON of a schema."""
+    """The fields of a request that constrain the reply to JSON of a schema."""
     shape = {"name": "answer", "schema": json.loads(schema), "strict": True}
     if family.name == "sglang":
         return {"json_schema": schema}

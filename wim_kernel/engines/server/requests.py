@@ -1,4 +1,4 @@
-"""Requests behind a prefix: what is sent, to which server, and which other one takes over where that one fails."""
+"""Sends requests that continue a prefix: builds them, chooses the server, and fails over to another."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tenacity import (
 from transformers import GenerationConfig
 
 from wim_kernel.common.errors import ServerError
-from wim_kernel.engines.server.codecs import Tokens, Words
-from wim_kernel.engines.server.deltas import Piece, Said
+from wim_kernel.engines.server.codecs import PromptCodec, TokenizerCodec
+from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
 from wim_kernel.engines.server.families import Family, Route
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.reuse import Reuse
@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked for behind a prompt.
+class CompletionSpec:
+    """What a request asks for, apart from its prompt.
 
     Attributes:
-        fields: of the API that all servers share.
+        fields: fields of the common API.
         extra: fields of the family's own.
-        ends: the caller's own ends of the text; by default the tokenizer's.
-        reads: whether all of the prompt is a document's, which is to be kept.
-        scored: of how many of the prompt's last tokens the likelihood is wanted, and no text.
-        coming: tokens that may come next of which it is wanted, likewise.
+        ends: EOS tokens of the caller's; by default the tokenizer's.
+        reads: whether the whole prompt is a document's, which the server's slot should keep.
+        scored: number of the prompt's last tokens whose log-probabilities are needed; no text is generated.
+        candidates: candidate next tokens whose log-probabilities are needed; no text is generated.
     """
 
     fields: dict[str, Any]
@@ -48,24 +48,24 @@ class Wanted:
     ends: Sequence[int] = ()
     reads: bool = False
     scored: int = 0
-    coming: Sequence[int] = ()
+    candidates: Sequence[int] = ()
 
 
-READ = Wanted({"max_tokens": 1, "temperature": 0.0}, reads=True)
-"""So little that the prompt is all that counts."""
+READ = CompletionSpec({"max_tokens": 1, "temperature": 0.0}, reads=True)
+"""A prefill: one token, since servers generate at least one."""
 
 
 class Requests:
-    """Asks servers.
+    """Sends requests to servers.
 
     Args:
-        servers: that run the same model.
-        model_id: the model's name there.
-        family: what kind of servers they are.
-        words: from tokens to what is sent.
-        route: how prompts are sent.
-        retries: how often what is safe to try again is tried again.
-        reuse: takes in what servers say of their caches where a document is read again.
+        servers: servers that run the same model.
+        model_id: name of the model on the servers.
+        family: the servers' family.
+        codec: converts ids to prompts.
+        route: form in which prompts are sent.
+        retries: number of retries after a transient error.
+        reuse: counts the cache hits that servers report.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Requests:
         servers: Sequence[Server],
         model_id: str,
         family: Family,
-        words: Words,
+        codec: PromptCodec,
         route: Route,
         retries: int,
         reuse: Reuse,
@@ -81,15 +81,15 @@ class Requests:
         self.servers = servers
         self.model_id = model_id
         self.family = family
-        self.words = words
+        self.codec = codec
         self.route = route
         self.retries = retries
         self.reuse = reuse
-        one_prompt = family.in_order and words.exact
-        self._slots = {server: Slot(server) for server in servers} if one_prompt else {}
+        has_one_slot = family.sequential and codec.exact
+        self._slots = {server: Slot(server) for server in servers} if has_one_slot else {}
 
     def attempts(self) -> AsyncRetrying:
-        """Tries of one request: again after what may pass."""
+        """Attempts of one request, repeated after transient errors."""
         return AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ServerError) and error.passing),
             stop=stop_after_attempt(1 + self.retries),
@@ -97,40 +97,41 @@ class Requests:
             reraise=True,
         )
 
-    async def ask(
-        self, prefix: ServerPrefix, known: int, more: Sequence[int], wanted: Wanted
-    ) -> AsyncGenerator[Piece, None]:
-        """A completion, from the prefix's server or, if that fails before it has begun, from another.
+    async def complete(
+        self, prefix: ServerPrefix, known: int, more: Sequence[int], spec: CompletionSpec
+    ) -> AsyncGenerator[StreamDelta, None]:
+        """Stream a completion from the prefix's server or, if that fails before the first delta, from another.
 
-        Where the prefix has moved to another server, that reads it first, in one request for all that come.
+        If the prefix has moved to a new server, one request makes that server prefill it first.
 
         Args:
-            prefix: whose beginning the prompt begins with.
-            known: how much of it.
-            more: what stands behind that.
-            wanted: what is asked for.
+            prefix: the prefix.
+            known: number of prefix tokens with which the prompt begins.
+            more: ids of the rest of the prompt.
+            spec: what the request asks for.
         """
         ids = [*prefix.ids[:known], *more]
-        document = len(ids) if wanted.reads else known
+        document = len(ids) if spec.reads else known
         tried: set[Server] = set()
         while True:
             server = self._server_for(prefix, more, tried)
             begun = False
             try:
-                if known and not wanted.reads:
+                if known and not spec.reads:
                     await self.catch_up(prefix, server)
-                stream = self._stream(server, ids, known, wanted)
-                async with self._turn(server, ids, document) as is_read, aclosing(stream) as pieces:
-                    async for piece in pieces:
+                stream = self._stream(server, ids, known, spec)
+                async with self._hold_slot(server, ids, document) as mark_read, aclosing(stream) as deltas:
+                    async for delta in deltas:
                         if not begun:
-                            is_read()
+                            mark_read()
                         begun = True
-                        yield piece
+                        yield delta
                 return
             except ServerError as error:
-                away = error.status is None or error.status >= 500  # one that is busy is asked again
-                if error.passing and away and len(self.servers) > 1:
-                    server.failed()
+                # the same server is tried again if it is only busy
+                is_broken = error.status is None or error.status >= 500
+                if error.passing and is_broken and len(self.servers) > 1:
+                    server.mark_failed()
                     tried.add(server)
                     if not begun and len(tried) < len(self.servers):
                         logger.warning("%s Trying another server.", error)
@@ -138,62 +139,62 @@ class Requests:
                 raise
 
     def error(self, prefix: ServerPrefix, what: str) -> ServerError:
-        """What went wrong with an answer, which another try would not mend."""
+        """An error in an answer that a retry would not mend."""
         server = prefix.server or self.servers[0]
         return ServerError(server.name, what, passing=False)
 
     async def catch_up(self, prefix: ServerPrefix, server: Server) -> None:
-        """Have a server to which a prefix has moved read it, while all others that want it read wait."""
-        async with prefix.moving:
-            if prefix.server is not server or prefix.held > 0:
+        """Make the new server of a prefix prefill it; concurrent requests on the prefix wait for that."""
+        async with prefix.catch_up_lock:
+            if prefix.server is not server or prefix.tokens_on_server > 0:
                 return
-            ids, said = list(prefix.ids), None
+            ids, usage = list(prefix.ids), None
             stream = self._stream(server, ids, len(ids), READ)
-            async with self._turn(server, ids, len(ids)) as is_read, aclosing(stream) as pieces:
-                async for piece in pieces:
-                    said = piece.usage or said
-                is_read()
+            async with self._hold_slot(server, ids, len(ids)) as mark_read, aclosing(stream) as deltas:
+                async for delta in deltas:
+                    usage = delta.usage or usage
+                mark_read()
             if prefix.server is server:
-                prefix.held = max(prefix.held, len(ids))
-            prefix.read_again += self._ran(ids, said)
+                prefix.tokens_on_server = max(prefix.tokens_on_server, len(ids))
+            prefix.recomputed += self._ran(ids, usage)
 
-    def _ran(self, ids: Sequence[int], said: Said | None) -> int:
-        """How many tokens a server ran that had read none of them for us; all, if it does not say."""
-        found = self.reuse.heard(said, 0)
+    def _ran(self, ids: Sequence[int], usage: UsageReport | None) -> int:
+        """The number of tokens that a new server prefilled; all of them, if it does not report cache hits."""
+        found = self.reuse.record(usage, 0)
         return max(0, len(ids) - (found or 0))
 
     def _stream(
-        self, server: Server, ids: Sequence[int], known: int, wanted: Wanted
-    ) -> AsyncGenerator[Piece, None]:
-        if wanted.scored or wanted.coming:
-            return server.likelihoods(ids, wanted.scored, wanted.coming)
-        return server.stream(*self._fields(ids, known, wanted))
+        self, server: Server, ids: Sequence[int], known: int, spec: CompletionSpec
+    ) -> AsyncGenerator[StreamDelta, None]:
+        if spec.scored or spec.candidates:
+            return server.likelihoods(ids, spec.scored, spec.candidates)
+        return server.stream(*self._fields(ids, known, spec))
 
     def _fields(
-        self, ids: Sequence[int], known: int, wanted: Wanted
+        self, ids: Sequence[int], known: int, spec: CompletionSpec
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A request: the fields of the API that all servers share, and those of the family's own."""
-        body = {**self._prompt(ids, known), **wanted.fields, "model": self.model_id}
-        extra = {**self.family.extra, **wanted.extra}
+        """The fields of a request: those of the common API, and those of the family's own."""
+        body = {**self._prompt(ids, known), **spec.fields, "model": self.model_id}
+        extra = {**self.family.extra, **spec.extra}
         if self.family.name == "transformers":
             body.pop("temperature", None)
-            if isinstance(self.words, Tokens):
-                extra["generation_config"] = self._greedy(wanted, self.words)
+            if isinstance(self.codec, TokenizerCodec):
+                extra["generation_config"] = self._greedy(spec, self.codec)
         else:
             body["stream_options"] = {"include_usage": True}
         return body, extra
 
-    def _turn(
+    def _hold_slot(
         self, server: Server, ids: Sequence[int], document: int
     ) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """A server's one slot, where it has one, and what is to be called once the prompt is read."""
+        """Hold the server's only slot, if it has just one. Gives a function to call once the prompt is prefilled."""
         slot = self._slots.get(server)
-        return nullcontext(lambda: None) if slot is None else slot.turn(ids, document)
+        return nullcontext(lambda: None) if slot is None else slot.hold(ids, document)
 
-    def _greedy(self, wanted: Wanted, words: Tokens) -> str:
-        """What `transformers serve` is told of generation; without an end there, its texts would have none."""
-        ends = list(wanted.ends) or words.codec.tokenizer.eos_token_id
-        tokens = wanted.fields["max_tokens"]
+    def _greedy(self, spec: CompletionSpec, codec: TokenizerCodec) -> str:
+        """The generation config for `transformers serve`, which needs an EOS to end a text."""
+        ends = list(spec.ends) or codec.chat_codec.tokenizer.eos_token_id
+        tokens = spec.fields["max_tokens"]
         config = GenerationConfig(do_sample=False, max_new_tokens=tokens, eos_token_id=ends)  # type: ignore[no-untyped-call]
         return str(config.to_json_string())
 
@@ -201,12 +202,12 @@ class Requests:
         if self.route == "tokens":
             return {"prompt": list(ids)}
         if self.route == "chat":
-            return {"messages": self.words.messages(ids)}
-        return {"prompt": self.words.text(ids, known)}
+            return {"messages": self.codec.messages(ids)}
+        return {"prompt": self.codec.text(ids, known)}
 
     def _server_for(self, prefix: ServerPrefix, more: Sequence[int], tried: set[Server]) -> Server:
-        """The prefix's own server; for a fresh prefix by what it begins with, so that all processes choose alike."""
-        able = [server for server in self.servers if server not in tried and not server.away]
+        """The prefix's server. A new prefix gets one by rendezvous hashing of its beginning, equal in all processes."""
+        able = [server for server in self.servers if server not in tried and not server.is_down]
         able = able or [server for server in self.servers if server not in tried] or list(self.servers)
         if prefix.server not in able:
             begins = repr((prefix.ids or list(more))[:4096])
@@ -216,7 +217,7 @@ class Requests:
 
 
 def _pause(state: RetryCallState) -> float:
-    """Growing pauses, and what a server asks for."""
+    """Seconds before a retry: exponential back-off, or the server's ``Retry-After`` if that is longer."""
     error = state.outcome.exception() if state.outcome is not None else None
     return max(getattr(error, "retry_after", 0.0), _growing(state))
 

@@ -1,24 +1,24 @@
-"""What servers say of their prefix caches: counted, and a warning where they find far too little again."""
+"""Counts the prefix cache hits that servers report, and warns if they are far too few."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
 
-from wim_kernel.engines.server.deltas import Said
+from wim_kernel.engines.server.deltas import UsageReport
 
 ENOUGH_TO_JUDGE = 4096
-"""Shared tokens after which too little reuse is worth a warning."""
+"""Tokens that the cache should have had, after which too few hits are worth a warning."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What requests cost.
+    """The tokens of a branch's requests.
 
     Attributes:
-        prompt: tokens of their prompts behind the prefix.
-        output: tokens generated.
-        recomputed: tokens of the prefix that were run again, as far as the server told.
+        prompt: number of prompt tokens after the prefix.
+        output: number of generated tokens.
+        recomputed: number of prefix tokens that were prefilled again, as far as the server reports it.
     """
 
     prompt: int = 0
@@ -32,47 +32,48 @@ class Cost:
 
 
 class Reuse:
-    """Takes in what servers say.
+    """Counts cache hits.
 
     Args:
-        advice: what to change where prefixes are not found again.
-        exact: whether the server counts the tokens that are counted here.
+        advice: what to change if the prefix cache misses, for the warning.
+        exact: whether servers count in our token units.
 
     Attributes:
-        said: whether it is known how many of the tokens counted here were found; None before anything was asked.
+        reported: whether servers report cache hits in our token units; None before the first request.
     """
 
     def __init__(self, advice: str, exact: bool) -> None:
         self.advice = advice
         self.exact = exact
-        self.said: bool | None = None
-        self._tell: set[str] = set()  # servers that have said a count; from them none means 0
-        self._shared, self._found, self._warned = 0, 0, False
+        self.reported: bool | None = None
+        # servers that have reported a count: from them, a missing count means 0
+        self._reporting: set[str] = set()
+        self._expected, self._cached, self._warned = 0, 0, False
 
-    def heard(self, said: Said | None, shared: int) -> int | None:
-        """Take in what was said of one request.
+    def record(self, usage: UsageReport | None, expected: int) -> int | None:
+        """Count the cache hits of one request.
 
         Args:
-            said: what.
-            shared: how many tokens of its prompt the server had read before, as the server counts.
+            usage: the server's report; None if there is none.
+            expected: number of prompt tokens that the cache should have, in the server's units.
 
         Returns:
-            How many tokens of the prompt it found in its cache; None if that is not known, or is not counted as here.
+            The number of prompt tokens found in the cache; None if it is unknown, or not in our token units.
         """
-        found = said.cached if said is not None else None
-        if said is not None and found is not None:
-            self._tell.add(said.by)
-        if found is None and said is not None and said.by in self._tell:
-            found = 0  # some leave a count of 0 out
-        self.said = bool(self.said) or (found is not None and self.exact)
+        found = usage.cached_tokens if usage is not None else None
+        if usage is not None and found is not None:
+            self._reporting.add(usage.server)
+        if found is None and usage is not None and usage.server in self._reporting:
+            found = 0  # some servers leave out a count of 0
+        self.reported = bool(self.reported) or (found is not None and self.exact)
         if found is None:
             return None
-        self._shared += shared
-        self._found += min(found, shared)
-        if not self._warned and self._shared > ENOUGH_TO_JUDGE and self._found < self._shared // 2:
+        self._expected += expected
+        self._cached += min(found, expected)
+        if not self._warned and self._expected > ENOUGH_TO_JUDGE and self._cached < self._expected // 2:
             self._warned = True
             warnings.warn(
-                f"The server found only {self._found} of {self._shared} shared tokens in its prefix cache, so "
+                f"The server found only {self._cached} of {self._expected} shared tokens in its prefix cache, so "
                 f"documents are read again and again: {self.advice}.",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""A generation config as the fields of a request: what a family takes is sent, and what it does not is refused."""
+"""Converts a generation config to the fields of a request; refuses settings that a family does not support."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from wim_kernel.engines.server.families import Family
 
 STANDARD = ("max_tokens", "temperature", "top_p", "stop")
-"""Fields of the API that all share; the others are a family's own."""
+"""Sampling fields of the common API; others are a family's own."""
 
 _NEVER_SENT = (
     "no_repeat_ngram_size",
@@ -30,7 +30,7 @@ _NEVER_SENT = (
     "penalty_alpha",
     "dola_layers",
 )
-_WHOLE_TEXT = 2**18  # tokens that llama.cpp's penalty looks back on, in place of 64
+_WHOLE_TEXT = 2**18  # llama.cpp's repeat_last_n, whose default of 64 tokens is not transformers' penalty
 _ONLY_SAMPLED = ("top_k", "min_p", "typical_p")
 _SAMPLED_NEVER_SENT = ("top_h", "epsilon_cutoff", "eta_cutoff", "renormalize_logits")
 _CHANGES_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -42,22 +42,22 @@ _CHANGES_NOTHING: dict[str, tuple[Any, ...]] = {
 
 
 def sampling_fields(family: Family, generation: GenerationConfig, end: int | None = None) -> dict[str, Any]:
-    """The fields that ask for it. What the config leaves open is left to the server.
+    """The fields of a request for a generation config. Settings that the config leaves open are left to the server.
 
     Args:
-        family: of the server.
-        generation: what the caller wants.
-        end: the token that ends a text, as the tokenizer says; None where that is not known.
+        family: the server's family.
+        generation: the generation config.
+        end: EOS token of the tokenizer; None if it is unknown.
 
     Raises:
-        ValueError: for settings that cannot be sent to this family.
+        ValueError: for settings that the family does not support.
     """
     sampled = bool(generation.do_sample)
     for name in (*_NEVER_SENT, *(_SAMPLED_NEVER_SENT if sampled else ())):
         if _changes(generation, name):
             raise ValueError(f"{name} cannot be asked of a server.")
     fields: dict[str, Any] = {"max_tokens": generation.max_new_tokens}
-    if family.name == "transformers":  # it keeps the first request's settings for all, but for these
+    if family.name == "transformers":  # applies most settings of the first request to all requests
         for name in ("do_sample", "min_new_tokens", "stop_strings", "repetition_penalty"):
             if _changes(generation, name):
                 raise ValueError(f"{name} cannot be asked of `transformers serve`.")
@@ -76,15 +76,15 @@ def sampling_fields(family: Family, generation: GenerationConfig, end: int | Non
         value = getattr(generation, name, None)
         if value is None or (name not in family.settings and not _changes(generation, name)):
             continue
-        # what changes nothing in itself takes the place of a default of the server's or the model's
-        fields[_sent_as(family, name)] = family.every_token if name == "top_k" and value <= 0 else value
+        # a neutral value is sent too: it overrides a default of the server or the model
+        fields[_sent_as(family, name)] = family.top_k_off if name == "top_k" and value <= 0 else value
     if "repeat_penalty" in fields:
         fields["repeat_last_n"] = _WHOLE_TEXT
     return {**fields, **_shortest(family, generation), **_ends(family, generation, end)}
 
 
 def _shortest(family: Family, generation: GenerationConfig) -> dict[str, Any]:
-    """How a least number of tokens is asked for; a family may only know how to go on to the most."""
+    """The fields for a minimum length. A family without one may be able to generate exactly the maximum."""
     if not generation.min_new_tokens:
         return {}
     exactly = generation.min_new_tokens == generation.max_new_tokens
@@ -94,12 +94,12 @@ def _shortest(family: Family, generation: GenerationConfig) -> dict[str, Any]:
 
 
 def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict[str, Any]:
-    """The caller's own ends, which take the place of the model's."""
+    """The fields for the caller's EOS tokens, which replace the model's."""
     ends = ends_of(generation)
     if not ends or ("eos_token_id" not in family.settings and ends == [end]):
         return {}
     name = _sent_as(family, "eos_token_id")
-    if family.ends_beside_its_own:
+    if family.ignore_eos_drops_stop_ids:
         if end not in ends:
             raise ValueError(
                 f"eos_token_id cannot be asked of a server of the family {family.name!r} without the model's own end, "
@@ -110,13 +110,13 @@ def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict
 
 
 def ends_of(generation: GenerationConfig) -> list[int]:
-    """The ends that a config names, if it does."""
+    """The EOS tokens of a config; empty if it has none."""
     ends = generation.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _changes(generation: GenerationConfig, name: str) -> bool:
-    """Whether a setting is set, and to something that makes a difference."""
+    """Whether a setting is set to a value that has an effect."""
     value = getattr(generation, name, None)
     return value is not None and bool(value) and value not in _CHANGES_NOTHING.get(name, ())
 

@@ -1,4 +1,7 @@
-"""Requests to servers: streams that end well or are an error, retries, limits, and closing that stops the work."""
+"""Sends HTTP requests to servers, limits their number, and cancels them when their consumer stops.
+
+All requests of the process run on one event loop in a background thread; the engine's threads wait for their results.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,25 @@ import openai
 from wim_kernel.common import forks
 from wim_kernel.common.concurrency import stoppable
 from wim_kernel.common.errors import ServerError
-from wim_kernel.engines.server.deltas import Piece, piece_of, piece_of_likelihoods
+from wim_kernel.engines.server.deltas import StreamDelta, parse_event, parse_likelihoods
 
 Item = TypeVar("Item")
-AWAY = 30.0
-"""Seconds for which a server that failed is left alone, if there are others."""
+COOLDOWN_SECONDS = 30.0
+"""Seconds for which a server that failed gets no requests, if there are others."""
 NO_KEY = "none"
-"""What is sent in place of a key where there is none."""
+"""The key that is sent if the user has none."""
 _END = object()
 
 
 _loop: asyncio.AbstractEventLoop | None = None
 _loop_lock = threading.Lock()
-_of_the_parent: list[object] = []
-"""Loops and clients of the process that was forked. Collecting them here would close what the parent still uses."""
+_parents_objects: list[object] = []
+"""Loops and clients of the parent process. Their collection here would close connections that the parent still uses."""
 _THREAD = "wim-requests"
 
 
 def background() -> asyncio.AbstractEventLoop:
-    """An event loop in a thread of its own, for all requests of this process."""
+    """The event loop for all requests of this process, in a thread of its own."""
     global _loop
     with _loop_lock:
         if _loop is None:
@@ -47,7 +50,7 @@ def background() -> asyncio.AbstractEventLoop:
 
 def _renew_after_fork() -> None:
     global _loop, _loop_lock
-    _of_the_parent.append(_loop)
+    _parents_objects.append(_loop)
     _loop, _loop_lock = None, threading.Lock()
 
 
@@ -55,7 +58,7 @@ forks.in_child(_renew_after_fork)
 
 
 def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
-    """Run a coroutine there and wait; an interrupt stops it."""
+    """Run a coroutine on the background loop and wait for its result; an interrupt cancels it."""
     future = asyncio.run_coroutine_threadsafe(work, background())
     try:
         with stoppable(future.cancel):
@@ -64,14 +67,19 @@ def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
         future.cancel()
 
 
-Put = Callable[[Item], None]
+Emit = Callable[[Item], None]
 
 
-def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -> Iterator[Item]:
-    """Run coroutines together and yield what they put, as it comes. Closing this stops them all, and waits for that.
+def run_concurrently(work: Sequence[Callable[[Emit[Item]], Coroutine[Any, Any, None]]]) -> Iterator[Item]:
+    """Run coroutines concurrently and yield the items that they emit, as they come.
+
+    Closing the generator cancels the coroutines and waits until they have ended.
+
+    Args:
+        work: functions that make a coroutine, given the function by which it emits items.
 
     Raises:
-        Exception: the first that one of them raises; the others are stopped.
+        Exception: the first exception of a coroutine; the others are cancelled.
     """
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     loop = background()
@@ -88,7 +96,7 @@ def gathered(work: Sequence[Callable[[Put[Item]], Coroutine[Any, Any, None]]]) -
 
     def begin() -> None:
         running.append(loop.create_task(run()))
-        running[0].add_done_callback(lambda _: found.put(_END))  # also if it was stopped before it began
+        running[0].add_done_callback(lambda _: found.put(_END))  # even if it is cancelled before it begins
 
     def stop() -> None:
         loop.call_soon_threadsafe(lambda: running[0].cancel())
@@ -116,13 +124,14 @@ class Server:
     """One server.
 
     Args:
-        base_url: of its API, with ``/v1``.
-        api_key: sent to this server alone; by default what ``OPENAI_API_KEY`` says.
-        timeout: seconds without a sign of life after which a request has failed.
+        base_url: URL of the API, with ``/v1``.
+        api_key: key that is sent to this server alone; by default the environment's ``OPENAI_API_KEY``.
+        timeout: seconds without data after which a request has failed.
         concurrency: most requests at a time.
 
     Attributes:
-        name: its address as it is shown, without a user's name and password.
+        name: the URL without a user's name and password, for messages.
+        running: number of requests in flight.
     """
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, concurrency: int) -> None:
@@ -131,26 +140,26 @@ class Server:
         self.timeout = timeout
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
         self.concurrency = concurrency
-        self._away_until = 0.0
+        self._down_until = 0.0
         self._client: openai.AsyncOpenAI | None = None
-        self._gate: asyncio.Semaphore | None = None
+        self._limiter: asyncio.Semaphore | None = None
         self.running = 0
         forks.register(self)
 
     def renew_after_fork(self) -> None:
-        """Connections and requests under way are the parent's."""
-        _of_the_parent.append(self._client)
-        self._client, self._gate, self.running = None, None, 0
+        """Drop connections and requests in flight, which are the parent's."""
+        _parents_objects.append(self._client)
+        self._client, self._limiter, self.running = None, None, 0
 
     @property
     def client(self) -> openai.AsyncOpenAI:
-        """The API's client, made when it is first needed."""
+        """The API client; made when first needed."""
         if self._client is None:
             self._client = openai.AsyncOpenAI(
                 base_url=self.base_url,
                 api_key=self._api_key,
                 timeout=openai.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                max_retries=0,  # the engine tries again, for more reasons
+                max_retries=0,  # `Requests.attempts` retries
                 # a redirect could take the key elsewhere
                 http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
             )
@@ -160,42 +169,46 @@ class Server:
         return f"Server({self.name!r})"
 
     @property
-    def away(self) -> bool:
-        """Whether it failed a short while ago."""
-        return time.monotonic() < self._away_until
+    def is_down(self) -> bool:
+        """Whether the server has failed within `COOLDOWN_SECONDS`."""
+        return time.monotonic() < self._down_until
 
-    def failed(self) -> None:
-        """Leave it alone for a while."""
-        self._away_until = time.monotonic() + AWAY
+    def mark_failed(self) -> None:
+        """Prefer other servers for `COOLDOWN_SECONDS`."""
+        self._down_until = time.monotonic() + COOLDOWN_SECONDS
 
     @property
-    def gate(self) -> asyncio.Semaphore:
-        """Lets so many requests through at a time, in order."""
-        if self._gate is None:
-            self._gate = asyncio.Semaphore(self.concurrency)
-        return self._gate
+    def limiter(self) -> asyncio.Semaphore:
+        """Admits `concurrency` requests at a time, first come, first served."""
+        if self._limiter is None:
+            self._limiter = asyncio.Semaphore(self.concurrency)
+        return self._limiter
 
     async def get(self, path: str) -> Any:
-        """The JSON at a path beside the API's, or None if there is no such thing there."""
-        status, found = await self._beside("GET", path)
+        """The JSON at a path next to the API's; None if the request fails."""
+        status, found = await self._request_json("GET", path)
         return found if status is not None and 200 <= status < 300 else None
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int | None, Any]:
-        """The status and the JSON that such a path answers with: no status if no answer came, None for no JSON."""
-        return await self._beside("POST", path, body)
+        """Post JSON to a path next to the API's.
 
-    async def _beside(
+        Returns:
+            The status, or None if there was no answer, and the JSON of the reply, or None if it is not JSON.
+        """
+        return await self._request_json("POST", path, body)
+
+    async def _request_json(
         self, method: str, path: str, body: dict[str, Any] | None = None
     ) -> tuple[int | None, Any]:
         url = self._beside_api(path)
         headers = {"Authorization": f"Bearer {self.client.api_key}"}
         timeout = 10.0 if body is None else self.timeout
-        for _ in range(2):  # a connection that was kept may turn out to be closed
+        for _ in range(2):  # a kept-alive connection may have been closed
             try:
                 answer = await self.client._client.request(
                     method, url, json=body, headers=headers, timeout=timeout
                 )
-            except Exception:  # whatever its transport raises: no answer came
+            except Exception:  # the transport may raise anything: no answer came
                 continue
             try:
                 return answer.status_code, answer.json()
@@ -207,78 +220,84 @@ class Server:
         return self.base_url.removesuffix("/v1") + path
 
     async def models(self) -> list[dict[str, Any]]:
-        """The models it serves.
+        """The models that the server lists.
 
         Raises:
-            ServerError: if it cannot be asked.
+            ServerError: if they cannot be listed.
         """
         try:
             found = [model.model_dump() async for model in self.client.models.list()]
             return [model for model in found if isinstance(model.get("id"), str)]
-        except Exception as error:  # also what the client makes of an answer that is no list of models
-            raise self.error("its models could not be listed", error) from self._shown(error)
+        except Exception as error:  # includes what the client raises for a reply that is no list of models
+            raise self.error("its models could not be listed", error) from self._safe_cause(error)
 
-    async def stream(self, fields: dict[str, Any], extra: dict[str, Any]) -> AsyncGenerator[Piece, None]:
-        """A completion, piece by piece; of messages if there are any.
+    async def stream(
+        self, fields: dict[str, Any], extra: dict[str, Any]
+    ) -> AsyncGenerator[StreamDelta, None]:
+        """Stream a completion; a chat completion if ``fields`` has messages.
+
+        Args:
+            fields: fields of the common API.
+            extra: fields of the family's own.
 
         Raises:
-            ServerError: if it cannot be had, or breaks off before its end.
+            ServerError: if the request fails, or the stream breaks off before its end.
         """
         chat = "messages" in fields
         create: Any = self.client.chat.completions.create if chat else self.client.completions.create
         finished = False
-        async with self._working():
+        async with self._limited():
             stream = await create(**fields, stream=True, extra_body=extra)
             async with stream:
                 async for event in stream:
-                    piece = piece_of(event, self.base_url, chat=chat)
-                    finished = finished or piece.finish is not None
-                    yield piece
+                    delta = parse_event(event, self.base_url, chat=chat)
+                    finished = finished or delta.finish is not None
+                    yield delta
         if not finished:
             raise self.error("an answer broke off before its end", None)
 
     async def likelihoods(
-        self, ids: Sequence[int], scored: int, coming: Sequence[int]
-    ) -> AsyncGenerator[Piece, None]:
-        """How likely tokens are, each behind all those before it, in one piece.
+        self, ids: Sequence[int], scored: int, candidates: Sequence[int]
+    ) -> AsyncGenerator[StreamDelta, None]:
+        """Log-probabilities of tokens by SGLang's ``/generate``, in one delta.
 
         Args:
-            ids: of a prompt.
-            scored: how many of its last tokens are meant, which have another before them.
-            coming: tokens that may come next, likewise.
+            ids: token ids of the prompt.
+            scored: number of the prompt's last tokens to score; another token precedes them.
+            candidates: candidate next tokens to score.
 
         Raises:
-            ServerError: if that cannot be had.
+            ServerError: if the request fails.
         """
         body = {
             "input_ids": list(ids),
-            "sampling_params": {"max_new_tokens": 1 if coming else 0, "temperature": 0.0},
+            "sampling_params": {"max_new_tokens": 1 if candidates else 0, "temperature": 0.0},
             "return_logprob": True,
             "logprob_start_len": len(ids) - scored - 1 if scored else -1,
-            "token_ids_logprob": list(coming) or None,
+            "token_ids_logprob": list(candidates) or None,
         }
-        async with self._working():
+        async with self._limited():
             answer = await self.client.post(self._beside_api("/generate"), cast_to=object, body=body)
-            piece = piece_of_likelihoods(answer, scored, self.base_url)
-        yield piece
+            delta = parse_likelihoods(answer, scored, self.base_url)
+        yield delta
 
     @asynccontextmanager
-    async def _working(self) -> AsyncGenerator[None, None]:
-        """A request's turn, in which whatever goes wrong is a `ServerError`."""
-        async with self.gate:
+    async def _limited(self) -> AsyncGenerator[None, None]:
+        """Wait for the limiter; within the context, every exception becomes a `ServerError`."""
+        async with self.limiter:
             self.running += 1
             try:
                 yield
-            except Exception as error:  # also what the transport raises in the middle, and what is no JSON
-                raise self.error("a request failed", error) from self._shown(error)
+            except Exception as error:  # also in the middle of a stream, or for a reply that is not JSON
+                raise self.error("a request failed", error) from self._safe_cause(error)
             finally:
                 self.running -= 1
 
     def error(self, what: str, error: Exception | None) -> ServerError:
-        """What went wrong, in words that hold no key."""
+        """The error for a failed request, with a message that never contains the key."""
         status = getattr(error, "status_code", None)
         detail = (
-            f" ({type(error).__name__}{f', status {status}' if status else ''}: {self._short(error)})"
+            f" ({type(error).__name__}{f', status {status}' if status else ''}: {self._redacted(error)})"
             if error
             else ""
         )
@@ -288,15 +307,15 @@ class Server:
         found.retry_after = _seconds(headers.get("retry-after"))
         return found
 
-    def _short(self, error: Exception) -> str:
-        """What an error says, without the key that a server may have sent back in it."""
+    def _redacted(self, error: Exception) -> str:
+        """An error's message without the key, which a server may have sent back in it."""
         text = str(error)
         if self.client.api_key != NO_KEY:
             text = text.replace(self.client.api_key, "[the key]")
         return " ".join(text.split())[:300]
 
-    def _shown(self, error: Exception) -> Exception | None:
-        """An error as the cause of another, which a traceback shows; none if the key is in it."""
+    def _safe_cause(self, error: Exception) -> Exception | None:
+        """The error as a cause for the traceback; None if its message contains the key."""
         return error if self.client.api_key == NO_KEY or self.client.api_key not in str(error) else None
 
 

@@ -1,9 +1,9 @@
 """Attention over a prefix that is stored once, in parts that are merged exactly.
 
-Softmax attention over keys that lie in several places can be computed place by place: each part gives its output and
-the log-sum-exp of its scores, and parts merge as averages weighted by ``exp(lse)``. So a branch attends to the
-reading's keys where they lie and to its own in another buffer, a chunk attends to earlier chunks without a mask, and
-nothing is ever copied, repeated or concatenated. (FlashAttention, arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
+Softmax attention over keys in several buffers can be computed buffer by buffer: each part gives its output and the
+log-sum-exp of its scores, and parts merge as averages weighted by ``exp(lse)``. So a branch attends to the prefix's
+keys in the shared buffer and to its own keys in another, a chunk attends to earlier chunks without a mask, and nothing
+is ever copied, repeated or concatenated. (FlashAttention, arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
 
 Shapes: ``A`` batch entries or key heads, ``G`` query heads that share a key head, ``M`` queries, ``N`` keys, ``D``
 head size.
@@ -13,25 +13,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-SCORE_BYTES = 128 * 2**20  # most memory that explicit scores take at a time
+SCORE_BYTES = 128 * 2**20
+"""Most memory for the score matrix where attention is written out."""
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a model's layer asks of its attention, beyond queries, keys and values.
+class AttentionParams:
+    """The arguments of a layer's attention besides queries, keys and values.
+
+    `visible` is the one definition of which query sees which key. A query sees a run of consecutive keys that ends at
+    its own position, from `first_visible` on; everything else here says the same in a form that saves work. Another
+    kind of attention is a subclass with these methods of its own; a backend that computes the mask in its own way says
+    in ``supports`` that it does not know it.
 
     Attributes:
         scale: factor on the scores.
-        window: how many positions back a query sees, itself included; None for all.
-        softcap: scores are ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        sinks: per query head, the logit of a key without a value, shape (heads,) (gpt-oss).
+        window: number of positions that a query sees, its own included; None for all up to its own.
+        softcap: bound of the scores, which become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sinks: for each query head, the logit of a key without a value, shape (heads,) (gpt-oss).
     """
 
     scale: float
@@ -39,9 +45,32 @@ class Terms:
     softcap: float | None = None
     sinks: Tensor | None = None
 
+    def visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """True where a key is at or before the query and, with a window, fewer than ``window`` positions back.
+
+        Args:
+            query_positions: positions in the text, broadcastable against the keys'.
+            key_positions: positions in the text.
+        """
+        distance = query_positions - key_positions
+        return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+
+    def first_visible(self, position: int) -> int:
+        """The first key position that the query at ``position`` sees."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def is_plain(self, end: int) -> bool:
+        """Whether queries at positions before ``end`` see every key up to themselves: causal attention alone."""
+        return self.window is None or self.window >= end
+
+    @property
+    def mask_key(self) -> Hashable:
+        """A key for masks: layers with equal keys have equal masks."""
+        return self.window
+
 
 class Mask:
-    """Which query sees which key; made once for a step and used in every layer.
+    """The visibility of keys for queries; made once for a forward pass and used in every layer.
 
     Args:
         allowed: True where a query sees a key, broadcastable to (A, 1, M, N).
@@ -59,18 +88,18 @@ class Mask:
         return self._split[splits, end]
 
     def tail(self, start: int) -> Mask:
-        """The mask over keys ``start`` on."""
+        """The mask over the keys from ``start`` on."""
         return Mask(self.allowed[..., start:])
 
     @cached_property
     def blind(self) -> Tensor | None:
-        """Queries that see no key at all, (A, 1, M); None if there are none."""
+        """True for queries that see no key at all, (A, 1, M); None if there are none."""
         blind = ~self.allowed.any(-1)
         return blind if bool(blind.any()) else None
 
     @cached_property
     def bias(self) -> Tensor:
-        """The mask as a term of the scores, in float32: 0 or minus infinity."""
+        """The mask as a bias on the scores, in float32: 0 or minus infinity."""
         return torch.zeros(self.allowed.shape, device=self.allowed.device).masked_fill_(
             ~self.allowed, -torch.inf
         )
@@ -80,7 +109,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    terms: Terms,
+    params: AttentionParams,
     *,
     causal: bool = False,
     mask: Mask | None = None,
@@ -91,29 +120,30 @@ def attend(
         query: (A, G, M, D).
         key: (A, 1, N, D): one key head for its G query heads.
         value: (A, 1, N, Dv).
-        terms: scale and softcap; the window is the caller's to turn into a mask.
-        causal: query m sees keys 0..m; needs M == N.
-        mask: which query sees which key. A query that sees none gets a log-sum-exp of minus infinity.
+        params: scale and softcap. The caller turns a window into ``mask``.
+        causal: whether query m sees keys 0 to m only; needs M == N.
+        mask: visibility of keys; None if every query sees every key. A query that sees none gets a log-sum-exp of
+            minus infinity.
 
     Returns:
         The output (A, G, M, Dv), and the log-sum-exp (A, G, M) in float32.
     """
-    if not _has_flash(query, value, mask, terms):
+    if not _has_flash(query, value, mask, params):
         if causal:
             size = query.shape[2]
             mask = Mask(torch.ones(1, 1, size, size, dtype=torch.bool, device=query.device).tril())
-        return _explicit(query, key, value, terms, mask)
+        return _explicit(query, key, value, params, mask)
     entries, groups, queries, size = query.shape
     if causal or (mask is not None and groups > 1):
-        return _flash(query, key, value, terms.scale, causal, mask)
-    # without a mask, grouped heads are just more queries of the same key head
+        return _flash(query, key, value, params.scale, causal, mask)
+    # without a mask, the query heads of a group are just more queries of the same key head
     folded = query.reshape(entries, 1, groups * queries, size)
-    out, lse = _flash_split(folded, key, value, terms.scale, mask, _splits(folded, key))
+    out, lse = _flash_split(folded, key, value, params.scale, mask, _splits(folded, key))
     return out.reshape(entries, groups, queries, -1), lse.reshape(entries, groups, queries)
 
 
-def _has_flash(query: Tensor, value: Tensor, mask: Mask | None, terms: Terms) -> bool:
-    if terms.softcap is not None or query.shape[-1] != value.shape[-1]:
+def _has_flash(query: Tensor, value: Tensor, mask: Mask | None, params: AttentionParams) -> bool:
+    if params.softcap is not None or query.shape[-1] != value.shape[-1]:
         return False
     if query.device.type == "cpu":
         return query.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -125,7 +155,7 @@ def _has_flash(query: Tensor, value: Tensor, mask: Mask | None, terms: Terms) ->
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool = False, mask: Mask | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Torch's flash kernels, called where they also return the log-sum-exp."""
+    """Torch's flash kernels, through the operators that also return the log-sum-exp."""
     key, value = (item.expand(-1, query.shape[1], -1, -1) for item in (key, value))
     if query.device.type != "cpu":
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
@@ -136,13 +166,13 @@ def _flash(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
-    if mask is not None and mask.blind is not None:  # the kernel gives those zeros and a wrong log-sum-exp
+    if mask is not None and mask.blind is not None:  # the kernel gives them zeros and a wrong log-sum-exp
         out, lse = out.masked_fill(mask.blind[..., None], 0.0), lse.masked_fill(mask.blind, -torch.inf)
     return out, lse
 
 
 def _splits(query: Tensor, key: Tensor) -> int:
-    """Into how many runs to cut the keys of few queries, so that a CPU's threads have equal shares of the heads."""
+    """Number of runs to cut the keys into, so that few queries still give each CPU thread an equal number of heads."""
     entries, _, queries, _ = query.shape
     if query.device.type != "cpu" or queries > 64 or key.shape[2] < 1024:
         return 1
@@ -153,7 +183,7 @@ def _splits(query: Tensor, key: Tensor) -> int:
 def _flash_split(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Mask | None, splits: int
 ) -> tuple[Tensor, Tensor]:
-    """Attention of (A, 1, M, D) over all keys, cut into ``splits`` runs that are computed side by side and merged."""
+    """Attention of queries (A, 1, M, D) over keys cut into ``splits`` runs, computed in parallel and merged."""
     if splits == 1:
         return _flash(query, key, value, scale, mask=mask)
     even = key.shape[2] // splits * splits
@@ -163,7 +193,7 @@ def _flash_split(
     )
     cut = None if mask is None else mask.split(splits, even)
     outs, lses = _flash(query.expand(-1, splits, -1, -1), keys, values, scale, mask=cut)
-    weights = torch.softmax(lses, 1).nan_to_num_(0.0)  # what sees nothing in any run weighs none of them
+    weights = torch.softmax(lses, 1).nan_to_num_(0.0)  # a query that sees no key has weight 0 everywhere
     lse = functools.reduce(torch.logaddexp, lses[:, :, None].unbind(1))  # fewer operations than logsumexp
     merge = Merge((outs * weights[..., None]).sum(1, keepdim=True), lse)
     if even < key.shape[2]:
@@ -173,17 +203,17 @@ def _flash_split(
 
 
 def _explicit(
-    query: Tensor, key: Tensor, value: Tensor, terms: Terms, mask: Mask | None
+    query: Tensor, key: Tensor, value: Tensor, params: AttentionParams, mask: Mask | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, in float32, for what no kernel takes; a block of queries at a time."""
+    """Attention written out in float32, a block of queries at a time, for arguments that no kernel takes."""
     entries, groups, queries, _ = query.shape
     key, value = key.float().transpose(-1, -2), value.float()
     block = max(1, SCORE_BYTES // max(1, 4 * entries * groups * key.shape[-1]))
     outs, lses = [], []
     for start in range(0, queries, block):
-        scores = torch.matmul(query[:, :, start : start + block].float(), key) * terms.scale
-        if terms.softcap is not None:
-            scores = terms.softcap * torch.tanh(scores / terms.softcap)
+        scores = torch.matmul(query[:, :, start : start + block].float(), key) * params.scale
+        if params.softcap is not None:
+            scores = params.softcap * torch.tanh(scores / params.softcap)
         if mask is not None:
             scores = scores.masked_fill(~mask.allowed[..., start : start + block, :], -torch.inf)
         lse = torch.logsumexp(scores, -1)
@@ -196,7 +226,9 @@ def _explicit(
 class Merge:
     """The running exact merge of parts, in float32; a part may cover only some entries of the first axis.
 
-    Holds ``out`` (..., M, Dv) and ``lse`` (..., M). Starts from a part that covers everything; it is written to.
+    Args:
+        out: output of the first part, (..., M, Dv), which covers all entries. It is overwritten.
+        lse: log-sum-exp of the first part, (..., M). It is overwritten.
     """
 
     def __init__(self, out: Tensor, lse: Tensor) -> None:
@@ -206,71 +238,74 @@ class Merge:
     def add(self, out: Tensor, lse: Tensor, rows: slice = slice(None)) -> None:
         """Merge a part into ``rows`` of the first axis."""
         mine, both = self.lse[rows], torch.logaddexp(self.lse[rows], lse)
-        base = both.clamp(min=torch.finfo(both.dtype).min)  # finite also where a query has seen nothing yet
+        base = both.clamp(min=torch.finfo(both.dtype).min)  # finite even for a query that has seen no key yet
         self.out[rows] *= torch.exp(mine - base)[..., None]
         self.out[rows] += out * torch.exp(lse - base)[..., None]
         self.lse[rows] = both
 
     def sink(self, sinks: Tensor) -> None:
-        """Merge a key without a value: ``sinks`` broadcastable to ``lse``."""
+        """Merge in a key without a value, whose logits are ``sinks``, broadcastable to ``lse``."""
         self.out = self.out * torch.sigmoid(self.lse - sinks.float())[..., None]
 
 
-def extend_attention(query: Tensor, keys: Tensor, values: Tensor, start: int, terms: Terms) -> Tensor:
-    """Attention of a chunk's tokens, positions ``start`` on, over everything up to themselves.
+def extend_attention(
+    query: Tensor, keys: Tensor, values: Tensor, start: int, params: AttentionParams
+) -> Tensor:
+    """Attention of new tokens, at positions from ``start`` on, over the prefix and themselves.
 
     Args:
         query: (1, heads, M, D).
-        keys: (key heads, start + M, D), the chunk's own at the end.
+        keys: (key heads, start + M, D), those of the new tokens last.
         values: (key heads, start + M, Dv).
         start: position of the first query.
-        terms: see `Terms`.
+        params: scale, window, softcap and sinks.
 
     Returns:
-        (1, M, heads, Dv), as the attention interface of transformers wants it.
+        (1, M, heads, Dv), the layout of transformers' attention interface.
     """
     _, heads, count, size = query.shape
     key_heads, end, _ = keys.shape
     query = query.view(key_heads, heads // key_heads, count, size)
     keys, values = keys[:, None], values[:, None]
-    if terms.window is None or terms.window >= end:
-        merge = Merge(*attend(query, keys[:, :, start:], values[:, :, start:], terms, causal=True))
+    if params.is_plain(end):
+        merge = Merge(*attend(query, keys[:, :, start:], values[:, :, start:], params, causal=True))
         if start:
-            merge.add(*attend(query, keys[:, :, :start], values[:, :, :start], terms))
+            merge.add(*attend(query, keys[:, :, :start], values[:, :, :start], params))
     else:
-        low = max(0, start - terms.window + 1)
+        low = params.first_visible(start)
         positions = torch.arange(low, end, device=query.device)
-        mask = in_window(positions[start - low :, None], positions[None], terms.window)
+        mask = params.visible(positions[start - low :, None], positions[None])
         merge = Merge(
-            *attend(query, keys[:, :, low:], values[:, :, low:], terms, mask=Mask(mask[None, None]))
+            *attend(query, keys[:, :, low:], values[:, :, low:], params, mask=Mask(mask[None, None]))
         )
-    if terms.sinks is not None:
-        merge.sink(terms.sinks.view(key_heads, -1, 1))
+    if params.sinks is not None:
+        merge.sink(params.sinks.view(key_heads, -1, 1))
     return merge.out.to(query.dtype).reshape(1, heads, count, -1).transpose(1, 2)
-
-
-def in_window(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """True where a key is at or before a query and, with a window, fewer than ``window`` positions back."""
-    distance = query_positions - key_positions
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of the prefix that the leading ``rows`` branches see whole, ``start`` to ``end``."""
+    """Positions ``start`` to ``end`` of the prefix, which the first ``rows`` rows see in full and later rows not."""
 
     start: int
     end: int
     rows: int
 
 
-PART_PAIRS = 2**16  # query-key pairs that a CPU gets through in the time that one more part takes to set up
+PART_PAIRS = 2**16
+"""Query-key pairs that a CPU computes in the time that one more part takes to set up."""
 
 
 def nested_parts(lengths: Sequence[int]) -> list[Part]:
-    """Cut a prefix where visible lengths end: branches sorted by falling length see each part whole or not at all.
+    """Cut a prefix at the rows' visible lengths, so that each row sees each part in full or not at all.
 
-    Every part is read once for all the branches that see it, without a mask.
+    Every part is then read once for all rows that see it, without a mask.
+
+    Args:
+        lengths: number of prefix tokens that each row sees, in descending order.
+
+    Raises:
+        ValueError: if the lengths are in another order.
     """
     if list(lengths) != sorted(lengths, reverse=True):
         raise ValueError("Branches must be sorted by falling prefix length.")

@@ -1,16 +1,17 @@
 """Attention over a shared prefix and a branch's own tokens, as Triton kernels.
 
-The first cuts the visible prefix into runs and computes each run for all branches at once, so that keys and values are
-read once whatever the number of branches and however far each of them sees. The second computes each branch's own
-tokens, stores their keys and values, and merges everything exactly by log-sum-exps. A third merges where a library
-has computed the own tokens. (Flash-decoding; FlashAttention, arXiv 2205.14135; Hydragen, arXiv 2402.05099.)
+`prefix_part` cuts the visible prefix into runs and computes each run for all rows at once, so that the prefix's keys
+and values are read once, whatever the number of rows and however much of the prefix each row sees. `own_part` computes
+each row's own tokens, stores their keys and values, and merges all parts exactly by their log-sum-exps. `merged` only
+merges: it is for queries whose own tokens cuDNN has computed. (Flash-decoding; FlashAttention, arXiv 2205.14135;
+Hydragen, arXiv 2402.05099.)
 
-Everything that changes from step to step is read from device memory: addresses from a table, lengths and slots to
-write from a state. So a captured graph of a step serves every reading and every batch of its size, and rows that came
-at different times, each at its own slot of a buffer of its own, can make a step together.
+The kernels read everything that changes from step to step from device memory: addresses from a table, lengths and slots
+from a state (see `wim_kernel.engines.local.attention.triton_launch`). So one captured CUDA graph of a step serves every
+prefix and every batch of its size, and rows of different callers, each at a slot of its own, can run in one step.
 
-Names of sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries a row, ``D`` and ``Dv`` head
-sizes of keys and values.
+Sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries per row, ``D`` and ``Dv`` head sizes of
+keys and values, ``R`` queries of a block.
 """
 
 # mypy: disable-error-code="misc,no-untyped-def,no-untyped-call,index,operator,arg-type,untyped-decorator"
@@ -26,21 +27,21 @@ AVAILABLE = triton is not None
 OVERLAPS = AVAILABLE and hasattr(tl.extra.cuda, "gdc_wait")
 """Whether this Triton can begin a kernel while the one before it still runs (programmatic dependent launch)."""
 ABSENT = 2**30
-"""As a pad: a row that is not there. It sees itself alone and stores nothing."""
+"""The padding of a row that is absent from a batch. Such a row attends to itself alone and stores nothing."""
 
 if AVAILABLE:
     LOG2_E = tl.constexpr(1.4426950408889634)  # softmax is computed in powers of two
-    NOBODY = tl.constexpr(ABSENT)
+    ABSENT_PAD = tl.constexpr(ABSENT)
     let_next_begin = getattr(tl.extra.cuda, "gdc_launch_dependents", None)
     wait_for_last = getattr(tl.extra.cuda, "gdc_wait", None)
 
     @triton.jit
     def _tile(
-        q, keys, k_token, values, v_token, at, end, low, high, highest, total, acc, scale, softcap,
+        q, keys, k_token, values, v_token, at, end, low, high, running_max, running_sum, acc, scale, softcap,
         SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
         BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_CAP: tl.constexpr,
     ):  # fmt: skip
-        """Fold keys ``at`` to ``at + BLOCK_N`` into a softmax on its way; unmasked where every query sees all."""
+        """Fold keys ``at`` to ``at + BLOCK_N`` into a running softmax. ``MASKED``: not all queries see all keys."""
         n = (at + tl.arange(0, BLOCK_N)).to(tl.int64)
         d = tl.arange(0, BLOCK_D)
         dv = tl.arange(0, BLOCK_DV)
@@ -61,68 +62,70 @@ if AVAILABLE:
         if MASKED:
             seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
             scores = tl.where(seen, scores, float("-inf"))
-        new = tl.maximum(highest, tl.max(scores, 1))
+        new = tl.maximum(running_max, tl.max(scores, 1))
         base = tl.where(new == float("-inf"), 0.0, new)
         weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(highest - base)
+        decay = tl.exp2(running_max - base)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-        return new, total * decay + tl.sum(weights, 1), acc
+        return new, running_sum * decay + tl.sum(weights, 1), acc
 
     @triton.jit
     def _span(
-        q, keys, k_token, values, v_token, begin, end, low, high, highest, total, acc, scale, softcap,
+        q, keys, k_token, values, v_token, begin, end, low, high, running_max, running_sum, acc, scale, softcap,
         SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
         BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr,
     ):  # fmt: skip
-        """Fold keys ``begin`` to ``end`` in, of which query r sees those from ``low[r]`` to before ``high[r]``."""
+        """Fold keys ``begin`` to ``end`` into a running softmax. Query r sees keys ``low[r]`` to ``high[r] - 1``."""
         plain = begin
         if tl.max(low) <= begin:
             plain = begin + tl.maximum(tl.minimum(end, tl.min(high)) - begin, 0) // BLOCK_N * BLOCK_N
         for at in range(begin, plain, BLOCK_N):
-            highest, total, acc = _tile(
-                q, keys, k_token, values, v_token, at, end, low, high, highest, total, acc, scale, softcap,
+            running_max, running_sum, acc = _tile(
+                q, keys, k_token, values, v_token, at, end, low, high, running_max, running_sum, acc, scale, softcap,
                 SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, False, HAS_CAP,
             )  # fmt: skip
         for at in range(plain, end, BLOCK_N):
-            highest, total, acc = _tile(
-                q, keys, k_token, values, v_token, at, end, low, high, highest, total, acc, scale, softcap,
+            running_max, running_sum, acc = _tile(
+                q, keys, k_token, values, v_token, at, end, low, high, running_max, running_sum, acc, scale, softcap,
                 SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, True, HAS_CAP,
             )  # fmt: skip
-        return highest, total, acc
+        return running_max, running_sum, acc
 
     @triton.jit
-    def _merge(highest, total, acc, lse, found):
-        """Merge in a part that is finished: its output (R, Dv) and its log-sum-exp, base 2."""
-        new = tl.maximum(highest, lse)
+    def _merge(running_max, running_sum, acc, lse, found):
+        """Merge in a finished part: its output (R, Dv) and its log-sum-exp (R,), base 2."""
+        new = tl.maximum(running_max, lse)
         base = tl.where(new == float("-inf"), 0.0, new)
-        mine, theirs = tl.exp2(highest - base), tl.exp2(lse - base)
-        return new, total * mine + theirs, acc * mine[:, None] + found * theirs[:, None]
+        mine, theirs = tl.exp2(running_max - base), tl.exp2(lse - base)
+        return new, running_sum * mine + theirs, acc * mine[:, None] + found * theirs[:, None]
 
     @triton.jit
     def _merge_runs(
-        highest, total, acc, part, part_lse, at, apart, real, mask, dv, VALUE_SIZE: tl.constexpr, SPLITS: tl.constexpr
+        running_max, running_sum, acc, part, part_lse, at, apart, real, mask, dv, VALUE_SIZE: tl.constexpr,
+        SPLITS: tl.constexpr
     ):  # fmt: skip
-        """Merge in runs of the prefix, ``apart`` numbers from each other."""
+        """Merge in the runs of the prefix, which lie ``apart`` elements from each other."""
         for split in tl.static_range(SPLITS):
             where = at.to(tl.int64) + split * tl.full([], 1, tl.int64) * apart
             lse = tl.load(part_lse + where, mask=real, other=float("-inf"))
             found = tl.load(part + where[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
-            highest, total, acc = _merge(highest, total, acc, lse, found)
-        return highest, total, acc
+            running_max, running_sum, acc = _merge(running_max, running_sum, acc, lse, found)
+        return running_max, running_sum, acc
 
     @triton.jit
-    def _merge_elsewhere(
-        highest, total, acc, part, part_lse, queries, token, head, heads, real, mask, dv, VALUE_SIZE: tl.constexpr
+    def _merge_library(
+        running_max, running_sum, acc, part, part_lse, queries, token, head, heads, real, mask, dv,
+        VALUE_SIZE: tl.constexpr
     ):  # fmt: skip
-        """Merge in a part that a library computed: output (queries, H, Dv), log-sum-exp (H, queries), base e."""
+        """Merge in a part that cuDNN computed: output (queries, H, Dv) and log-sum-exp (H, queries), base e."""
         lse = tl.load(part_lse + head * queries + token, mask=real, other=float("-inf")) * LOG2_E
         at = token.to(tl.int64) * heads + head
         found = tl.load(part + at[:, None] * VALUE_SIZE + dv[None, :], mask=mask, other=0.0)
-        return _merge(highest, total, acc, lse, found.to(tl.float32))
+        return _merge(running_max, running_sum, acc, lse, found.to(tl.float32))
 
     @triton.jit
     def _address(table, column, like):
-        """A buffer of numbers of the same type as ``like``'s, whose address the table has."""
+        """The buffer whose address is in ``column`` of the table, with the dtype of ``like``."""
         return tl.multiple_of(tl.load(table + column).to(tl.pointer_type(like.dtype.element_ty)), 16)
 
     @triton.jit(do_not_specialize=["rows", "queries"])
@@ -132,9 +135,9 @@ if AVAILABLE:
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
         HAS_CAP: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
-        """One run of the prefix for a block of queries of one key head: its output and its log-sum-exp, base 2.
+        """One run of the prefix for a block of queries of one key head: the output and the log-sum-exp, base 2.
 
-        ``EARLY``: the next kernel may begin, as far as it does not need what this one computes.
+        ``EARLY``: the next kernel may begin now with the work that does not depend on this one's results.
         """
         if EARLY:
             let_next_begin()
@@ -150,9 +153,9 @@ if AVAILABLE:
         begin, longest = tl.load(state), tl.max(length)
         low = tl.full([BLOCK_R], 0, tl.int32)
         if HAS_WINDOW:
-            there = real & (pad < NOBODY)
+            is_present = real & (pad < ABSENT_PAD)
             slot = tl.load(state + 1 + 2 * rows + row, mask=real, other=0)
-            low = tl.where(there, length - pad + slot + token - window + 1, longest)
+            low = tl.where(is_present, length - pad + slot + token - window + 1, longest)
             begin = tl.maximum(begin, tl.min(low))
         per = tl.cdiv(tl.cdiv(tl.maximum(longest - begin, 0), splits), BLOCK_N) * BLOCK_N
         begin += split * per
@@ -162,7 +165,7 @@ if AVAILABLE:
             query + row.to(tl.int64) * q_row + (head * GROUPS + group) * q_head + token.to(tl.int64) * q_token
         )
         q = tl.load(q_at[:, None] + d[None, :], mask=real[:, None] & (d[None, :] < SIZE), other=0.0)
-        highest, total, acc = _span(
+        running_max, running_sum, acc = _span(
             q, _address(table, 0, query) + head * SIZE, key_heads * SIZE,
             _address(table, 1, query) + head * VALUE_SIZE, key_heads * VALUE_SIZE,
             begin, tl.minimum(begin + per, longest), low, tl.where(real, length, longest),
@@ -174,27 +177,29 @@ if AVAILABLE:
         at = (
             (split * rows + row).to(tl.int64) * key_heads * GROUPS + head * GROUPS + group
         ) * queries + token
-        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        out = acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None]
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
         tl.store(part + at[:, None] * VALUE_SIZE + dv[None, :], out, mask=mask)
-        tl.store(part_lse + at, highest + tl.log2(total), mask=real)  # minus infinity where nothing was seen
+        # minus infinity for a query that sees no key
+        tl.store(part_lse + at, running_max + tl.log2(running_sum), mask=real)
 
-    @triton.jit(do_not_specialize=["rows", "queries", "outer_queries", "done"])
+    @triton.jit(do_not_specialize=["rows", "queries", "lib_prefix_queries", "causal_queries"])
     def own_part(
         query, q_row, q_head, q_token, key, k_row, k_head, k_token, value, v_row, v_head, v_token,
-        table, state, sinks, part, part_lse, outer, outer_lse, outer_queries, out, rows, queries, done, scale, softcap,
+        table, state, sinks, part, part_lse, lib_prefix, lib_prefix_lse, lib_prefix_queries, out, rows, queries,
+        causal_queries, scale, softcap,
         window, GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
         HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_PAST: tl.constexpr,
-        HAS_OUTER: tl.constexpr, STORES: tl.constexpr, EARLY: tl.constexpr,
+        HAS_LIB_PREFIX: tl.constexpr, STORES: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
-        """A row's own tokens, earlier ones and this step's, for one key head; then the prefix's runs, merged in.
+        """A row's own tokens, of earlier steps and of this one, for one key head; merges in the runs of the prefix.
 
-        From the block with query ``done`` on. ``STORES``: keys and values go to the row's own buffers.
-        ``EARLY``: the kernel before it may still be running.
+        Covers the blocks from the one with query ``causal_queries`` on. ``STORES``: store the new keys and values in
+        the row's own buffers. ``EARLY``: the kernel before this one may still be running.
         """
-        place = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most to do go first
-        block = done * GROUPS // BLOCK_R + place
+        order = tl.num_programs(0) - 1 - tl.program_id(0)  # blocks with the most keys start first
+        block = causal_queries * GROUPS // BLOCK_R + order
         row, head = tl.program_id(1), tl.program_id(2)
         row64, key_heads = row.to(tl.int64), tl.num_programs(2)
         pad = tl.load(state + 1 + rows + row)
@@ -211,31 +216,34 @@ if AVAILABLE:
         d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
         q_at = query + row64 * q_row + (head * GROUPS + group) * q_head + token.to(tl.int64) * q_token
         q = tl.load(q_at[:, None] + d[None, :], mask=real[:, None] & (d[None, :] < SIZE), other=0.0)
-        low = tl.full([BLOCK_R], 0, tl.int32) + pad - slot  # among the new tokens
+        # the first visible key, as an index among the new tokens
+        low = tl.full([BLOCK_R], 0, tl.int32) + pad - slot
         if HAS_WINDOW:
             low = tl.maximum(low, token - window + 1)
-        highest = tl.full([BLOCK_R], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_R], tl.float32)
+        running_max = tl.full([BLOCK_R], float("-inf"), tl.float32)
+        running_sum = tl.zeros([BLOCK_R], tl.float32)
         acc = tl.zeros([BLOCK_R, BLOCK_DV], tl.float32)
         if HAS_PAST:
             past = tl.where(real, low + slot, slot)
-            highest, total, acc = _span(
+            running_max, running_sum, acc = _span(
                 q, own_keys, key_heads * SIZE, own_values, key_heads * VALUE_SIZE, tl.maximum(tl.min(past), 0), slot,
-                past, tl.full([BLOCK_R], 0, tl.int32) + slot, highest, total, acc, scale, softcap,
+                past, tl.full([BLOCK_R], 0, tl.int32) + slot, running_max, running_sum, acc, scale, softcap,
                 SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, HAS_CAP,
             )  # fmt: skip
-        low = tl.where(real, tl.minimum(low, token), 0)  # a padding token sees itself, not nothing
+        # a padding token sees itself, so that its softmax is not empty
+        low = tl.where(real, tl.minimum(low, token), 0)
         last = tl.minimum((block * BLOCK_R + BLOCK_R - 1) // GROUPS, queries - 1)
-        highest, total, acc = _span(
+        running_max, running_sum, acc = _span(
             q, new_keys, k_token, new_values, v_token, tl.maximum(tl.min(low), 0), last + 1,
-            low, token + 1, highest, total, acc, scale, softcap,
+            low, token + 1, running_max, running_sum, acc, scale, softcap,
             SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_N, HAS_CAP,
         )  # fmt: skip
-        if STORES and pad < NOBODY:  # the row is there: an equal share of its new tokens in each block
+        # each block stores an equal number of the new tokens of a row that is present
+        if STORES and pad < ABSENT_PAD:
             share = tl.cdiv(queries, tl.num_programs(0))
-            for at in range(place * share, tl.minimum((place + 1) * share, queries), 16):
+            for at in range(order * share, tl.minimum((order + 1) * share, queries), 16):
                 n = (at + tl.arange(0, 16)).to(tl.int64)
-                mine = n[:, None] < tl.minimum((place + 1) * share, queries)
+                mine = n[:, None] < tl.minimum((order + 1) * share, queries)
                 k = tl.load(new_keys + n[:, None] * k_token + d[None, :], mask=mine & (d[None, :] < SIZE))
                 v = tl.load(
                     new_values + n[:, None] * v_token + dv[None, :], mask=mine & (dv[None, :] < VALUE_SIZE)
@@ -250,50 +258,62 @@ if AVAILABLE:
             wait_for_last()
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
         at = (row64 * key_heads * GROUPS + head * GROUPS + group) * queries + token
-        highest, total, acc = _merge_runs(
-            highest, total, acc, part, part_lse, at, rows * key_heads * GROUPS * queries, real, mask, dv, VALUE_SIZE,
+        running_max, running_sum, acc = _merge_runs(
+            running_max, running_sum, acc, part, part_lse, at, rows * key_heads * GROUPS * queries, real, mask, dv,
+            VALUE_SIZE,
             SPLITS,
         )  # fmt: skip
-        if HAS_OUTER:
-            highest, total, acc = _merge_elsewhere(
-                highest, total, acc, outer, outer_lse, outer_queries, token, head * GROUPS + group,
+        if HAS_LIB_PREFIX:
+            running_max, running_sum, acc = _merge_library(
+                running_max, running_sum, acc, lib_prefix, lib_prefix_lse, lib_prefix_queries, token,
+                head * GROUPS + group,
                 key_heads * GROUPS, real, mask, dv, VALUE_SIZE,
             )  # fmt: skip
         if HAS_SINKS:
             sink = tl.load(sinks + head * GROUPS + group).to(tl.float32) * LOG2_E
-            highest, total, acc = _merge(highest, total, acc, sink, tl.zeros([BLOCK_R, BLOCK_DV], tl.float32))
-        found = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+            running_max, running_sum, acc = _merge(
+                running_max, running_sum, acc, sink, tl.zeros([BLOCK_R, BLOCK_DV], tl.float32)
+            )
+        found = acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None]
         at = (row64 * queries + token) * key_heads * GROUPS + head * GROUPS + group
         tl.store(out + at[:, None] * VALUE_SIZE + dv[None, :], found.to(out.dtype.element_ty), mask=mask)
 
-    @triton.jit(do_not_specialize=["outer_queries", "inner_queries", "queries", "done", "heads"])
+    @triton.jit(
+        do_not_specialize=["lib_prefix_queries", "lib_causal_queries", "queries", "causal_queries", "heads"]
+    )
     def merged(
-        sinks, part, part_lse, outer, outer_lse, outer_queries, inner, inner_lse, inner_queries, out, queries, done,
+        sinks, part, part_lse, lib_prefix, lib_prefix_lse, lib_prefix_queries, lib_causal, lib_causal_lse,
+        lib_causal_queries, out, queries, causal_queries,
         heads, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
-        HAS_SINKS: tl.constexpr, HAS_OUTER: tl.constexpr,
+        HAS_SINKS: tl.constexpr, HAS_LIB_PREFIX: tl.constexpr,
     ):  # fmt: skip
-        """For the queries before ``done`` of one row: parts computed elsewhere and the prefix's runs, merged."""
+        """Merge cuDNN's parts and the runs of the prefix for the queries before ``causal_queries`` of one row."""
         at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         token, head = at // heads, at % heads
-        real = token < done
+        real = token < causal_queries
         dv = tl.arange(0, BLOCK_DV)
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
-        highest = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
+        running_max = tl.full([ROWS], float("-inf"), tl.float32)
+        running_sum = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, BLOCK_DV], tl.float32)
-        highest, total, acc = _merge_elsewhere(
-            highest, total, acc, inner, inner_lse, inner_queries, token, head, heads, real, mask, dv, VALUE_SIZE
+        running_max, running_sum, acc = _merge_library(
+            running_max, running_sum, acc, lib_causal, lib_causal_lse, lib_causal_queries, token, head, heads,
+            real, mask, dv, VALUE_SIZE
         )  # fmt: skip
-        if HAS_OUTER:
-            highest, total, acc = _merge_elsewhere(
-                highest, total, acc, outer, outer_lse, outer_queries, token, head, heads, real, mask, dv, VALUE_SIZE
+        if HAS_LIB_PREFIX:
+            running_max, running_sum, acc = _merge_library(
+                running_max, running_sum, acc, lib_prefix, lib_prefix_lse, lib_prefix_queries, token, head, heads,
+                real, mask, dv, VALUE_SIZE
             )  # fmt: skip
-        highest, total, acc = _merge_runs(
-            highest, total, acc, part, part_lse, head * queries + token, heads * queries, real, mask, dv, VALUE_SIZE,
+        running_max, running_sum, acc = _merge_runs(
+            running_max, running_sum, acc, part, part_lse, head * queries + token, heads * queries, real, mask, dv,
+            VALUE_SIZE,
             SPLITS,
         )  # fmt: skip
         if HAS_SINKS:
             sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
-            highest, total, acc = _merge(highest, total, acc, sink, tl.zeros([ROWS, BLOCK_DV], tl.float32))
-        found = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out.dtype.element_ty)
+            running_max, running_sum, acc = _merge(
+                running_max, running_sum, acc, sink, tl.zeros([ROWS, BLOCK_DV], tl.float32)
+            )
+        found = (acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None]).to(out.dtype.element_ty)
         tl.store(out + at.to(tl.int64)[:, None] * VALUE_SIZE + dv[None, :], found, mask=mask)

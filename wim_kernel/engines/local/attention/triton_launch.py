@@ -1,7 +1,7 @@
-"""Launches the kernels of `triton_kernels`: what they read from device memory, how their work is cut up.
+"""Launches the kernels of `triton_kernels`: their inputs in device memory, block sizes and splits.
 
-Names of sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries a row, ``D`` and ``Dv`` head
-sizes of keys and values.
+Sizes: ``B`` rows (branches), ``H`` query heads, ``K`` key heads, ``M`` queries per row, ``D`` and ``Dv`` head sizes of
+keys and values.
 """
 
 from __future__ import annotations
@@ -15,80 +15,80 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention import triton_kernels as kernels
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.triton_kernels import ABSENT as ABSENT
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NO_WINDOW = 2**30
 HOPPER_SHARED = 227 * 1024
 ALIGNED = 16
-"""Own buffers have room for a multiple of so many tokens, so that all their addresses are multiples of 16 bytes."""
+"""The room of rows' own buffers is a multiple of this many tokens, so that all addresses are multiples of 16 bytes."""
 
 
 def table_row(
     keys: Tensor, values: Tensor, own_keys: Sequence[Tensor], own_values: Sequence[Tensor]
 ) -> list[int]:
-    """A layer's row of the table, int64: addresses, which are good for as long as these tensors live.
+    """A layer's row of the address table, int64. The addresses are valid for as long as these tensors live.
 
     Args:
-        keys: the prefix's, (capacity, K, D).
-        values: the prefix's, (capacity, K, Dv).
-        own_keys: each row's own, (room, K, D).
-        own_values: each row's own, (room, K, Dv).
+        keys: keys of the prefix, (capacity, K, D).
+        values: values of the prefix, (capacity, K, Dv).
+        own_keys: for each row, the buffer of its own keys, (room, K, D).
+        own_values: for each row, the buffer of its own values, (room, K, Dv).
     """
     return [item.data_ptr() for item in (keys, values, *own_keys, *own_values)]
 
 
 def pack_state(base: int, lengths: Sequence[int], pads: Sequence[int], slots: Sequence[int]) -> list[int]:
-    """What a step reads on the device about its rows, int32, [base, B lengths, B pads, B slots].
+    """The state of rows that the kernels read on the device, int32: [base, B lengths, B pads, B slots].
 
     Args:
-        base: the first position of the prefix that is looked at.
-        lengths: how much of the prefix each row sees.
-        pads: the first slot that is each row's own text; slots before it are padding.
-        slots: where in its own buffer each row writes the first of this step's tokens.
+        base: first position of the prefix that the kernels attend to.
+        lengths: number of prefix tokens that each row sees.
+        pads: number of padding slots at the beginning of each row's own buffer.
+        slots: slot of each row's own buffer to which the first of the pass's tokens is written.
     """
     return [base, *lengths, *pads, *slots]
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels run on a device: on CUDA, and anywhere under Triton's interpreter."""
+    """Whether the kernels run on a device: on CUDA, and on every device under Triton's interpreter."""
     return kernels.AVAILABLE and (device.type == "cuda" or interpreted())
 
 
 def interpreted() -> bool:
-    """Whether kernels are interpreted on the CPU, as tests ask with TRITON_INTERPRET=1."""
+    """Whether Triton interprets the kernels on the CPU, as it does with TRITON_INTERPRET=1 (used by tests)."""
     return kernels.AVAILABLE and type(kernels.prefix_part).__name__ == "InterpretedFunction"
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Parts of a chunk's attention that a library computed, for one row.
+class CudnnPartials:
+    """Partial results of a chunk's attention that cuDNN computed; for a batch of one row.
 
-    A part is an output (1, H, M or more, Dv), stored token by token, and its log-sum-exp (1, H, M or more).
+    A partial result is an output (1, H, M or more, Dv), stored token by token, and its log-sum-exp (1, H, M or more).
 
     Attributes:
-        outer: the chunk's queries on the first tokens of the prefix.
-        inner: its first queries on themselves. The chunk's keys and values are then stored by the caller.
-        done: of how many queries ``inner`` is good.
+        prefix: attention of the chunk to the first tokens of the prefix.
+        causal: attention of the chunk to itself. The caller has then stored the chunk's keys and values.
+        causal_queries: number of leading queries for which ``causal`` is valid.
     """
 
-    outer: tuple[Tensor, Tensor] | None = None
-    inner: tuple[Tensor, Tensor] | None = None
-    done: int = 0
+    prefix: tuple[Tensor, Tensor] | None = None
+    causal: tuple[Tensor, Tensor] | None = None
+    causal_queries: int = 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the choice of block sizes depends on.
+    """The sizes on which the choice of blocks depends.
 
     Attributes:
-        rows: branches.
-        queries: of each branch.
-        key_heads: how many.
-        groups: query heads that share a key head.
-        size: of the larger kind of head.
-        itemsize: bytes of a number.
+        rows: number of rows.
+        queries: number of queries per row.
+        key_heads: number of key heads.
+        groups: number of query heads that share a key head.
+        size: head size, the larger of keys' and values'.
+        itemsize: bytes of an element.
     """
 
     rows: int
@@ -101,7 +101,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a kernel is cut up: queries and keys of a block, warps, stages of its pipeline."""
+    """A kernel's launch parameters: queries and keys of a block, warps, pipeline stages."""
 
     queries: int
     keys: int
@@ -110,17 +110,17 @@ class Blocks:
 
 
 def prefix_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
-    """Blocks of the prefix kernel, by what measured best on an H100; a block's accumulators must fit the registers."""
+    """Blocks of the prefix kernel: the fastest on an H100 whose accumulators fit the registers."""
     return _fitted(_best_prefix_blocks(shape), shape, shared_bytes)
 
 
 def own_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
-    """Blocks of the kernel over own tokens, likewise."""
+    """Blocks of the kernel over rows' own tokens: the fastest on an H100 whose accumulators fit the registers."""
     return _fitted(_best_own_blocks(shape), shape, shared_bytes)
 
 
 def _fitted(blocks: Blocks, shape: Shape, shared_bytes: int) -> Blocks:
-    """The blocks with as few stages, and then keys, less as a multiprocessor's shared memory wants."""
+    """The blocks with fewer stages, and then fewer keys, until they fit a multiprocessor's shared memory."""
     width = _power(shape.size) * shape.itemsize
     while blocks.queries * width + blocks.stages * blocks.keys * 2 * width > shared_bytes:
         if blocks.stages > 1:
@@ -134,7 +134,7 @@ def _fitted(blocks: Blocks, shape: Shape, shared_bytes: int) -> Blocks:
 
 def _best_prefix_blocks(shape: Shape) -> Blocks:
     queries = shape.rows * shape.queries * shape.groups
-    if shape.itemsize == 4:  # no matrix units in full float32, so small blocks
+    if shape.itemsize == 4:  # there are no matrix units for full float32, so blocks are small
         return Blocks(16, 16, 4, 1)
     if shape.size > 128:
         return Blocks(min(64, _power(queries)), 32, 8, 2)
@@ -148,7 +148,7 @@ def _best_own_blocks(shape: Shape) -> Blocks:
         return Blocks(16, 16, 4, 1)
     if shape.size > 128:
         return Blocks(min(64, _power(queries)), 32, 8, 2)
-    if shape.queries == 1:  # in the memory that the kernel over the prefix, which still runs, leaves to it
+    if shape.queries == 1:  # shares a multiprocessor's memory with the prefix kernel, which still runs
         if shape.rows > 16:
             return Blocks(_power(queries), 64, 4, 2)
         return Blocks(_power(queries), 128, 8, 2 if shape.rows <= 4 else 1)
@@ -158,24 +158,24 @@ def _best_own_blocks(shape: Shape) -> Blocks:
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have."""
+    """Most bytes of shared memory that a block may use."""
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return int(getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED))
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many there are; a few where kernels are interpreted."""
+    """Number of multiprocessors of a device; a small number where kernels are interpreted."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def prefix_splits(query: Tensor, key: Tensor, longest: int) -> int:
-    """Into how many runs to cut ``longest`` tokens of prefix so that every multiprocessor has work once.
+    """Number of runs to cut the prefix into, so that one wave of blocks fills the multiprocessors (flash-decoding).
 
     Args:
         query: (B, H, M, D).
         key: (B, K, M, D).
-        longest: most tokens that a row sees; 0 gives 0.
+        longest: most prefix tokens that a row sees; 0 gives 0.
     """
     if longest == 0:
         return 0
@@ -183,40 +183,40 @@ def prefix_splits(query: Tensor, key: Tensor, longest: int) -> int:
     blocks = prefix_blocks(shape, shared_memory(query.device))
     programs = _blocks(shape.rows * shape.queries * shape.groups, blocks.queries) * shape.key_heads
     splits = min(32, max(1, multiprocessors(query.device) // programs), _blocks(longest, blocks.keys))
-    return 1 << (splits.bit_length() - 1)  # few different ones, since each is compiled
+    return 1 << (splits.bit_length() - 1)  # a power of two, since each number is compiled
 
 
 def branch_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    terms: Terms,
+    params: AttentionParams,
     table: Tensor,
     state: Tensor,
     splits: int,
     *,
     past: bool = True,
-    elsewhere: Elsewhere | None = None,
+    partials: CudnnPartials | None = None,
 ) -> Tensor:
-    """Attention of branches over the visible prefix and their own tokens; stores the new keys and values.
+    """Attention of rows over the visible prefix and their own tokens; stores the new keys and values.
 
     Args:
-        query: (B, H, M, D); any strides, the last of them 1.
-        key: (B, K, M, D), the new tokens', likewise.
-        value: (B, K, M, Dv), likewise.
-        terms: scale, window and the like.
-        table: the layer's row of the table, see `table_row`.
-        state: see `pack_state`.
-        splits: runs that the prefix is cut into; 0 if no row sees any of it.
-        past: whether rows may have own tokens of earlier steps.
-        elsewhere: parts that were computed elsewhere, for one row.
+        query: queries of the new tokens, (B, H, M, D); the last dimension is contiguous.
+        key: keys of the new tokens, (B, K, M, D); the last dimension is contiguous.
+        value: values of the new tokens, (B, K, M, Dv); the last dimension is contiguous.
+        params: scale, window, softcap and sinks.
+        table: the layer's row of the address table, see `table_row`. The buffers must have the dtype of ``query``,
+            which cannot be checked here.
+        state: the state of the rows, see `pack_state`.
+        splits: number of runs that the prefix is cut into; 0 if no row sees any of it.
+        past: whether rows may have own tokens from earlier steps.
+        partials: partial results to merge in, for a batch of one row.
 
     Returns:
         (B, M, H, Dv), contiguous.
 
     Raises:
-        ValueError: if queries, keys and values differ in type, or are not contiguous in their last dimension. What the
-            table points at must be of that type, too, which cannot be seen here.
+        ValueError: if queries, keys and values differ in dtype, or are not contiguous in their last dimension.
     """
     rows, heads, queries, size = query.shape
     key_heads, value_size = key.shape[1], value.shape[-1]
@@ -226,18 +226,18 @@ def branch_attention(
             f"Queries, keys and values are {query.dtype}, {key.dtype} and {value.dtype}, not of one type."
         )
     shape, shared = _shape(query, key, value), shared_memory(query.device)
-    window = NO_WINDOW if terms.window is None else terms.window
-    cap = 0.0 if terms.softcap is None else terms.softcap
+    window = NO_WINDOW if params.window is None else params.window
+    cap = 0.0 if params.softcap is None else params.softcap
     sizes = {
         "GROUPS": groups,
         "SIZE": size,
         "VALUE_SIZE": value_size,
         "BLOCK_D": _power(size),
         "BLOCK_DV": _power(value_size),
-        "HAS_WINDOW": terms.window is not None,
-        "HAS_CAP": terms.softcap is not None,
+        "HAS_WINDOW": params.window is not None,
+        "HAS_CAP": params.softcap is not None,
     }
-    elsewhere = elsewhere or Elsewhere()
+    partials = partials or CudnnPartials()
     early = splits > 0 and _overlaps(query.device)
     out = query.new_empty(rows, queries, heads, value_size)
     part = query.new_empty(max(splits, 1) * rows * heads * queries * value_size, dtype=torch.float32)
@@ -247,43 +247,47 @@ def branch_attention(
             blocks = prefix_blocks(shape, shared)
             grid = (_blocks(rows * queries * groups, blocks.queries), splits, key_heads)
             kernels.prefix_part[grid](
-                query, *_strides(query), table, state, part, part_lse, rows, queries, terms.scale, cap, window,
+                query, *_strides(query), table, state, part, part_lse, rows, queries, params.scale, cap, window,
                 **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, EARLY=early, num_warps=blocks.warps,
                 num_stages=blocks.stages,
             )  # fmt: skip
-        sinks = query if terms.sinks is None else terms.sinks
-        outer, inner = (_part(part, out, part_lse) for part in (elsewhere.outer, elsewhere.inner))
+        sinks = query if params.sinks is None else params.sinks
+        prefix, causal = (_part(part, out, part_lse) for part in (partials.prefix, partials.causal))
         kinds = {
             "SPLITS": splits,
-            "HAS_SINKS": terms.sinks is not None,
-            "HAS_OUTER": elsewhere.outer is not None,
+            "HAS_SINKS": params.sinks is not None,
+            "HAS_LIB_PREFIX": partials.prefix is not None,
         }
-        blocks, done = own_blocks(shape, shared), elsewhere.done
-        grid = (_blocks(queries * groups, blocks.queries) - done * groups // blocks.queries, rows, key_heads)
-        if done < queries:
+        blocks, causal_queries = own_blocks(shape, shared), partials.causal_queries
+        grid = (
+            _blocks(queries * groups, blocks.queries) - causal_queries * groups // blocks.queries,
+            rows,
+            key_heads,
+        )
+        if causal_queries < queries:
             kernels.own_part[grid](
                 query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state, sinks,
-                part, part_lse, *outer, out, rows, queries, done, terms.scale, cap, window,
+                part, part_lse, *prefix, out, rows, queries, causal_queries, params.scale, cap, window,
                 **sizes, **kinds, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, HAS_PAST=past,
-                STORES=elsewhere.inner is None, EARLY=early, num_warps=blocks.warps, num_stages=blocks.stages,
+                STORES=partials.causal is None, EARLY=early, num_warps=blocks.warps, num_stages=blocks.stages,
                 **({"launch_pdl": True} if early else {}),
             )  # fmt: skip
-        if done:
-            kernels.merged[(_blocks(done * heads, 16),)](
-                sinks, part, part_lse, *outer, *inner, out, queries, done, heads,
+        if causal_queries:
+            kernels.merged[(_blocks(causal_queries * heads, 16),)](
+                sinks, part, part_lse, *prefix, *causal, out, queries, causal_queries, heads,
                 **kinds, VALUE_SIZE=value_size, BLOCK_DV=_power(value_size), ROWS=16, num_warps=4,
             )  # fmt: skip
     return out
 
 
 def _part(part: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, int]:
-    """A part as the kernel takes it, with how many queries it has; something of the right types if there is none."""
+    """A partial result as kernel arguments: output, log-sum-exp, queries. Placeholders if there is none."""
     return (out, lse, 0) if part is None else (*part, part[1].shape[2])
 
 
 @functools.cache
 def _overlaps(device: torch.device) -> bool:
-    """Whether a kernel can begin there while the one before it still runs: on Hopper and later."""
+    """Whether a device can begin a kernel while the one before still runs: Hopper and later (dependent launch)."""
     nvidia = kernels.OVERLAPS and device.type == "cuda" and torch.version.hip is None
     return nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
@@ -304,15 +308,15 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Launch on a device, if it is one of several."""
+    """A context in which kernels are launched on ``device``."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _blocks(number: int, size: int) -> int:
-    """How many blocks of a size hold a number."""
+    """The number of blocks of ``size`` that hold ``number`` items."""
     return -(-number // size)
 
 
 def _power(number: int) -> int:
-    """The next power of two, 16 at least, as matrix units want it."""
+    """The next power of two, at least 16: the smallest tile of the matrix units."""
     return max(16, 1 << (number - 1).bit_length())

@@ -1,1 +1,1 @@
-"""What computes attention over a shared prefix: one file a backend, and one function that chooses."""
+"""Attention backends: one file for each, and one function that chooses."""

@@ -1,4 +1,4 @@
-"""The protocol of a backend: what attends while a prefix is extended, and what runs branches as rows behind it."""
+"""The protocol of an attention backend: it extends a shared prefix, and makes rows that continue from it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Protocol
 
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import Batch
+from wim_kernel.engines.local.rows.base import BranchRows
 
 
 class AttentionBackend(Protocol):
     """Computes attention over a shared prefix.
 
     Attributes:
-        name: ``"parts"``, ``"kernels"`` or ``"cudnn"``, as the engine's option ``attention`` calls it.
-        by_token: how the prefix is laid out in memory; see `LayerStore`.
+        name: value of the engine's option ``attention``: ``"parts"``, ``"kernels"`` or ``"cudnn"``.
+        by_token: memory layout of the prefix; see `LayerStore`.
     """
 
     name: str
     by_token: bool
+
+    def supports(self, params: AttentionParams) -> bool:
+        """Whether the backend computes this kind of attention."""
 
     def extend(
         self,
@@ -30,23 +33,23 @@ class AttentionBackend(Protocol):
         key: Tensor,
         value: Tensor,
         start: int,
-        terms: Terms,
+        params: AttentionParams,
         kept: dict[Hashable, Tensor],
     ) -> Tensor:
-        """Store a layer's keys and values of new tokens, then attend over all there are.
+        """Store the keys and values of new tokens in one layer, and attend to the prefix and the new tokens.
 
         Args:
-            store: the layer's keys and values.
-            query: (1, H, M, D), rotated.
-            key: (1, K, M, D), the new tokens' alone, rotated.
-            value: (1, K, M, Dv).
-            start: how many tokens stand before the new ones.
-            terms: scale, window and the like.
-            kept: what the backend keeps from layer to layer in one forward pass; empty at first.
+            store: keys and values of the layer.
+            query: queries of the new tokens, rotated, (1, H, M, D).
+            key: keys of the new tokens, rotated, (1, K, M, D).
+            value: values of the new tokens, (1, K, M, Dv).
+            start: number of tokens before the new ones.
+            params: scale, window, softcap and sinks.
+            kept: tensors that the backend reuses in later layers of the same forward pass; empty in the first.
 
         Returns:
             (1, M, H, Dv).
         """
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> Batch:
-        """Branches as rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
+    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> BranchRows:
+        """Make rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""

@@ -1,4 +1,4 @@
-"""Which backend computes attention: chosen by the device and the type, or named by the user."""
+"""Chooses the attention backend, by device and dtype or by the user's option."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Attention = Literal["auto", "parts", "kernels", "cudnn"]
 
 
 def choose_backend(attention: Attention, runner: ModelRunner) -> AttentionBackend:
-    """The backend for a model, with a line in the log that says why.
+    """Choose the backend for a model, and log the reason.
 
     Args:
-        attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, and cuDNN while a
-            chunk is read, over long runs of earlier chunks and over itself, where it has that type and size of heads;
-            ``"auto"``: Triton on a CUDA device, cuDNN with it if it measures quicker, and plain PyTorch elsewhere.
+        attention: ``"parts"``: plain PyTorch; ``"kernels"``: Triton; ``"cudnn"``: Triton, with cuDNN for a chunk's
+            attention to itself and to long runs of earlier chunks, where cuDNN supports the dtype and head size;
+            ``"auto"``: on a CUDA device Triton, with cuDNN if a measurement finds it faster; otherwise plain PyTorch.
         runner: the model.
 
     Raises:
-        UnsupportedModelError: if the device does not have what is named.
-        ValueError: if there is no such backend.
+        UnsupportedModelError: if the device cannot run the backend that ``attention`` names.
+        ValueError: if there is no backend of this name.
     """
     if attention not in get_args(Attention):
         raise ValueError(f"attention is one of {', '.join(get_args(Attention))}, not {attention!r}.")

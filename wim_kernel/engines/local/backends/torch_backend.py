@@ -1,4 +1,4 @@
-"""Attention in plain PyTorch, part by part: on any device, for any model that uses the attention interface."""
+"""The backend in plain PyTorch: for every device, and for every model that uses transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.parts import Terms, extend_attention
+from wim_kernel.engines.local.attention.parts import AttentionParams, extend_attention
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
 
 class TorchBackend:
@@ -25,6 +25,10 @@ class TorchBackend:
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
 
+    def supports(self, params: AttentionParams) -> bool:
+        """True: every mask comes from `AttentionParams.visible`."""
+        return True
+
     def extend(
         self,
         store: LayerStore,
@@ -32,14 +36,14 @@ class TorchBackend:
         key: Tensor,
         value: Tensor,
         start: int,
-        terms: Terms,
+        params: AttentionParams,
         kept: dict[Hashable, Tensor],
     ) -> Tensor:
-        """Store a layer's new keys and values, then attend over all there are."""
+        """See `AttentionBackend.extend`."""
         store.write(key[0], value[0], start)
         end = start + key.shape[2]
-        return extend_attention(query, store.keys[:, :end], store.values[:, :end], start, terms)
+        return extend_attention(query, store.keys[:, :end], store.values[:, :end], start, params)
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> BranchBatch:
-        """Branches as rows beside the prefix."""
-        return BranchBatch(layers, self.runner, list(lengths), room)
+    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> TorchRows:
+        """See `AttentionBackend.rows`."""
+        return TorchRows(layers, self.runner, list(lengths), room)

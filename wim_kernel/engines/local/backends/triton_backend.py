@@ -1,4 +1,4 @@
-"""Attention by two Triton kernels, with cuDNN for long runs, and decode steps captured as CUDA graphs."""
+"""The backend for GPUs: Triton kernels, cuDNN for long runs of a chunk, and decode steps captured as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.triton_launch import branch_attention, pack_state, prefix_splits
 from wim_kernel.engines.local.backends.cudnn import CuDNN
 from wim_kernel.engines.local.model.runner import ModelRunner, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import Batch
-from wim_kernel.engines.local.rows.cuda_graphs import Graphs
-from wim_kernel.engines.local.rows.torch_rows import BranchBatch
-from wim_kernel.engines.local.rows.triton_rows import KernelBatch
+from wim_kernel.engines.local.rows.base import BranchRows
+from wim_kernel.engines.local.rows.cuda_graphs import DecodeSteps
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
+from wim_kernel.engines.local.rows.triton_rows import TritonRows
 
 
 class TritonBackend:
-    """See `wim_kernel.engines.local.backends.base.AttentionBackend`. The model's small operations are fused as well.
+    """See `wim_kernel.engines.local.backends.base.AttentionBackend`. Also fuses the model's small operations.
 
     Args:
         runner: the model.
-        cudnn: what long runs of a chunk's attention are left to.
+        cudnn: computes parts of a chunk's attention.
     """
 
     by_token = True
@@ -32,8 +32,12 @@ class TritonBackend:
         self.name = "cudnn" if cudnn.use == "always" else "kernels"
         self.runner = runner
         self.cudnn = cudnn
-        self.graphs = Graphs(runner)
+        self.decode_steps = DecodeSteps(runner)
         runner.fuse()
+
+    def supports(self, params: AttentionParams) -> bool:
+        """Whether visibility is causal with an optional window, which the kernels compute themselves."""
+        return type(params) is AttentionParams
 
     def extend(
         self,
@@ -42,12 +46,12 @@ class TritonBackend:
         key: Tensor,
         value: Tensor,
         start: int,
-        terms: Terms,
+        params: AttentionParams,
         kept: dict[Hashable, Tensor],
     ) -> Tensor:
-        """Store a layer's new keys and values, then attend over all there are, long runs by cuDNN."""
-        tokens, elsewhere = self.cudnn.partials(query, key, value, (store.keys, store.values), start, terms)
-        if elsewhere.inner is not None:
+        """See `AttentionBackend.extend`. The kernel stores the new keys and values, unless cuDNN computes that part."""
+        tokens, partials = self.cudnn.partials(query, key, value, (store.keys, store.values), start, params)
+        if partials.causal is not None:
             store.write(key[0], value[0], start)
         state = (tokens, query.device)
         if state not in kept:
@@ -56,16 +60,16 @@ class TritonBackend:
             query,
             key,
             value,
-            terms,
+            params,
             store.table,
             kept[state],
             prefix_splits(query, key, start - tokens),
             past=False,
-            elsewhere=elsewhere,
+            partials=partials,
         )
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> Batch:
-        """Branches as rows by the kernels; behind an empty prefix, which has no buffers yet, in plain PyTorch."""
+    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> BranchRows:
+        """See `AttentionBackend.rows`. An empty prefix has no buffers yet, so its rows run in plain PyTorch."""
         if not layers:
-            return BranchBatch(layers, self.runner, list(lengths), room)
-        return KernelBatch(layers, self.runner, self.graphs, list(lengths), room)
+            return TorchRows(layers, self.runner, list(lengths), room)
+        return TritonRows(layers, self.runner, self.decode_steps, list(lengths), room)

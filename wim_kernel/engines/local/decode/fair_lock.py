@@ -1,4 +1,8 @@
-"""Turns at the model: whoever has had least of it goes next, and who will be right back is waited for a moment."""
+"""A lock around the model that shares its time fairly between callers.
+
+Fair queueing decides who goes next; a short wait for a caller that is about to ask again (anticipatory scheduling, Iyer
+and Druschel, SOSP 2001) keeps long jobs from slipping in between all of its short ones.
+"""
 
 from __future__ import annotations
 
@@ -12,148 +16,154 @@ from types import TracebackType
 
 from wim_kernel.common import forks
 
-PATIENCE = 0.2
-"""For how long one who will be right back is waited for, as a part of what the last turn took."""
-MOST_PATIENCE = 0.02  # seconds
-CREDIT = 2.0
-"""Most seconds that a share saves up while it asks for no turns."""
+GRACE = 0.2
+"""The wait for a caller that is about to ask again, as a fraction of how long the last holder kept the lock."""
+MAX_GRACE = 0.02  # seconds
+MAX_CREDIT = 2.0
+"""Seconds of virtual time by which an account may lie behind the others after a pause."""
 
 
-def patience(took: float) -> float:
-    """For how many seconds one who will be right back is waited for, after a turn of ``took``."""
-    return min(MOST_PATIENCE, PATIENCE * took)
+def grace_period(held: float) -> float:
+    """Seconds to wait for a caller that is about to ask again, after the lock was held for ``held`` seconds."""
+    return min(MAX_GRACE, GRACE * held)
 
 
 @dataclass(eq=False)
-class Share:
-    """What one caller has had of a `Turn`.
+class Account:
+    """One caller's use of a `FairLock`.
 
     Attributes:
-        had: seconds, and what those have had who have had least when it came; None before that.
+        virtual_time: virtual service time, in seconds. A newcomer starts at the current minimum, so that it cannot
+            monopolise the lock. None until the first request.
     """
 
-    had: float | None = None
+    virtual_time: float | None = None
 
     def charge(self, seconds: float) -> None:
-        """Put down what was had."""
-        self.had = (self.had or 0.0) + seconds
+        """Add seconds for which the lock was held."""
+        self.virtual_time = (self.virtual_time or 0.0) + seconds
 
 
 @dataclass(eq=False, frozen=True)
-class _Wish:
-    had: float
-    new: bool
+class _Waiter:
+    """A request for the lock that has not been granted yet."""
+
+    virtual_time: float
+    is_new: bool
     ticket: int
-    share: Share
+    account: Account
 
     @property
     def rank(self) -> tuple[float, bool, int]:
-        """Who goes first: the least, and of equals newcomers."""
-        return self.had, not self.new, self.ticket
+        """The lowest goes first: least virtual time, then newcomers, then in order of arrival."""
+        return self.virtual_time, not self.is_new, self.ticket
 
 
-class Turn:
-    """A lock for work of very different lengths, such as a decode step and the reading of a chunk.
+class FairLock:
+    """A lock for work of very different lengths, such as a decode step and the prefill of a chunk.
 
-    Of those who wait, the one who has had least time goes next, of equals a newcomer, then the first to come: several
-    short turns go to a long one, nobody starves, and a newcomer begins with what those have had who have had least
-    (start-time fair queueing, Goyal and others, 1996). A caller who gave up its turn saying that it will be right back,
-    and has had less than those who wait, is waited for as long as `PATIENCE` says: otherwise long turns would slip in
-    between all of its short ones.
+    The waiter whose account has the least virtual time goes next; ties go to newcomers, then to the first to come. So
+    several short jobs run for each long one, nobody starves, and a newcomer starts at the current minimum (start-time
+    fair queueing, Goyal and others, 1996). Who releases the lock with ``will_return`` keeps its place for a grace
+    period, unless a waiter has used less: otherwise a long job would slip in after every short one.
 
     As a context manager it is a plain lock, first come, first served. Not reentrant.
 
     Attributes:
-        changed: guards everything here, and is notified of every change.
+        changed: the condition that guards all state and is notified of every change.
     """
 
     def __init__(self) -> None:
         self._tickets = itertools.count()
-        self._least = 0.0
+        self._min_virtual_time = 0.0
         self.renew_after_fork()
         forks.register(self)
 
     def renew_after_fork(self) -> None:
-        """Nobody waits and nobody has the turn: those threads are the parent's."""
+        """Forget waiters and holder: their threads live in the parent process."""
         self.changed = threading.Condition()
-        self._waiting: list[_Wish] = []
-        self._holder: tuple[_Wish, float] | None = None  # and since when
-        self._expected: tuple[Share, float] | None = None  # and until when
+        self._waiting: list[_Waiter] = []
+        self._holder: tuple[_Waiter, float] | None = None  # and when it got the lock
+        self._expected: tuple[Account, float] | None = None  # and when its grace period ends
 
-    def acquire(self, share: Share, unless: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for a turn.
+    def acquire(self, account: Account, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait for the lock.
 
         Args:
-            share: whose.
-            unless: asked, under the lock, after every change; once it says yes there is no need for a turn any more.
+            account: the caller's account.
+            unless: checked, under ``changed``, at every wake-up. Once it is true, the call returns without the lock:
+                somebody else has done the caller's work.
 
         Returns:
-            Whether it is our turn; False if ``unless`` said yes.
+            True if the caller now holds the lock; False if ``unless`` became true.
 
         Raises:
             ForkError: if the model cannot be used in this process.
         """
         forks.check(self)
         with self.changed:
-            new = share.had is None
-            share.had = self._least if share.had is None else max(share.had, self._least - CREDIT)
-            wish = _Wish(share.had, new, next(self._tickets), share)
+            is_new = account.virtual_time is None
+            if account.virtual_time is None:
+                account.virtual_time = self._min_virtual_time
+            account.virtual_time = max(account.virtual_time, self._min_virtual_time - MAX_CREDIT)
+            waiter = _Waiter(account.virtual_time, is_new, next(self._tickets), account)
             try:
-                self._waiting.append(wish)
+                self._waiting.append(waiter)
                 self.changed.notify_all()
                 while not unless():
-                    if self._may_go(wish):
-                        self._holder, self._expected = (wish, time.perf_counter()), None
+                    if self._is_next(waiter):
+                        self._holder, self._expected = (waiter, time.perf_counter()), None
                         return True
-                    self.changed.wait(self._patience())
+                    self.changed.wait(self._grace_left())
                 return False
-            except BaseException:  # an interrupt
-                if self._holder is not None and self._holder[0] is wish:
+            except BaseException:  # such as KeyboardInterrupt
+                if self._holder is not None and self._holder[0] is waiter:
                     self._holder = None
                 raise
             finally:
-                if wish in self._waiting:
-                    self._waiting.remove(wish)
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
                 self.changed.notify_all()
 
-    def release(self, *, returning: bool = False) -> float:
-        """End a turn; says how many seconds it took.
+    def release(self, *, will_return: bool = False) -> float:
+        """Release the lock; returns the seconds for which it was held.
 
         Args:
-            returning: whether the caller will be right back.
+            will_return: whether the caller is about to ask again.
         """
         with self.changed:
-            if self._holder is None:  # the process was forked within the turn
+            if self._holder is None:  # the process was forked while the lock was held
                 return 0.0
-            (wish, since), now = self._holder, time.perf_counter()
-            self._holder, share = None, wish.share
-            share.charge(now - since)
-            # it grows even where newcomers with least of all wait all the time, or they would starve the others
-            fair = self._least + (now - since) / (1 + len(self._waiting))
-            self._least = max(fair, min([share.had or 0.0, *(wish.had for wish in self._waiting)]))
-            if returning:
-                self._expected = share, now + patience(now - since)
+            (waiter, since), now = self._holder, time.perf_counter()
+            self._holder, account = None, waiter.account
+            account.charge(now - since)
+            # the minimum grows even while newcomers at the minimum keep coming, or they would starve the others
+            fair = self._min_virtual_time + (now - since) / (1 + len(self._waiting))
+            in_use = [account.virtual_time or 0.0, *(waiter.virtual_time for waiter in self._waiting)]
+            self._min_virtual_time = max(fair, min(in_use))
+            if will_return:
+                self._expected = account, now + grace_period(now - since)
             self.changed.notify_all()
             return now - since
 
-    def leave(self, share: Share) -> None:
-        """Say that one who was to be right back will not be."""
+    def wont_return(self, account: Account) -> None:
+        """Withdraw the ``will_return`` of an account."""
         with self.changed:
-            if self._expected is not None and self._expected[0] is share:
+            if self._expected is not None and self._expected[0] is account:
                 self._expected = None
                 self.changed.notify_all()
 
     @contextmanager
-    def of(self, share: Share, *, returning: bool = False) -> Iterator[None]:
-        """A turn on a share; see `acquire` and `release`."""
-        self.acquire(share)
+    def held_by(self, account: Account, *, will_return: bool = False) -> Iterator[None]:
+        """Hold the lock on an account; see `acquire` and `release`."""
+        self.acquire(account)
         try:
             yield
         finally:
-            self.release(returning=returning)
+            self.release(will_return=will_return)
 
-    def __enter__(self) -> Turn:
-        self.acquire(Share())
+    def __enter__(self) -> FairLock:
+        self.acquire(Account())
         return self
 
     def __exit__(
@@ -161,17 +171,17 @@ class Turn:
     ) -> None:
         self.release()
 
-    def _may_go(self, wish: _Wish) -> bool:
-        """Whether it is this one's turn: nobody has it, nobody is before it, nobody who has had less is expected."""
-        if self._holder is not None or wish is not min(self._waiting, key=lambda other: other.rank):
+    def _is_next(self, waiter: _Waiter) -> bool:
+        """Whether the lock is free, this waiter is first, and no account with less time is still expected back."""
+        if self._holder is not None or waiter is not min(self._waiting, key=lambda other: other.rank):
             return False
-        if self._expected is None or self._patience() is None:
+        if self._expected is None or self._grace_left() is None:
             return True
         expected, _ = self._expected
-        return expected is wish.share or wish.had <= (expected.had or 0.0)
+        return expected is waiter.account or waiter.virtual_time <= (expected.virtual_time or 0.0)
 
-    def _patience(self) -> float | None:
-        """Seconds for which somebody is still expected; None if nobody is."""
+    def _grace_left(self) -> float | None:
+        """Seconds left of the current grace period; None if there is none."""
         if self._expected is None or self._holder is not None:
             return None
         left = self._expected[1] - time.perf_counter()

@@ -1,8 +1,8 @@
-"""Answers that are JSON of a given schema: at every step only tokens that the schema allows can be chosen.
+"""Constrains answers to JSON of a schema: at each step only tokens that the schema allows can be chosen.
 
-The grammar is llguidance's. What is added here is an end: a small model may never close a string or a number by
-itself, so when the tokens that are left run short, the shortest way to a complete value is taken. How long that is, is
-found out now and then, the more often the fewer tokens are left.
+The grammar is llguidance's. This module adds an end: a small model may never close a string or a number by itself, so
+when few tokens are left, the shortest end to a complete value is forced. The length of that end is computed from time
+to time, more often when fewer tokens are left.
 """
 
 from __future__ import annotations
@@ -21,69 +21,70 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from wim_kernel.common.errors import SchemaError
 from wim_kernel.engines.local.decode.pattern_samples import multiples, samples
-from wim_kernel.engines.local.decode.shortest_end import Place, ShortestWays
+from wim_kernel.engines.local.decode.shortest_end import JsonPosition, ShortestEnds
 from wim_kernel.text.schemas import Sizes
 
-SLACK = 8  # tokens by which one token may put off the end beyond what `Sizes.jump` says
+SLACK = 8
+"""Tokens by which one token may lengthen the shortest end, beyond what `Sizes.jump` says."""
 
 
 @dataclass(frozen=True)
-class Ends:
-    """What is known of how texts of one schema end.
+class SchemaEnds:
+    """Data about the ends of texts of one schema.
 
     Attributes:
-        ways: finds the shortest one from any state.
-        whole: the shortest whole text's tokens; None if it was not found.
-        jump: by how many tokens one token may put off the end.
-        least: how many tokens a whole text has at least.
+        shortest: finds the shortest end from any state.
+        whole: tokens of the shortest complete text; None if the search did not find it.
+        jump: number of tokens by which one token may lengthen the shortest end.
+        least: number of tokens that a complete text has at least.
     """
 
-    ways: ShortestWays
+    shortest: ShortestEnds
     whole: list[int] | None
     jump: int
     least: int
 
 
 class Grammars:
-    """Makes grammars over one tokenizer.
+    """Makes grammars for one tokenizer.
 
     Args:
-        tokenizer: of the model.
-        vocabulary: how many logits the model has.
-        eos: the tokens that end a text.
+        tokenizer: the model's tokenizer.
+        vocabulary: number of logits of the model.
+        eos: the EOS tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, eos: frozenset[int]) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.eos = eos
-        self._ends: dict[str, Ends] = {}
+        self._ends: dict[str, SchemaEnds] = {}
 
-    def processor(self, schema: str, prompt_tokens: int, room: int) -> JsonGrammar:
-        """What lets a branch choose only tokens of JSON that fits ``schema``, complete within ``room`` tokens.
+    def processor(self, schema: str, prompt_tokens: int, max_tokens: int) -> JsonGrammar:
+        """A logits processor that constrains a branch to JSON of ``schema``, complete within ``max_tokens`` tokens.
 
         Raises:
-            SchemaError: if there is no such grammar, or nothing that fits it is so short.
+            SchemaError: if there is no grammar for the schema, or its shortest text has more tokens.
         """
         matcher = self._matcher(schema)
         ends = self._ends_of(schema, matcher)
-        if ends.least > room:
+        if ends.least > max_tokens:
             about = "" if ends.whole is not None else "at least "
             raise SchemaError(
-                f"What this JSON schema asks for takes {about}{ends.least} tokens and there are {room}: give more "
-                "answer_tokens."
+                f"What this JSON schema asks for takes {about}{ends.least} tokens and there are {max_tokens}: give "
+                "more answer_tokens."
             )
-        return JsonGrammar(self, matcher, ends, prompt_tokens, room)
+        return JsonGrammar(self, matcher, ends, prompt_tokens, max_tokens)
 
-    def _ends_of(self, schema: str, matcher: Any) -> Ends:
-        """Looked into once for each schema."""
+    def _ends_of(self, schema: str, matcher: Any) -> SchemaEnds:
+        """The ends of a schema; computed once."""
         if schema not in self._ends:
             plain = json.loads(schema)
-            ways = ShortestWays(self.tokens, samples(plain), multiples(plain))
+            shortest = ShortestEnds(self.tokens, samples(plain), multiples(plain))
             sizes = Sizes(plain, cost=lambda text: len(self.tokens.tokenize_str(text)))
-            whole = ways.find(matcher, Place())
+            whole = shortest.find(matcher, JsonPosition())
             least = len(whole) if whole is not None else int(Sizes(plain).of(plain)) // self._longest_token
-            self._ends[schema] = Ends(ways, whole, sizes.jump + SLACK, least)
+            self._ends[schema] = SchemaEnds(shortest, whole, sizes.jump + SLACK, least)
         return self._ends[schema]
 
     @cached_property
@@ -92,7 +93,7 @@ class Grammars:
         return max(len(self.tokens.decode_bytes([token])) for token in range(self.vocabulary))
 
     def _matcher(self, schema: str) -> Any:
-        library = _library()
+        library = _llguidance()
         grammar = library.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         matcher = library.LLMatcher(self.tokens, grammar, log_level=0)
         if matcher.is_error():
@@ -101,7 +102,7 @@ class Grammars:
 
     @cached_property
     def tokens(self) -> Any:
-        """Llguidance's view of the tokenizer; takes a second to make."""
+        """The tokenizer as llguidance's object; takes a second to make."""
         import llguidance.hf
 
         tokenizer: Any = self.tokenizer
@@ -109,89 +110,90 @@ class Grammars:
 
 
 class JsonGrammar(LogitsProcessor):
-    """Masks what the grammar forbids; once the tokens run short, all but the shortest way to the end.
+    """Masks the tokens that the grammar forbids; when few tokens are left, all but those of the shortest end.
 
     Args:
-        grammars: whose it is.
+        grammars: the maker of this grammar.
         matcher: the grammar's state.
-        ends: what is known of the schema's ends.
-        prompt_tokens: how many tokens stand before the text.
-        room: most tokens of the text.
+        ends: data about the schema's ends.
+        prompt_tokens: number of tokens before the text.
+        max_tokens: most tokens of the text.
     """
 
-    def __init__(self, grammars: Grammars, matcher: Any, ends: Ends, prompt_tokens: int, room: int) -> None:
+    def __init__(
+        self, grammars: Grammars, matcher: Any, ends: SchemaEnds, prompt_tokens: int, max_tokens: int
+    ) -> None:
         self.grammars = grammars
         self.matcher = matcher
         self.ends = ends
         self.prompt_tokens = prompt_tokens
-        self.room = room
-        self.place = Place()
+        self.max_tokens = max_tokens
+        self.position = JsonPosition()
         self._taken = 0
-        self._way = (
-            list(ends.whole) if ends.whole is not None else None
-        )  # known to lead to the end, when last looked
-        self._closing = False
-        self._look_at = 0
+        self._end = list(ends.whole) if ends.whole is not None else None  # the shortest, at the last check
+        self._is_closing = False
+        self._next_check = 0
         self._warned = False
 
     def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
-        """Scores (1, vocabulary) with minus infinity for every token that cannot come next."""
+        """The scores (1, vocabulary) with minus infinity for each token that is not allowed next."""
         self.take(input_ids[0, self.prompt_tokens + self._taken :].tolist())
         allowed = self.allowed(scores.shape[-1])
-        if not self._closing and self._taken >= self._look_at:
-            self._look_ahead()
-        if self._closing:
-            allowed = self._next_of_the_way(allowed)
+        if not self._is_closing and self._taken >= self._next_check:
+            self._check_room()
+        if self._is_closing:
+            allowed = self._only_next_of_end(allowed)
         masked: FloatTensor = scores.masked_fill(~allowed.to(scores.device), -torch.inf)  # type: ignore[assignment]
         return masked
 
     def take(self, tokens: list[int]) -> None:
-        """Take in the tokens that were chosen."""
+        """Advance the grammar by the tokens that were chosen."""
         if tokens and not self.matcher.consume_tokens(tokens):
             raise SchemaError(
                 f"A token was chosen that the schema does not allow: {self.matcher.get_error()}"
             )
         self._taken += len(tokens)
-        self.place = self.place.after(self.grammars.tokens.decode_bytes(tokens))
-        if self._closing and self._way is not None:
-            del self._way[: len(tokens)]
+        self.position = self.position.after(self.grammars.tokens.decode_bytes(tokens))
+        if self._is_closing and self._end is not None:
+            del self._end[: len(tokens)]
 
     def allowed(self, vocabulary: int) -> Tensor:
-        """Which tokens can come next, (vocabulary,)."""
+        """True for tokens that are allowed next, (vocabulary,)."""
         bits = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed = torch.zeros(vocabulary, dtype=torch.bool)
         count = min(len(bits), vocabulary)
         allowed[:count] = torch.from_numpy(bits[:count].astype(bool))
         return allowed
 
-    def _look_ahead(self) -> None:
-        """See how far the end is, and whether the way there has to be taken now; if not, when to look again."""
-        left = self.room - self._taken
-        if not self._still_leads_to_the_end():
-            self._way = self.ends.ways.find(self.matcher, self.place)
-        if self._way is None:  # too far to be found: half of the tokens are for a blind try
-            self._closing = left <= self.room // 2
-            self._look_at = self.room - self.room // 2
+    def _check_room(self) -> None:
+        """Compute the shortest end, and whether it must be taken now; if not, when to check again."""
+        left = self.max_tokens - self._taken
+        if not self._still_ends():
+            self._end = self.ends.shortest.find(self.matcher, self.position)
+        if self._end is None:
+            # not found within the search's limit: close without knowing the end when half of the tokens are used
+            self._is_closing = left <= self.max_tokens // 2
+            self._next_check = self.max_tokens - self.max_tokens // 2
             return
-        spare = left - len(self._way) - self.ends.jump
-        self._closing = spare <= 0
-        self._look_at = self._taken + 1 + max(0, spare) // (self.ends.jump + 1)
+        spare = left - len(self._end) - self.ends.jump
+        self._is_closing = spare <= 0
+        self._next_check = self._taken + 1 + max(0, spare) // (self.ends.jump + 1)
 
-    def _still_leads_to_the_end(self) -> bool:
-        """Whether the way that was found last does so from here, too, as within a string it does."""
-        if self._way is None:
+    def _still_ends(self) -> bool:
+        """Whether the end that was found last is valid from here too, as it usually is within a string."""
+        if self._end is None:
             return False
         ahead = self.matcher.deep_copy()
-        return bool(ahead.try_consume_tokens(self._way) == len(self._way) and ahead.is_accepting())
+        return bool(ahead.try_consume_tokens(self._end) == len(self._end) and ahead.is_accepting())
 
-    def _next_of_the_way(self, allowed: Tensor) -> Tensor:
-        """The one token that is allowed on the way to the end; an end of the text as soon as there can be one."""
+    def _only_next_of_end(self, allowed: Tensor) -> Tensor:
+        """The next token of the end; EOS as soon as it is allowed."""
         ends = [token for token in self.grammars.eos if allowed[token]]
         if not ends:
             self._warn()
-        way = self._way[:1] if self._way else self.ends.ways.ending(self.matcher, self.place)
+        end = self._end[:1] if self._end else self.ends.shortest.ending(self.matcher, self.position)
         only = torch.zeros_like(allowed)
-        only[ends or way] = True
+        only[ends or end] = True
         return only if bool(only.any()) else allowed
 
     def _warn(self) -> None:
@@ -214,7 +216,7 @@ def _cure(reason: str) -> str:
     return f"change it: {' '.join(reason.split())}"
 
 
-def _library() -> Any:
+def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError as error:

@@ -16,9 +16,9 @@ else:
     import sre_parse as parser
 
 MOST = 4096
-"""Longest sample that is made."""
+"""Most characters of a sample."""
 LONGEST_ENDING = 16
-"""Longest ending of a sample that is a hint of its own; with a longer one missing, a search finds its way."""
+"""Most characters of a sample's ending that becomes a hint of its own."""
 _CANDIDATES = [
     *range(ord("a"), ord("z") + 1),
     *range(ord("0"), ord("9") + 1),
@@ -31,7 +31,7 @@ _CANDIDATES = [
 
 
 def samples(schema: Any) -> list[bytes]:
-    """A string for each pattern in a schema and its endings, as they stand within JSON, the shortest first."""
+    """For each pattern in a schema, a matching string and its endings, escaped for JSON; the shortest first."""
     found: set[bytes] = set()
     for pattern in _patterns(schema):
         text = sample(pattern)
@@ -42,7 +42,7 @@ def samples(schema: Any) -> list[bytes]:
 
 
 def sample(pattern: str) -> str | None:
-    """A short string that a pattern finds itself in; None if there is none that can be told."""
+    """A short string in which ``pattern`` is found; None if none could be made."""
     try:
         text = _of_all(parser.parse(pattern))
         return text if re.search(pattern, text) else None
@@ -97,10 +97,10 @@ def _of_all(parts: Any) -> str:
 
 
 def _of(kind: str, given: Any) -> str:
-    """The shortest text of one part of a parsed pattern.
+    """A short text that matches one part of a parsed pattern.
 
     Raises:
-        ValueError: for a part of which that cannot be told.
+        ValueError: for a kind of part that is not supported.
     """
     match kind:
         case "LITERAL":

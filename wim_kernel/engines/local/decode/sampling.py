@@ -1,4 +1,4 @@
-"""The next token of a branch, by transformers' own logits processors."""
+"""Samples a branch's tokens with transformers' own logits processors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from wim_kernel.common.errors import OptionError
 from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 
-_NOT_FOLLOWED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
-_HOLD_BACK_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
+_UNSUPPORTED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
+_ONLY_DELAY_EOS = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 
 
 class Policy:
-    """A `GenerationConfig` made ready for a model, as ``model.generate`` would make it ready.
+    """A `GenerationConfig` prepared for a model, as ``model.generate`` prepares it.
 
     Args:
-        model: gives the defaults of whatever the config leaves open.
-        tokenizer: for stop strings.
-        config: what the caller asked for.
+        model: supplies the defaults of settings that the config leaves open.
+        tokenizer: encodes stop strings.
+        config: the caller's settings.
 
     Raises:
-        ValueError: for search over several hypotheses, which branches do not do.
+        ValueError: if the config asks for beam search or several sequences, or has no ``max_new_tokens``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Policy:
         if ready.max_time is not None and not is_finite(ready.max_time):
             raise OptionError(f"max_time of a GenerationConfig is seconds, not {shown(ready.max_time)}.")
         self.max_time: float | None = ready.max_time
-        _warn_of_others(ready)
+        _warn_of_unsupported(ready)
         eos = ready.eos_token_id
         self.eos = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
         self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
@@ -61,28 +61,30 @@ class Policy:
     def sampler(
         self, prompt: Sequence[int], grammars: Grammars | None = None, json_schema: str | None = None
     ) -> Sampler:
-        """What chooses tokens behind ``prompt``, such that they fit the schema if there is one."""
+        """A sampler of tokens after ``prompt``, constrained to ``json_schema`` if one is given."""
         config, own = self.config, LogitsProcessorList()
         if grammars is not None and json_schema is not None:
             own.append(grammars.processor(json_schema, len(prompt), self.max_new_tokens))
-            config = _without_bans(config)
+            config = _without_constraints(config)
         elif config.forced_eos_token_id is not None:
             config = copy.deepcopy(config)
-            config.max_length = len(prompt) + self.max_new_tokens  # where it is forced
-        looks_back = (config.encoder_repetition_penalty or 1.0) != 1.0 or config.encoder_no_repeat_ngram_size
+            config.max_length = len(prompt) + self.max_new_tokens  # the position at which the EOS is forced
+        needs_prompt = (
+            config.encoder_repetition_penalty or 1.0
+        ) != 1.0 or config.encoder_no_repeat_ngram_size
         processors = self.model._get_logits_processor(
             config,
             input_ids_seq_length=len(prompt),
-            encoder_input_ids=torch.tensor([prompt if looks_back else prompt[:1]], device=self.device),
+            encoder_input_ids=torch.tensor([prompt if needs_prompt else prompt[:1]], device=self.device),
             logits_processor=own,
             device=str(self.device),
         )
         return Sampler(self, processors, prompt, stops=json_schema is None)
 
 
-def _warn_of_others(config: GenerationConfig) -> None:
-    """Say which settings change what ``generate`` writes and nothing here."""
-    found = [name for name in _NOT_FOLLOWED if getattr(config, name, None)]
+def _warn_of_unsupported(config: GenerationConfig) -> None:
+    """Warn of settings that ``generate`` follows and branches do not."""
+    found = [name for name in _UNSUPPORTED if getattr(config, name, None)]
     if found:
         warnings.warn(
             f"Branches do not follow {', '.join(found)} of a GenerationConfig: leave it out.",
@@ -90,8 +92,8 @@ def _warn_of_others(config: GenerationConfig) -> None:
         )
 
 
-def _without_bans(config: GenerationConfig) -> GenerationConfig:
-    """The config without what could forbid the only token that a grammar allows."""
+def _without_constraints(config: GenerationConfig) -> GenerationConfig:
+    """The config without settings that could forbid the only token that a grammar allows."""
     free = copy.deepcopy(config)
     free.min_length, free.min_new_tokens, free.no_repeat_ngram_size = 0, None, 0
     free.bad_words_ids = free.suppress_tokens = free.begin_suppress_tokens = None
@@ -100,7 +102,18 @@ def _without_bans(config: GenerationConfig) -> GenerationConfig:
 
 
 class Sampler:
-    """Chooses one branch's tokens, one after another."""
+    """Chooses the tokens of one branch, one at a time.
+
+    Args:
+        policy: the prepared generation config.
+        processors: logits processors of this branch.
+        prompt: token ids before the first token to choose.
+        stops: whether stop strings and ``max_time`` apply.
+
+    Attributes:
+        token_ids: the tokens so far, without EOS.
+        greedy: whether the config asks for greedy decoding.
+    """
 
     def __init__(
         self, policy: Policy, processors: LogitsProcessorList, prompt: Sequence[int], *, stops: bool = True
@@ -114,30 +127,29 @@ class Sampler:
         self._written = self.prompt_tokens
         self.token_ids: list[int] = []
         self.greedy = not policy.config.do_sample
-        self._until = time.monotonic() + policy.max_time if stops and policy.max_time is not None else None
-        self._held_back_only = self.greedy and all(
-            isinstance(item, _HOLD_BACK_THE_END) for item in processors
-        )
+        self._deadline = time.monotonic() + policy.max_time if stops and policy.max_time is not None else None
+        self._follows_argmax = self.greedy and all(isinstance(item, _ONLY_DELAY_EOS) for item in processors)
 
-    def takes(self, likeliest: int) -> bool:
-        """Whether the likeliest token is surely the choice, without asking the processors.
+    def accepts_argmax(self, token: int) -> bool:
+        """Whether the argmax of the logits is the choice, whatever the logits processors do.
 
-        It is in greedy decoding without processors, or with none but those that hold back the end, if it is no end.
+        True for greedy decoding if no processor can change the argmax: there are none, or only minimum-length ones and
+        the token is not EOS.
         """
-        return self._held_back_only and (not self.processors or likeliest not in self.policy.eos)
+        return self._follows_argmax and (not self.processors or token not in self.policy.eos)
 
     @property
-    def takes_likeliest(self) -> bool:
-        """Whether it takes the likeliest token, but for an end that is held back."""
-        return self._held_back_only
+    def follows_argmax(self) -> bool:
+        """Whether the choice is always the argmax of the logits, except for an EOS before the minimum length."""
+        return self._follows_argmax
 
     @property
-    def goes_on(self) -> bool:
-        """Whether another token may come behind the next one."""
+    def has_room_after_next(self) -> bool:
+        """Whether another token may follow the next one."""
         return len(self.token_ids) + 1 < self.policy.max_new_tokens
 
     def choose(self, logits: Tensor) -> int:
-        """The next token, given logits (vocabulary,)."""
+        """Choose the next token, given logits (vocabulary,)."""
         scores = logits[None].float()
         if self.processors:
             scores = self.processors(self._seen, scores)
@@ -146,13 +158,13 @@ class Sampler:
         return int(torch.multinomial(scores.softmax(-1), 1))
 
     def push(self, token: int) -> bool:
-        """Take a token in; True if the branch ends with it."""
+        """Append a token; returns True if the branch ends with it."""
         if token in self.policy.eos:
             return True
         self.token_ids.append(token)
         if len(self.token_ids) >= self.policy.max_new_tokens:
             return True
-        if self._until is not None and time.monotonic() > self._until:
+        if self._deadline is not None and time.monotonic() > self._deadline:
             return True
         if self.stop is None:
             return False
@@ -160,7 +172,7 @@ class Sampler:
 
     @property
     def _seen(self) -> Any:
-        """Everything before the next token, (1, tokens); put on the device only where somebody asks for it."""
+        """Prompt and generated tokens, (1, tokens), on the device; copied there when first needed."""
         if self._ids is None:
             room = [0] * self.policy.max_new_tokens
             self._ids = torch.tensor([[*self.prompt, *room]], device=self.policy.device)

@@ -1,8 +1,9 @@
-"""Decode steps of different callers, run in one forward pass where they come together.
+"""Continuous batching: pending decode steps of several callers run in one forward pass.
 
-Each caller keeps its own batch of branches. Whoever has the turn runs the steps of all who wait with one, so that a
-step reads the model's weights once however many callers there are, and whenever each of them came. (Continuous
-batching, Orca, OSDI 2022; here without a scheduler of its own: flat combining, Hendler and others, SPAA 2010.)
+Each caller keeps its own rows. The holder of the model's lock runs its decode step together with all pending steps that
+fit, so that one pass over the weights serves every caller, whenever each of them joined. (Continuous batching: Orca,
+OSDI 2022. There is no scheduler thread here, the lock's holder does the work: flat combining, Hendler and others, SPAA
+2010.)
 """
 
 from __future__ import annotations
@@ -13,156 +14,165 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from wim_kernel.common import forks
-from wim_kernel.engines.local.decode.fair_lock import Share, Turn, patience
-from wim_kernel.engines.local.rows.base import Batch, Next
+from wim_kernel.engines.local.decode.fair_lock import Account, FairLock, grace_period
+from wim_kernel.engines.local.rows.base import BranchRows, StepOutput
 
 logger = logging.getLogger(__name__)
 
-MISSES = 3  # one who came late so often in a row is no longer waited for
+MAX_MISSES = 3
+"""Grace periods in a row after which the batcher waits no longer for a session that is late each time."""
 
 
-class Seat:
-    """One caller's place among those who decode.
+class DecodeSession:
+    """One caller's decoding, from its prompts to its last step.
 
     Args:
-        together: where.
-        share: the caller's, of the model's time.
-        batch: the caller's branches.
+        batcher: runs the session's steps, alone or with those of others.
+        account: the caller's account of the model's time.
+        batch: the caller's branches as rows.
     """
 
-    def __init__(self, together: Together, share: Share, batch: Batch) -> None:
-        self.together = together
-        self.share = share
+    def __init__(self, batcher: StepBatcher, account: Account, batch: BranchRows) -> None:
+        self.batcher = batcher
+        self.account = account
         self.batch = batch
-        self.wanted: list[int] | None = None  # the tokens of a step that nobody has run yet
-        self.found: Next | None = None
-        self.alone = False  # the last pass together with others failed
-        self.began = False
-        self.missed = 0
+        self.pending_tokens: list[int] | None = None  # of a step that nobody has run yet
+        self.output: StepOutput | None = None
+        self.runs_alone = False  # set when a joint pass has failed
+        self.has_stepped = False
+        self.misses = 0
 
-    def turn(self) -> AbstractContextManager[None]:
-        """A turn at the model, for a pass over prompts."""
-        return self.together.turn.of(self.share, returning=True)
+    def model_lock(self) -> AbstractContextManager[None]:
+        """Hold the model's lock for a pass over prompts."""
+        return self.batcher.lock.held_by(self.account, will_return=True)
 
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append one token to every row of the batch; what may come next.
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
+        """Append one token to every row of the batch.
 
         Args:
-            tokens: one for each row.
-            ahead: see `wim_kernel.engines.local.decode.decoder.Batch.step`.
+            tokens: one token id for each row.
+            ahead: see `wim_kernel.engines.local.rows.base.BranchRows.step`.
+
+        Returns:
+            The logits of the step, whoever ran it.
         """
-        turn = self.together.turn
-        with turn.changed:
-            self.wanted, self.found, self.began = tokens, None, True
+        lock = self.batcher.lock
+        with lock.changed:
+            self.pending_tokens, self.output, self.has_stepped = tokens, None, True
         try:
-            if turn.acquire(self.share, unless=lambda: self.found is not None):
+            if lock.acquire(self.account, unless=lambda: self.output is not None):
                 try:
                     return self._run(tokens, ahead)
                 finally:
-                    self.together.took = turn.release(returning=True)
+                    self.batcher.last_step_seconds = lock.release(will_return=True)
         finally:
-            with turn.changed:
-                self.wanted = None
-        assert self.found is not None
-        self.batch.took_part()
-        return self.found
+            with lock.changed:
+                self.pending_tokens = None
+        assert self.output is not None
+        self.batch.advance()
+        return self.output
 
-    def _run(self, tokens: list[int], ahead: bool) -> Next:
-        """With the turn: run this step, and those of others that can be run along with it."""
-        others = self.together.company(self)
+    def _run(self, tokens: list[int], ahead: bool) -> StepOutput:
+        """Run this step together with the pending ones that fit. The caller holds the lock."""
+        others = self.batcher.pending_steps(self)
         if others:
             try:
                 return self._run_with(others, tokens)
             except Exception as error:  # too little memory, or something about one of them
                 count = 1 + len(others)
                 logger.warning("A decode step of %d callers failed; each goes on alone: %s", count, error)
-                for seat in (self, *(seat for seat, _ in others)):
-                    seat.alone = True
+                for session in (self, *(session for session, _ in others)):
+                    session.runs_alone = True
         return self.batch.step(tokens, ahead=ahead)
 
-    def _run_with(self, others: list[tuple[Seat, list[int]]], tokens: list[int]) -> Next:
+    def _run_with(self, others: list[tuple[DecodeSession, list[int]]], tokens: list[int]) -> StepOutput:
         begun = time.perf_counter()
-        steps = [(seat.batch, theirs) for seat, theirs in others]
-        mine, *theirs = self.batch.step_together([(self.batch, tokens), *steps])
-        with self.together.turn.changed:
-            for (seat, _), found in zip(others, theirs, strict=True):
-                seat.found, seat.wanted = found, None
-                seat.share.charge(time.perf_counter() - begun)
-            self.together.turn.changed.notify_all()
-        self.batch.took_part()
-        return mine
+        steps = [(session.batch, pending) for session, pending in others]
+        own_output, *outputs = self.batch.step_together([(self.batch, tokens), *steps])
+        with self.batcher.lock.changed:
+            for (session, _), output in zip(others, outputs, strict=True):
+                session.output, session.pending_tokens = output, None
+                session.account.charge(time.perf_counter() - begun)
+            self.batcher.lock.changed.notify_all()
+        self.batch.advance()
+        return own_output
 
 
-class Together:
-    """Those who decode at the same time.
+class StepBatcher:
+    """The sessions that decode at the same time.
 
     Args:
-        turn: at the model.
-        most_rows: of one pass.
+        lock: the lock around the model.
+        max_rows: most rows of one pass.
     """
 
-    def __init__(self, turn: Turn, most_rows: int) -> None:
-        self.turn = turn
-        self.most_rows = most_rows
-        self.took = 0.0  # seconds, the last step
-        self._seats: list[Seat] = []
+    def __init__(self, lock: FairLock, max_rows: int) -> None:
+        self.lock = lock
+        self.max_rows = max_rows
+        self.last_step_seconds = 0.0
+        self._sessions: list[DecodeSession] = []
         forks.register(self)
 
     def renew_after_fork(self) -> None:
-        """Nobody decodes: those threads are the parent's."""
-        self._seats = []
+        """Forget all sessions: their threads live in the parent process."""
+        self._sessions = []
 
     @property
     def busy(self) -> bool:
-        """Whether anybody is decoding."""
-        return bool(self._seats)
+        """Whether any session is open."""
+        return bool(self._sessions)
 
     @contextmanager
-    def seat(self, batch: Callable[[], Batch]) -> Iterator[Seat]:
-        """Take part with a batch, which is made in a turn."""
-        share = Share()
-        with self.turn.of(share, returning=True):
-            seat = Seat(self, share, batch())
-        with self.turn.changed:
-            self._seats.append(seat)
+    def session(self, make_batch: Callable[[], BranchRows]) -> Iterator[DecodeSession]:
+        """Open a session. ``make_batch`` is called under the model's lock."""
+        account = Account()
+        with self.lock.held_by(account, will_return=True):
+            session = DecodeSession(self, account, make_batch())
+        with self.lock.changed:
+            self._sessions.append(session)
         try:
-            yield seat
+            yield session
         finally:
-            with self.turn.changed:
-                if seat in self._seats:  # not after a fork
-                    self._seats.remove(seat)
-                self.turn.leave(seat.share)
-                self.turn.changed.notify_all()
+            with self.lock.changed:
+                if session in self._sessions:  # not after a fork
+                    self._sessions.remove(session)
+                self.lock.wont_return(session.account)
+                self.lock.changed.notify_all()
 
-    def company(self, mine: Seat) -> list[tuple[Seat, list[int]]]:
-        """Those whose steps can be run along with one, and their tokens; waits a moment for who will be right back."""
-        deadline = time.perf_counter() + patience(self.took)
-        with self.turn.changed:
-            while missing := [seat for seat in self._seats if self._is_awaited(seat, mine)]:
+    def pending_steps(self, leader: DecodeSession) -> list[tuple[DecodeSession, list[int]]]:
+        """Other sessions whose pending steps can join the leader's, with their tokens.
+
+        Waits up to a grace period for sessions that have just stepped and will probably ask again.
+        """
+        deadline = time.perf_counter() + grace_period(self.last_step_seconds)
+        with self.lock.changed:
+            while late := [session for session in self._sessions if self._is_expected(session, leader)]:
                 left = deadline - time.perf_counter()
                 if left <= 0:
                     break
-                self.turn.changed.wait(left)
-            for seat in missing:
-                seat.missed += 1
-            return self._of_those_who_wait(mine)
+                self.lock.changed.wait(left)
+            for session in late:
+                session.misses += 1
+            return self._collect(leader)
 
-    def _is_awaited(self, seat: Seat, mine: Seat) -> bool:
-        """Whether a seat could come along, has made a step, and is likely to be right back."""
-        likely = seat.began and seat.wanted is None and seat.missed < MISSES
-        return likely and seat is not mine and self._fits(seat, mine)
+    def _is_expected(self, session: DecodeSession, leader: DecodeSession) -> bool:
+        """Whether a session fits the leader's pass, has no step pending, and will probably ask for one soon."""
+        likely = session.has_stepped and session.pending_tokens is None and session.misses < MAX_MISSES
+        return likely and session is not leader and self._fits(session, leader)
 
-    def _fits(self, seat: Seat, mine: Seat) -> bool:
-        company = mine.batch.company
-        return company is not None and seat.batch.company == company and not (seat.alone or mine.alone)
+    def _fits(self, session: DecodeSession, leader: DecodeSession) -> bool:
+        key = leader.batch.batch_key
+        alone = session.runs_alone or leader.runs_alone
+        return key is not None and session.batch.batch_key == key and not alone
 
-    def _of_those_who_wait(self, mine: Seat) -> list[tuple[Seat, list[int]]]:
-        rows, found = len(mine.wanted or ()), []
-        for seat in self._seats:
-            if seat is mine or seat.wanted is None or not self._fits(seat, mine):
+    def _collect(self, leader: DecodeSession) -> list[tuple[DecodeSession, list[int]]]:
+        """Pending steps that fit the leader's, up to `max_rows` rows in all."""
+        rows, steps = len(leader.pending_tokens or ()), []
+        for session in self._sessions:
+            if session is leader or session.pending_tokens is None or not self._fits(session, leader):
                 continue
-            seat.missed = 0
-            if rows + len(seat.wanted) <= self.most_rows:
-                rows += len(seat.wanted)
-                found.append((seat, seat.wanted))
-        return found
+            session.misses = 0
+            if rows + len(session.pending_tokens) <= self.max_rows:
+                rows += len(session.pending_tokens)
+                steps.append((session, session.pending_tokens))
+        return steps

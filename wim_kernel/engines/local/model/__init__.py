@@ -1,1 +1,1 @@
-"""A transformers model: loaded, run and patched."""
+"""Runs and patches a transformers model."""

@@ -1,8 +1,8 @@
-"""Small operations of a model, each fused into one Triton kernel and lent to it inside a step.
+"""Patches small operations of a model with fused Triton kernels, for forward passes of the kernel only.
 
-At a decode step's size a norm, a rotation or a gate written in PyTorch is five to ten launches that each cost more than
-their work; in prefill each is five to ten passes over memory. What is lent here is found by its form, tried against
-the model's own code on random numbers, and left alone where it differs; outside a step the model runs by itself.
+In a decode step, a norm, a rotation or a gate written in PyTorch is five to ten launches, each of which costs more than
+its work; in prefill it is five to ten passes over memory. Modules are recognised by their form, compared with their own
+code on random numbers, and left alone if the results differ.
 """
 
 from __future__ import annotations
@@ -20,76 +20,76 @@ from transformers import PreTrainedModel
 from wim_kernel.common import forks
 from wim_kernel.engines.local.attention.triton_launch import DTYPES, available, interpreted
 from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
-from wim_kernel.engines.local.model.patching import Lender
+from wim_kernel.engines.local.model.patching import ForwardPatch
 
 ROTARY = "apply_rotary_pos_emb"
 
 
-class Joint:
-    """Linear layers that are given the same input, multiplied as one: narrow ones alone leave most of the chip idle.
+class FusedProjections:
+    """Linear layers with the same input, such as Q, K and V, computed as one product: narrow ones leave a GPU idle.
 
-    Their weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more
-    memory and stay the layers' own. Where they are taken apart again (a model is copied, moved, or given other
-    weights), layers are multiplied one by one.
+    The weights are moved into one tensor, of which each layer's parameter becomes a view. So they take no more memory
+    and remain the layers' own parameters. If the parameters are views no longer (because the model was copied, moved
+    or given other weights), the layers are computed one by one.
 
     Args:
-        layers: plain linear layers with the same number of inputs, that have biases, or have none.
+        layers: plain linear layers with the same number of inputs; either all or none have a bias.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
-        self.weight: Tensor | None = _moved_together([layer.weight for layer in layers])
+        self.weight: Tensor | None = _concatenate([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.bias = _moved_together(biases) if biases else None
-        # the input that was multiplied last, and products not asked for yet
-        self._waiting = threading.local()
+        self.bias = _concatenate(biases) if biases else None
+        # the last input of the thread, and the outputs that no layer has taken yet
+        self._last = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layers": self.layers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self.weight, self.bias = state["layers"], None, None
-        self._waiting = threading.local()
+        self._last = threading.local()
 
     def product(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
-        """A layer's product; the others' are kept for when they ask with the same input."""
-        place = next(index for index, other in enumerate(self.layers) if other is layer)
-        source, parts = getattr(self._waiting, "parts", (None, {}))
-        if source is not hidden or place not in parts:
-            if not self._together():
+        """The output of one layer. Outputs of the others are kept until they are called with the same input."""
+        index = next(index for index, other in enumerate(self.layers) if other is layer)
+        source, parts = getattr(self._last, "parts", (None, {}))
+        if source is not hidden or index not in parts:
+            if not self._is_fused():
                 return nn.Linear.forward(layer, hidden)
             whole = nn.functional.linear(hidden, cast(Tensor, self.weight), self.bias)
             parts = dict(enumerate(torch.split(whole, [other.out_features for other in self.layers], -1)))
-        part = parts.pop(place)
-        self._waiting.parts = (hidden, parts) if parts else (None, {})
+        part = parts.pop(index)
+        self._last.parts = (hidden, parts) if parts else (None, {})
         return part
 
-    def _together(self) -> bool:
-        """Whether the parameters are still views of ours. Once they are not, ours are let go."""
+    def _is_fused(self) -> bool:
+        """Whether the layers' parameters are still views of the fused tensors. If not, releases those tensors."""
         if self.weight is not None and not (
-            _views(self.weight, [layer.weight for layer in self.layers])
-            and (self.bias is None or _views(self.bias, [layer.bias for layer in self.layers]))
+            _are_views(self.weight, [layer.weight for layer in self.layers])
+            and (self.bias is None or _are_views(self.bias, [layer.bias for layer in self.layers]))
         ):
             self.weight = self.bias = None
         return self.weight is not None
 
 
-def _views(whole: Tensor, parts: Sequence[Tensor | None]) -> bool:
-    """Whether the parts are views of one tensor, one behind the other."""
-    at, home = whole.data_ptr(), whole.untyped_storage().data_ptr()
+def _are_views(whole: Tensor, parts: Sequence[Tensor | None]) -> bool:
+    """Whether the parts are consecutive views of one tensor."""
+    address, storage_ptr = whole.data_ptr(), whole.untyped_storage().data_ptr()
     for part in parts:
-        if part is None or part.dtype != whole.dtype or part.data_ptr() != at:
+        if part is None or part.dtype != whole.dtype or part.data_ptr() != address:
             return False
-        if part.untyped_storage().data_ptr() != home:
+        if part.untyped_storage().data_ptr() != storage_ptr:
             return False
-        at += part.nbytes
+        address += part.nbytes
     return True
 
 
-def _moved_together(parameters: Sequence[Tensor]) -> Tensor:
-    """One tensor of which the parameters become views."""
+def _concatenate(parameters: Sequence[Tensor]) -> Tensor:
+    """Concatenate parameters; each then becomes a view of the result."""
     first = parameters[0].data
-    if _views(first, parameters):  # they are already
+    if _are_views(first, parameters):  # they were concatenated before
         return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     whole = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(
@@ -99,8 +99,8 @@ def _moved_together(parameters: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _joint_form(module: nn.Module) -> list[nn.Linear]:
-    """The projections of an attention layer that may be multiplied as one; none if it has no such."""
+def _qkv_projections(module: nn.Module) -> list[nn.Linear]:
+    """The Q, K and V projections of an attention layer, if they can be fused; else an empty list."""
     found = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     layers = [layer for layer in found if type(layer) is nn.Linear and "forward" not in vars(layer)]
     if len(layers) < 3:
@@ -115,75 +115,77 @@ def _joint_form(module: nn.Module) -> list[nn.Linear]:
     return layers if len(shapes) == 1 and plain and layers[0].weight.dtype in DTYPES else []
 
 
-class Fusions(Lender):
-    """Lends fused operations to a model.
+class Fusions(ForwardPatch):
+    """Patches a model with fused operations.
 
     Args:
         model: a causal LM.
-        wanted: asked at each call; if it says no, the model's own code runs.
+        enabled: called at each forward; if it returns False, the model's own code runs.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Callable[[], bool]) -> None:
-        super().__init__(model, wanted)
-        self._rotaries: dict[str, _Rotary] = {}  # by the file that they are lent to
+    def __init__(self, model: PreTrainedModel, enabled: Callable[[], bool]) -> None:
+        super().__init__(model, enabled)
+        self._rotaries: dict[str, _RotaryPatch] = {}  # by the module of the model's code that they patch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "wanted": self.wanted, "_lent": None, "_rotaries": {}}
+        return {"model": self.model, "enabled": self.enabled, "_patched": None, "_rotaries": {}}
 
     def install(self) -> None:
-        """Put the operations in place; does nothing if they are."""
-        # weights that are moved stay good for training, whatever mode this is asked in
+        """Patch the model; does nothing if it is patched."""
+        # parameters that are moved must remain trainable, whatever mode the caller is in
         with torch.inference_mode(False), torch.no_grad():
             super().install()
 
-    def _lend_all(self) -> None:
-        forms: dict[type, Form | None] = {}
+    def _patch_all(self) -> None:
+        replacements: dict[type, Replacement | None] = {}
         for module in self.model.modules():
             weight = next(module.parameters(), None)
             if weight is None or "forward" in vars(module) or not available(weight.device):
                 continue
-            if type(module) not in forms:
-                forms[type(module)] = _norm_form(module) or _gate_form(module)
-                self._lend_rotary(module, weight)
-            form = forms[type(module)]
-            if form is not None:
-                self._lend(module, form)
-            layers = _joint_form(module)
+            if type(module) not in replacements:
+                replacements[type(module)] = _match_rms_norm(module) or _match_gated_mlp(module)
+                self._patch_rotary(module, weight)
+            replacement = replacements[type(module)]
+            if replacement is not None:
+                self._patch(module, replacement)
+            layers = _qkv_projections(module)
             if layers:
-                joint = Joint(layers)
+                projections = FusedProjections(layers)
                 for layer in layers:
-                    self._lend(layer, joint.product)
+                    self._patch(layer, projections.product)
 
     def uninstall(self) -> None:
-        """Give everything back as it was."""
+        """Restore the model."""
         super().uninstall()
         for name, rotary in self._rotaries.items():
             with _rotaries_lock:
                 rotary.users -= 1
-                home = sys.modules[name]
-                if rotary.users == 0 and getattr(home, ROTARY, None) is rotary:
-                    setattr(home, ROTARY, rotary.original)
+                file = sys.modules[name]
+                if rotary.users == 0 and getattr(file, ROTARY, None) is rotary:
+                    setattr(file, ROTARY, rotary.original)
         self._rotaries = {}
 
-    def _forward(self, module: nn.Module, form: Form, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != 1 or not self.wanted() or not _fits(args[0]):
+    def _forward(self, module: nn.Module, replacement: Replacement, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 1 or not self.enabled() or not _fits(args[0]):
             return type(module).forward(module, *args, **kwargs)
-        return form(module, args[0])
+        return replacement(module, args[0])
 
-    def _lend_rotary(self, module: nn.Module, weight: Tensor) -> None:
-        """Put ours in front of the rotation that an attention layer's file defines, which all its models share."""
-        home = sys.modules[type(module).__module__]
-        if home.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
+    def _patch_rotary(self, module: nn.Module, weight: Tensor) -> None:
+        """Patch the rotation function in the code of an attention layer, which all models of that code share."""
+        file = sys.modules[type(module).__module__]
+        if file.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
             return
         with _rotaries_lock:
-            rotary = getattr(home, ROTARY, None)
-            if rotary is None or (not isinstance(rotary, _Rotary) and not _rotates_alike(rotary, weight)):
+            rotary = getattr(file, ROTARY, None)
+            if rotary is None or (
+                not isinstance(rotary, _RotaryPatch) and not _rotates_the_same(rotary, weight)
+            ):
                 return
-            if not isinstance(rotary, _Rotary):
-                rotary = _Rotary(rotary, self.wanted)
-                setattr(home, ROTARY, rotary)
+            if not isinstance(rotary, _RotaryPatch):
+                rotary = _RotaryPatch(rotary, self.enabled)
+                setattr(file, ROTARY, rotary)
             rotary.users += 1
-            self._rotaries[home.__name__] = rotary
+            self._rotaries[file.__name__] = rotary
 
 
 def _renew_after_fork() -> None:
@@ -193,21 +195,22 @@ def _renew_after_fork() -> None:
 
 _rotaries_lock = threading.Lock()
 forks.in_child(_renew_after_fork)
-Form = Callable[[Any, Tensor], Tensor]
+Replacement = Callable[[Any, Tensor], Tensor]
+"""A function of a module and its input, in place of the module's ``forward``."""
 
 
-class _Rotary:
-    """A rotation that is ours inside a step, and the model's outside one.
+class _RotaryPatch:
+    """A rotation function: the fused one in forward passes of the kernel, the model's own otherwise.
 
     Attributes:
-        original: the model's.
-        wanted: says whether this is inside a step.
-        users: how many models it was lent to.
+        original: the model's own function.
+        enabled: returns whether this is a forward pass of the kernel.
+        users: number of models that have installed the patch.
     """
 
-    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]], wanted: Callable[[], bool]) -> None:
+    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]], enabled: Callable[[], bool]) -> None:
         self.original = original
-        self.wanted = wanted
+        self.enabled = enabled
         self.users = 0
 
     def __call__(
@@ -215,7 +218,7 @@ class _Rotary:
     ) -> tuple[Tensor, Tensor]:
         plain = not args and not kwargs and cos.ndim == 3 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
         dense = q.stride(-1) == k.stride(-1) == cos.stride(-1) == sin.stride(-1) == 1
-        if plain and dense and self.wanted() and _fits(q) and cos.stride() == sin.stride():
+        if plain and dense and self.enabled() and _fits(q) and cos.stride() == sin.stride():
             return rotate(q, k, cos, sin)
         return self.original(q, k, cos, sin, *args, **kwargs)
 
@@ -224,8 +227,8 @@ def _fits(tensor: Tensor) -> bool:
     return tensor.is_cuda or interpreted()
 
 
-def _norm_form(module: nn.Module) -> Form | None:
-    """The module as a root mean square norm, if it is one."""
+def _match_rms_norm(module: nn.Module) -> Replacement | None:
+    """The replacement for a module that is a root mean square norm; None for any other module."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if (
@@ -238,7 +241,7 @@ def _norm_form(module: nn.Module) -> Form | None:
 
     for around_one in (False, True):
         candidate = functools.partial(_norm, around_one=around_one)
-        if _alike(module, candidate, weight.shape[0], weight):
+        if _gives_the_same(module, candidate, weight.shape[0], weight):
             return candidate
     return None
 
@@ -251,18 +254,20 @@ def _norm(module: Any, hidden: Tensor, around_one: bool) -> Tensor:
 
 
 def _eps(module: nn.Module) -> Any:
-    """What a norm adds to the mean of squares, under either of the names it has."""
+    """The epsilon of a norm, which models call by different names."""
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-def _gate_form(module: nn.Module) -> Form | None:
-    """The module as a gated MLP with SiLU, if it is one."""
+def _match_gated_mlp(module: nn.Module) -> Replacement | None:
+    """The replacement for a module that is a gated MLP with SiLU; None for any other module."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     linear = [part for part in parts if isinstance(part, nn.Linear)]
     if len(linear) < 3:
         return None
 
-    return _gated_mlp if _alike(module, _gated_mlp, linear[0].in_features, linear[0].weight) else None
+    return (
+        _gated_mlp if _gives_the_same(module, _gated_mlp, linear[0].in_features, linear[0].weight) else None
+    )
 
 
 def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
@@ -270,28 +275,28 @@ def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-def _alike(module: nn.Module, form: Form, width: int, weight: Tensor) -> bool:
-    """Whether the form gives what the module gives, on random numbers of several sizes."""
+def _gives_the_same(module: nn.Module, replacement: Replacement, width: int, weight: Tensor) -> bool:
+    """Whether the replacement gives the same as the module, on random numbers of several magnitudes."""
     try:
         hidden = torch.randn(2, 3, width, device=weight.device, dtype=weight.dtype)
         sizes = torch.tensor([1.0, 1e-3, 30.0], device=weight.device, dtype=weight.dtype)[:, None]
-        return _close(form(module, hidden * sizes), type(module).forward(module, hidden * sizes))
-    except Exception:  # whatever another form of module raises here, it is not this one
+        return _close(replacement(module, hidden * sizes), type(module).forward(module, hidden * sizes))
+    except Exception:  # a module of another form may raise anything
         return False
 
 
-def _rotates_alike(original: Callable[..., tuple[Tensor, Tensor]], weight: Tensor) -> bool:
+def _rotates_the_same(original: Callable[..., tuple[Tensor, Tensor]], weight: Tensor) -> bool:
     try:
         make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
         query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
         return all(map(_close, rotate(query, key, cos, sin), original(query, key, cos, sin)))
-    except Exception:  # other arguments under that name, or weights of a type without random numbers
+    except Exception:  # the function takes other arguments, or there are no random numbers of this dtype
         return False
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    tolerance = 1e-5 if wanted.dtype == torch.float32 else 2e-2
-    found, wanted = found.float(), wanted.float()
-    # row by row: small ones count, too
-    close = (found - wanted).norm(dim=-1) <= tolerance * wanted.norm(dim=-1)
-    return found.shape == wanted.shape and bool(close.all())
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    found, expected = found.float(), expected.float()
+    # row by row, so that rows of small magnitude count too
+    close = (found - expected).norm(dim=-1) <= tolerance * expected.norm(dim=-1)
+    return found.shape == expected.shape and bool(close.all())

@@ -1,7 +1,7 @@
-"""A step's matrix products in float32 on x86 processors, by oneDNN in place of the BLAS that torch asks for them.
+"""Linear layers in float32 on x86 processors by oneDNN, in place of the BLAS library that torch calls.
 
-Same weights, same precision, another library: for the few rows of a decode step it gets through the weights sooner, and
-soonest where they were laid out for it beforehand. That takes a copy, so only the output layer, the widest, has one.
+Weights and precision are the same. For the few rows of a decode step oneDNN reads the weights faster, and fastest from
+weights in its own memory layout. That layout takes a copy, so only the output layer, the widest, has one.
 """
 
 from __future__ import annotations
@@ -14,41 +14,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wim_kernel.engines.local.model.patching import Lender
+from wim_kernel.engines.local.model.patching import ForwardPatch
 
-FEW_ROWS = 8  # how many rows the output layer's copy is laid out for; any number may come
+FEW_ROWS = 8
+"""Number of rows for which the output layer's copy is laid out; it works for any number."""
 
 
-class Products(Lender):
-    """Lends oneDNN's products to the linear layers of a model.
+class OneDNNLinears(ForwardPatch):
+    """Patches the linear layers of a model with oneDNN's products.
+
+    Left alone are layers on other devices, dtypes or processors, subclasses of `torch.nn.Linear`, and layers whose
+    ``forward`` other code has replaced.
 
     Args:
-        model: its layers are left as they are wherever oneDNN has nothing to offer: other devices, types or processors,
-            subclasses of `torch.nn.Linear`, layers whose ``forward`` someone else has replaced.
-        wanted: asked at each call; if it says no, the layer's own product is taken.
+        model: the model.
+        enabled: called at each forward; if it returns False, the layer's own code runs.
     """
 
-    def _lend_all(self) -> None:
+    def _patch_all(self) -> None:
         if not _has_onednn():
             return
         output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         for layer in self.model.modules():
             if type(layer) is nn.Linear and "forward" not in vars(layer) and _fits(layer.weight):
-                product = _Packed(layer) if layer is output else functools.partial(_plain, layer)
-                self._lend(layer, product)
+                product = _PackedLinear(layer) if layer is output else functools.partial(_plain, layer)
+                self._patch(layer, product)
 
-    def _forward(self, module: nn.Linear, form: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        if not self.wanted() or not _fits(rows) or not _fits(module.weight):
+    def _forward(self, module: nn.Linear, replacement: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        if not self.enabled() or not _fits(rows) or not _fits(module.weight):
             return nn.Linear.forward(module, rows)
-        return form(rows)
+        return replacement(rows)
 
 
 def _plain(layer: nn.Linear, rows: Tensor) -> Tensor:
     return _product(rows, layer.weight, layer.bias)
 
 
-class _Packed:
-    """The product of a layer whose weights were copied into oneDNN's own layout; copied again when they change."""
+class _PackedLinear:
+    """A linear layer with a copy of its weights in oneDNN's layout; the copy is renewed when the weights change."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer

@@ -1,4 +1,4 @@
-"""Forwards lent to a model's modules, and taken back."""
+"""Patches ``forward`` of a model's modules, and restores it."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-class Lender(ABC):
-    """Puts forwards of its own in front of modules' own.
+class ForwardPatch(ABC):
+    """Replaces ``forward`` of some modules of a model.
 
     Args:
-        model: whose modules.
-        wanted: asked at each call; if it says no, the module's own code runs.
+        model: the model.
+        enabled: called at each forward; if it returns False, the module's own code runs.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Callable[[], bool]) -> None:
+    def __init__(self, model: PreTrainedModel, enabled: Callable[[], bool]) -> None:
         self.model = model
-        self.wanted = wanted
-        self._lent: list[nn.Module] | None = None
+        self.enabled = enabled
+        self._patched: list[nn.Module] | None = None
 
     def install(self) -> None:
-        """Put everything in place; does nothing if it is."""
-        if self._lent is None:
-            self._lent = []
-            self._lend_all()
+        """Patch the model; does nothing if it is patched."""
+        if self._patched is None:
+            self._patched = []
+            self._patch_all()
 
     def uninstall(self) -> None:
-        """Give everything back as it was."""
-        for module in self._lent or ():
+        """Restore the model."""
+        for module in self._patched or ():
             del module.forward
-        self._lent = None
+        self._patched = None
 
     @abstractmethod
-    def _lend_all(self) -> None:
-        """`_lend` what there is to lend."""
+    def _patch_all(self) -> None:
+        """Call `_patch` for each module whose forward is replaced."""
 
     @abstractmethod
-    def _forward(self, module: Any, form: Any, *args: Any, **kwargs: Any) -> Any:
-        """What a module does instead: ``form``, if it is wanted and fits."""
+    def _forward(self, module: Any, replacement: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward of a patched module: ``replacement`` if patches are enabled and it fits the arguments."""
 
-    def _lend(self, module: nn.Module, form: Callable[..., Any]) -> None:
-        assert self._lent is not None
-        module.forward = functools.partial(self._forward, module, form)
-        self._lent.append(module)
+    def _patch(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
+        assert self._patched is not None
+        module.forward = functools.partial(self._forward, module, replacement)
+        self._patched.append(module)

@@ -1,9 +1,9 @@
-"""The model's own forward pass, with attention that belongs to the step in hand.
+"""Runs the model's own forward pass with the attention of a `ForwardContext`.
 
-Everything but attention (and, on some processors, the library that multiplies) is the model's code, untouched. A
-function registered with transformers' attention interface asks which step this thread is in and lets it attend; outside
-any step it falls through to the implementation the model had before, so the same loaded model stays free for other use,
-also from other threads.
+Everything but attention (and, where patches are installed, small operations and linear layers) is the model's own code.
+A function registered with transformers' attention interface looks up the thread's current context and lets it attend.
+Without a context it calls the implementation that the model had before, so the same loaded model stays free for other
+use, also from other threads.
 """
 
 from __future__ import annotations
@@ -22,49 +22,51 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wim_kernel.common.errors import UnsupportedModelError
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.model.fusions import Fusions
-from wim_kernel.engines.local.model.onednn import Products
+from wim_kernel.engines.local.model.onednn import OneDNNLinears
 
 PREFIX = "wim_"
-_META = torch.device("meta")  # of weights that wait elsewhere
+_META = torch.device("meta")  # of weights that accelerate has offloaded
 
 
-class Step(Protocol):
-    """One forward pass of the kernel, as attention sees it."""
+class ForwardContext(Protocol):
+    """The attention of one forward pass: what the pass runs, and what it attends to."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        """Attention of one layer.
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
+    ) -> Tensor:
+        """Compute the attention of one layer.
 
         Args:
-            layer: the layer's index.
-            query: (rows, heads, M, D), rotated.
-            key: (rows, key heads, M, D), the new tokens' alone, rotated.
-            value: (rows, key heads, M, Dv).
-            terms: scale, window and the like.
+            layer: index of the layer.
+            query: queries of the new tokens, rotated, (rows, heads, M, D).
+            key: keys of the new tokens, rotated, (rows, key heads, M, D).
+            value: values of the new tokens, (rows, key heads, M, Dv).
+            params: scale, window, softcap and sinks.
 
         Returns:
             (rows, M, heads, Dv).
         """
 
 
-_step: ContextVar[Step | None] = ContextVar("wim_step", default=None)
+_context: ContextVar[ForwardContext | None] = ContextVar("wim_step", default=None)
 _fusing: ContextVar[bool] = ContextVar("wim_fusing", default=False)
 
 
 @contextmanager
-def active(step: Step, *, fusing: bool = False) -> Iterator[None]:
-    """Attention of this thread belongs to ``step``; with ``fusing``, small operations are fused."""
-    tokens = _step.set(step), _fusing.set(fusing)
+def forward_context(context: ForwardContext, *, fusing: bool = False) -> Iterator[None]:
+    """Let ``context`` compute this thread's attention; with ``fusing``, fused operations run too."""
+    tokens = _context.set(context), _fusing.set(fusing)
     try:
         yield
     finally:
-        _step.reset(tokens[0])
+        _context.reset(tokens[0])
         _fusing.reset(tokens[1])
 
 
-def _in_step() -> bool:
-    return _step.get() is not None
+def _in_forward() -> bool:
+    return _context.get() is not None
 
 
 def _is_fusing() -> bool:
@@ -84,39 +86,41 @@ def _attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    step = _step.get()
-    if step is None:
-        known = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
-        given = {name: item for name, item in known.items() if item is not None}
+    context = _context.get()
+    if context is None:
+        named = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        arguments = {name: item for name, item in named.items() if item is not None}
         result: tuple[Tensor, Tensor | None] = _implementation(original, module)(
-            module, query, key, value, attention_mask, **given, **kwargs
+            module, query, key, value, attention_mask, **arguments, **kwargs
         )
         return result
     if kwargs.get("position_bias") is not None or not getattr(module, "is_causal", True):
         raise UnsupportedModelError(
             f"{type(module).__name__} attends in a way that has no shared-prefix form."
         )
-    terms = Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    params = AttentionParams(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux
+    )
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return step.attend(layer, query, key, value, terms), None
+    return context.attend(layer, query, key, value, params), None
 
 
 def _implementation(name: str, module: nn.Module) -> Any:
-    """The attention function called ``name``; eager ones live in the model's own file."""
+    """The attention function that transformers calls ``name``; eager attention is defined in the model's own file."""
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
 def _mask(original: str, *args: Any, **kwargs: Any) -> Any:
-    """No mask inside a step, whose attention knows who sees whom; the original's mask outside."""
-    if _step.get() is not None:
+    """No mask in a forward context, whose attention makes its own; without one, the original implementation's."""
+    if _context.get() is not None:
         return None
     make = ALL_MASK_ATTENTION_FUNCTIONS.get(original)
     return None if make is None else make(*args, **kwargs)
 
 
 class ModelRunner:
-    """A causal language model whose attention can be lent to a step.
+    """Runs a causal language model, with attention of ours in place of its own.
 
     Args:
         model: a transformers causal LM in eval mode.
@@ -126,11 +130,11 @@ class ModelRunner:
         self.model = model
         self.device: torch.device = next(model.get_input_embeddings().parameters()).device
         self.spread = any(weight.device not in (self.device, _META) for weight in model.parameters())
-        self.products = Products(model, wanted=_in_step)
+        self.onednn = OneDNNLinears(model, enabled=_in_forward)
         self.fusions: Fusions | None = None
 
     def device_of(self, layer: int) -> torch.device:
-        """Where a layer of the model attends; that of its own weights."""
+        """The device on which a layer attends: that of its weights."""
         for module in self.model.modules():
             if getattr(module, "layer_idx", None) == layer:
                 weight = next(module.parameters(), None)
@@ -139,17 +143,17 @@ class ModelRunner:
         return self.device
 
     def fuse(self) -> None:
-        """Lend fused operations too, from now on."""
-        self.fusions = Fusions(self.model, wanted=_is_fusing)
+        """From now on, install fused operations too."""
+        self.fusions = Fusions(self.model, enabled=_is_fusing)
 
     def unfuse(self) -> None:
-        """Lend fused operations no more."""
+        """Remove all patches; from now on, install no fused operations."""
         self.uninstall()
         self.fusions = None
 
     def install(self) -> None:
-        """Put the kernel's attention and products in front of the model's own; does nothing if they are there."""
-        self.products.install()
+        """Patch the model with the kernel's attention and linear layers; does nothing if it is patched."""
+        self.onednn.install()
         if self.fusions is not None:
             self.fusions.install()
         current = self.model.config._attn_implementation
@@ -165,8 +169,8 @@ class ModelRunner:
             )
 
     def uninstall(self) -> None:
-        """Give the model back as it was."""
-        self.products.uninstall()
+        """Restore the model."""
+        self.onednn.uninstall()
         if self.fusions is not None:
             self.fusions.uninstall()
         current = self.model.config._attn_implementation
@@ -174,14 +178,14 @@ class ModelRunner:
             self.model.set_attn_implementation(current.removeprefix(PREFIX))
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, positions: Tensor, step: Step, keep: Tensor | int) -> Tensor:
-        """Run tokens at positions, both (rows, M), under ``step``.
+    def forward(self, ids: Tensor, positions: Tensor, context: ForwardContext, keep: Tensor | int) -> Tensor:
+        """Run tokens through the model.
 
         Args:
-            ids: token ids.
-            positions: position ids, from 0.
-            step: whose attention it is.
-            keep: how many last slots', or which slots', logits are wanted.
+            ids: token ids, (rows, M).
+            positions: position ids from 0, (rows, M).
+            context: computes attention.
+            keep: slots whose logits are returned: a number of last slots, or their indices, ascending.
 
         Returns:
             Logits (rows, kept, vocabulary).
@@ -190,12 +194,12 @@ class ModelRunner:
         device = self.device
         kept = keep
         if isinstance(keep, Tensor):
-            # what indexes a model's last states has to be where they are: on several devices, nobody says where
-            kept = ids.shape[1] - int(keep.min()) if self.spread else moved(keep, device)
-        with active(step, fusing=self.fusions is not None):
+            # indices must be on the device of the last hidden states, which is unknown if the model is spread out
+            kept = ids.shape[1] - int(keep.min()) if self.spread else to_device(keep, device)
+        with forward_context(context, fusing=self.fusions is not None):
             logits: Tensor = self.model(
-                input_ids=moved(ids, device),
-                position_ids=moved(positions, device),
+                input_ids=to_device(ids, device),
+                position_ids=to_device(positions, device),
                 use_cache=False,
                 logits_to_keep=kept,
             ).logits
@@ -205,17 +209,17 @@ class ModelRunner:
 def upload(
     numbers: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Numbers on a device, without waiting for what the device is doing."""
-    return moved(torch.tensor(numbers, dtype=dtype), device)
+    """Copy numbers to a device, without waiting for work that is in flight there."""
+    return to_device(torch.tensor(numbers, dtype=dtype), device)
 
 
 def stream_of(device: torch.device) -> int:
-    """The stream on which this thread's work for a device goes; 0 for a device without streams."""
+    """The id of this thread's current stream on a device; 0 for a device without streams."""
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, without waiting for what the device is doing."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for work that is in flight there."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

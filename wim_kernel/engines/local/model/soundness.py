@@ -1,4 +1,4 @@
-"""What is wrong with a model itself, whatever way it is run."""
+"""Checks that a model works by itself: its own forward pass runs and gives finite logits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wim_kernel.common.errors import UnsupportedModelError
 
 
 class UnsoundModelError(UnsupportedModelError):
-    """A model's own forward pass fails, or gives no numbers."""
+    """A model's own forward pass fails, or gives NaN or infinity."""
 
 
 def plain_logits(model: PreTrainedModel, ids: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
-    """The last two tokens' logits (2, vocabulary) of each text, by the model's own forward pass.
+    """The logits (2, vocabulary) of the last two tokens of each text, by the model's own forward pass.
 
     Raises:
-        UnsoundModelError: if the model cannot be run, or what it gives is no number.
+        UnsoundModelError: if the forward pass fails, or gives NaN or infinity.
     """
     name = type(model).__name__
     try:
@@ -32,12 +32,12 @@ def plain_logits(model: PreTrainedModel, ids: Sequence[Sequence[int]], device: t
             "config fits its weights."
         ) from error
     if not all(bool(torch.isfinite(logits).all()) for logits in found):
-        raise UnsoundModelError(_no_numbers(model))
+        raise UnsoundModelError(_explain_nan(model))
     return found
 
 
-def _no_numbers(model: PreTrainedModel) -> str:
-    """Why results are no numbers."""
+def _explain_nan(model: PreTrainedModel) -> str:
+    """The message for NaN or infinity: whether weights or the dtype are to blame."""
     name = type(model).__name__
     for weight_name, weight in model.named_parameters():
         if (

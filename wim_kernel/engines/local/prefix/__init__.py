@@ -1,1 +1,1 @@
-"""A reading's keys, values and states."""
+"""Prefixes: keys, values and cache states of document tokens."""

@@ -1,4 +1,4 @@
-"""A cache layer's state as tensors and JSON data, and back: for layers of kinds that the kernel does not know."""
+"""Serialises the state of any cache layer as tensors and JSON data: for layer classes that the kernel does not know."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def take_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON data, its tensors put into ``tensors`` in the host's memory, under ``name``.
+def flatten_state(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON data. Its tensors are copied to host memory, into ``tensors``, under names with ``name`` first.
 
     Raises:
         TypeError: for anything but tensors, types, devices, plain values, and dicts and lists of them.
@@ -19,10 +19,10 @@ def take_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
-        items = [[key, take_apart(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        items = [[key, flatten_state(item, f"{name}.{key}", tensors)] for key, item in value.items()]
         return {"dict": items}
     if isinstance(value, (list, tuple)):
-        parts = [take_apart(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        parts = [flatten_state(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
         return {type(value).__name__: parts}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
@@ -33,16 +33,16 @@ def take_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{name} is a {type(value).__name__}, which is no plain data.")
 
 
-def put_together(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """What `take_apart` took apart, with tensors of its own on a device."""
+def restore_state(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """The inverse of `flatten_state`, with copies of the tensors on ``device``."""
     if not isinstance(data, dict):
         return data
     ((kind, value),) = data.items()
     if kind == "tensor":
         return tensors[value].to(device, copy=True)
     if kind == "dict":
-        return {key: put_together(item, tensors, device) for key, item in value}
+        return {key: restore_state(item, tensors, device) for key, item in value}
     if kind in ("list", "tuple"):
-        parts = [put_together(item, tensors, device) for item in value]
+        parts = [restore_state(item, tensors, device) for item in value]
         return parts if kind == "list" else tuple(parts)
     return device if kind == "device" else getattr(torch, value)

@@ -1,7 +1,7 @@
-"""The fast path's prefix: stored once, whatever branches read it.
+"""Cache mode ``"shared"``: one prefix, stored once, for all branches.
 
-The document's keys and values lie in buffers allocated ahead, one pair a layer, and are written only by `extend`.
-Nothing is rolled back because nothing was appended, so any chunk boundary can be branched from at any time.
+Keys and values are in preallocated buffers, one pair per layer, which only `extend` writes. Branches store their own
+tokens elsewhere, so there is nothing to roll back and a branch can start from any position at any time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,28 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from wim_kernel.engines.local.attention.parts import Terms
+from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.backends.base import AttentionBackend
-from wim_kernel.engines.local.decode.fair_lock import Share
+from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.prefix.transfer import bring, fetch
-from wim_kernel.engines.local.rows.base import Batch
+from wim_kernel.engines.local.prefix.transfer import copy_pairs, to_host
+from wim_kernel.engines.local.rows.base import BranchRows
 from wim_kernel.engines.packed import Packed
 
 
 class SharedPrefix:
-    """Tokens of a reading with their keys and values in every layer."""
+    """A prefix with its keys and values in every layer.
+
+    Attributes:
+        layers: keys and values by index of the layer; empty before the first `extend`.
+        windows: each layer's attention window; None for a layer without one.
+        query_heads: each layer's number of query heads.
+        ids: token ids of the prefix.
+        account: the prefix's account of the model's time, for prefill.
+        capacity: number of tokens for which buffers are allocated.
+    """
 
     def __init__(self, runner: ModelRunner, backend: AttentionBackend) -> None:
         self.runner = runner
@@ -31,22 +41,22 @@ class SharedPrefix:
         self.windows: dict[int, int | None] = {}
         self.query_heads: dict[int, int] = {}
         self.ids: list[int] = []
-        self.share = Share()  # of the model's time, for reading
+        self.account = Account()
         self.capacity = 0
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prefix holds."""
+        """The number of tokens."""
         return len(self.ids)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that each token takes in all layers."""
+        """Bytes of a token's keys and values in all layers."""
         return sum(layer.nbytes for layer in self.layers.values()) // max(1, self.capacity)
 
     @torch.inference_mode()
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` tokens in all. Batches that read the old buffers keep them."""
+        """Make room for ``tokens`` tokens in all. Rows that read the old buffers keep them alive."""
         if tokens > self.capacity:
             for index, layer in self.layers.items():
                 self.layers[index] = layer.resized(self.tokens, tokens)
@@ -54,33 +64,33 @@ class SharedPrefix:
 
     @torch.inference_mode()
     def fork(self, tokens: int) -> SharedPrefix:
-        """A prefix of its own with the first ``tokens`` tokens of this one."""
+        """A copy of the first ``tokens`` tokens."""
         other = SharedPrefix(self.runner, self.backend)
         other.ids, other.capacity, other.windows = self.ids[:tokens], tokens, dict(self.windows)
         other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
         return other
 
     def extend(self, ids: Sequence[int]) -> None:
-        """Run tokens through the model once, behind those already here."""
+        """Append tokens: run them through the model and store their keys and values."""
         start, end = self.tokens, self.tokens + len(ids)
         self.reserve(end)
         positions = torch.arange(start, end)[None]
-        self.runner.forward(torch.tensor([ids]), positions, ExtendStep(self, start), keep=1)
-        self.ids.extend(ids)  # only now: a forward that failed has left nothing that counts
+        self.runner.forward(torch.tensor([ids]), positions, ExtendContext(self, start), keep=1)
+        self.ids.extend(ids)  # last, so that a forward pass that fails leaves the prefix as it was
 
     @torch.inference_mode()
     def pack(self, tokens: int) -> Packed:
-        """The first ``tokens`` tokens in the host's memory, each layer's as it is `LayerStore.stored`."""
+        """Copy the first ``tokens`` tokens to host memory, each layer as in `LayerStore.stored`."""
         stored = {}
         for index, layer in self.layers.items():
             stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
-        tensors = dict(zip(stored, fetch(list(stored.values())), strict=True))
+        tensors = dict(zip(stored, to_host(list(stored.values())), strict=True))
         windows = {str(layer): window for layer, window in self.windows.items()}
         return Packed(tensors, {"windows": windows, "by_token": self.backend.by_token}, tokens)
 
     @torch.inference_mode()
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
-        """Become what was packed, up to its first tokens ``ids``."""
+        """Fill this empty prefix with the first tokens, ``ids``, of packed data."""
         count, by_token = len(ids), packed.state["by_token"]
         self.windows = {int(layer): window for layer, window in packed.state["windows"].items()}
         self.capacity = max(room, count)
@@ -93,37 +103,52 @@ class SharedPrefix:
             self.layers[index] = store
             cut = [item[:count] if store.by_token else item[:, :count] for item in kept]
             pairs += zip(cut, store.stored(count), strict=True)
-        bring(pairs)
+        copy_pairs(pairs)
         self.ids = list(ids)
 
     def _empty_store(self, layer: int, stored: Sequence[Tensor]) -> LayerStore:
-        """A layer's store for keys and values of the sizes and types that are stored."""
+        """An empty store for keys and values of the sizes and dtypes of ``stored``."""
         device, by_token = self.runner.device_of(layer), self.backend.by_token
         heads = 1 if by_token else 0
         key, value = (item.new_empty(item.shape[heads], 0, item.shape[2], device=device) for item in stored)
         return LayerStore(key, value, self.capacity, by_token=by_token)
 
-    def mark(self) -> None:
-        """A chunk ends here; nothing to keep, since any position can be branched from."""
+    def mark_boundary(self) -> None:
+        """Do nothing: branches can start from every position."""
 
-    def branch(self, lengths: Sequence[int], room: int) -> Batch:
-        """Rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
+    def branch(self, lengths: Sequence[int], room: int) -> BranchRows:
+        """Make rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
         return self.backend.rows(self.layers, lengths, room)
 
 
-class ExtendStep:
-    """What attention needs while a prefix is extended."""
+class ExtendContext:
+    """The attention of a pass that extends a prefix.
+
+    Args:
+        prefix: the prefix.
+        start: number of tokens that it had before.
+    """
 
     def __init__(self, prefix: SharedPrefix, start: int) -> None:
         self.prefix = prefix
         self.start = start
         self._kept: dict[Hashable, Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        """Store this layer's new keys and values, then attend over all there are."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
+    ) -> Tensor:
+        """See `ForwardContext.attend`. Stores the new keys and values in the prefix.
+
+        Raises:
+            UnsupportedModelError: if the backend does not compute this kind of attention.
+        """
         prefix, backend = self.prefix, self.prefix.backend
         if layer not in prefix.layers:
+            if not backend.supports(params):
+                raise UnsupportedModelError(
+                    f"Layer {layer} attends in a way that attention={backend.name!r} does not compute."
+                )
             prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=backend.by_token)
-            prefix.windows[layer] = terms.window
+            prefix.windows[layer] = params.window
             prefix.query_heads[layer] = query.shape[1]
-        return backend.extend(prefix.layers[layer], query, key, value, self.start, terms, self._kept)
+        return backend.extend(prefix.layers[layer], query, key, value, self.start, params, self._kept)

@@ -1,8 +1,8 @@
-"""The slower exact path, for models whose attention cannot be lent: the model's own cache, one branch at a time.
+"""Cache mode ``"snapshot"``: the model's own cache, one branch at a time, if its attention cannot be replaced.
 
-A branch starts from the model's cache as it was at a chunk boundary. Of layers that keep every position it takes the
-first ones (they are copied when the branch appends its first token, so few branches run together here); layers that
-forget (sliding windows, convolutions, recurrent states) are copied at each boundary, where they are small.
+A branch starts from the model's cache as it was at a chunk boundary. Of a layer that keeps every position, the branch
+takes a slice, which is copied when the branch appends its first token, so few branches run at a time. A layer that
+forgets (sliding windows, convolutions, recurrent states) is small and is copied at each boundary.
 """
 
 from __future__ import annotations
@@ -17,37 +17,44 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from wim_kernel.engines.local.decode.fair_lock import Share
-from wim_kernel.engines.local.prefix.packing import put_together, take_apart
-from wim_kernel.engines.local.rows.base import Next
+from wim_kernel.engines.local.decode.fair_lock import Account
+from wim_kernel.engines.local.prefix.packing import flatten_state, restore_state
+from wim_kernel.engines.local.rows.base import StepOutput
 from wim_kernel.engines.packed import Packed
 
 
 class SnapshotPrefix:
-    """Tokens of a reading in the model's own cache, with what cannot be sliced kept at every chunk boundary."""
+    """A prefix in the model's own cache, with a snapshot at every chunk boundary of the layers that cannot be sliced.
+
+    Attributes:
+        ids: token ids of the prefix.
+        account: the prefix's account of the model's time, for prefill.
+        cache: the model's cache after the last token.
+        snapshots: by number of tokens, the layers as they were at a boundary; None for a layer that can be sliced.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.ids: list[int] = []
-        self.share = Share()  # of the model's time, for reading
+        self.account = Account()
         self.cache = DynamicCache(config=model.config)
         self.snapshots: dict[int, list[Any]] = {0: [None] * len(self.cache.layers)}
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prefix holds."""
+        """The number of tokens."""
         return len(self.ids)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that each token takes in layers that keep every position; others do not grow with the document."""
+        """Bytes of a token in the layers that keep every position; the others do not grow."""
         return sum(_nbytes(layer) for layer in self.cache.layers if _sliceable(layer)) // max(1, self.tokens)
 
     def reserve(self, tokens: int) -> None:
-        """Nothing to do: the model's cache grows as it will."""
+        """Do nothing: the model's cache allocates memory as it grows."""
 
     def fork(self, tokens: int) -> SnapshotPrefix:
-        """A prefix of its own with the first ``tokens`` tokens, a chunk boundary, of this one."""
+        """A copy of the first ``tokens`` tokens, which end at a chunk boundary."""
         other = SnapshotPrefix(self.model)
         other.ids = self.ids[:tokens]
         other.cache = self.at(tokens)
@@ -55,23 +62,23 @@ class SnapshotPrefix:
         return other
 
     def extend(self, ids: Sequence[int]) -> None:
-        """Run tokens through the model once, behind those already here."""
+        """Append tokens: run them through the model."""
         try:
             forward_cached(self.model, torch.tensor([ids]), self.tokens, self.cache, keep=1)
-        except BaseException:  # some layers have the tokens and some have not: go back to the last boundary
+        except BaseException:  # only some layers may have the tokens: return to the last boundary
             last = max(self.snapshots)
             self.cache, self.ids = self.at(last), self.ids[:last]
             raise
         self.ids.extend(ids)
 
-    def mark(self) -> None:
-        """A chunk ends here: keep what a later branch could not recover."""
+    def mark_boundary(self) -> None:
+        """Take a snapshot for branches that start here."""
         self.snapshots[self.tokens] = [
             None if _sliceable(layer) else copy.deepcopy(layer) for layer in self.cache.layers
         ]
 
     def at(self, tokens: int) -> DynamicCache:
-        """The cache as it was at a chunk boundary, free to be appended to."""
+        """A cache as it was at a chunk boundary; appending to it leaves the prefix unchanged."""
         cache = DynamicCache(config=self.model.config)
         if tokens:
             cache.layers = [
@@ -81,27 +88,27 @@ class SnapshotPrefix:
         return cache
 
     def pack(self, tokens: int) -> Packed:
-        """The first ``tokens`` tokens, a chunk boundary, in the host's memory, with the snapshots up to there."""
+        """Copy the first ``tokens`` tokens, which end at a boundary, and the snapshots among them to host memory."""
         tensors: dict[str, Tensor] = {}
-        places = {str(end): kept for end, kept in self.snapshots.items() if end <= tokens}
+        snapshots = {str(end): kept for end, kept in self.snapshots.items() if end <= tokens}
         plain = {
-            place: [
-                None if layer is None else take_apart(vars(layer), f"{place}.{index}", tensors)
+            name: [
+                None if layer is None else flatten_state(vars(layer), f"{name}.{index}", tensors)
                 for index, layer in enumerate(kept)
             ]
-            for place, kept in {"now": self.at(tokens).layers, **places}.items()
+            for name, kept in {"now": self.at(tokens).layers, **snapshots}.items()
         }
         return Packed(tensors, {"layers": plain}, tokens)
 
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
-        """Become what was packed, up to its first tokens ``ids``, which end at a boundary."""
+        """Fill this empty prefix with the first tokens, ``ids``, of packed data; they end at a boundary."""
         device = next(self.model.parameters()).device
         layers: dict[str, list[Any]] = {
-            place: [
-                None if plain is None else _filled(layer, put_together(plain, packed.tensors, device))
+            name: [
+                None if plain is None else _filled(layer, restore_state(plain, packed.tensors, device))
                 for layer, plain in zip(self._fresh_layers(), kept, strict=True)
             ]
-            for place, kept in packed.state["layers"].items()
+            for name, kept in packed.state["layers"].items()
         }
         self.cache.layers = layers.pop("now")
         self.ids = list(ids)
@@ -112,13 +119,13 @@ class SnapshotPrefix:
     def _fresh_layers(self) -> list[Any]:
         return list(DynamicCache(config=self.model.config).layers)
 
-    def branch(self, lengths: Sequence[int], room: int) -> SnapshotBatch:
-        """Rows that continue from the first ``lengths[row]`` tokens."""
-        return SnapshotBatch(self, list(lengths))
+    def branch(self, lengths: Sequence[int], room: int) -> SnapshotRows:
+        """Make rows that continue from the first ``lengths[row]`` tokens, each of which ends at a boundary."""
+        return SnapshotRows(self, list(lengths))
 
 
-class SnapshotBatch:
-    """Branches that take turns, each with a cache of its own."""
+class SnapshotRows:
+    """Branches that run one after another, each on a cache of its own."""
 
     def __init__(self, prefix: SnapshotPrefix, lengths: list[int]) -> None:
         self.prefix = prefix
@@ -130,7 +137,7 @@ class SnapshotBatch:
     def prompt(
         self, ids: Sequence[Sequence[int]], width: int, keep: Tensor, start: int = 0, probe: object = None
     ) -> Tensor:
-        """Run the prompts of rows ``start`` on; logits at slots ``keep`` of left-padded rows: (rows, keep, vocab)."""
+        """See `BranchRows.prompt`. The rows are not padded; ``keep`` counts slots as if they were."""
         logits = []
         for row, prompt in enumerate(ids, start):
             slots = (keep - (width - len(prompt))).clamp(min=0)
@@ -138,23 +145,23 @@ class SnapshotBatch:
             logits.append(everything[:, slots.to(everything.device)])
         return torch.cat(logits)
 
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append one token to every row; what may come next."""
-        return Next.of(
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
+        """See `BranchRows.step`."""
+        return StepOutput.of(
             torch.cat([self._run(row, [token], keep=1)[:, -1] for row, token in enumerate(tokens)])
         )
 
-    company = None  # each row has a pass of its own anyway
+    batch_key = None  # each row needs a pass of its own
 
-    def step_together(self, steps: Sequence[tuple[SnapshotBatch, list[int]]]) -> list[Next]:
-        """Never asked for, without company."""
+    def step_together(self, steps: Sequence[tuple[SnapshotRows, list[int]]]) -> list[StepOutput]:
+        """Never called, since `batch_key` is None."""
         raise NotImplementedError
 
-    def took_part(self) -> None:
-        """Never asked for, without company."""
+    def advance(self) -> None:
+        """Never called, since `batch_key` is None."""
 
     def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` leave the batch."""
+        """Keep only ``rows``, ascending."""
         self.caches = [self.caches[row] for row in rows]
         self.positions = [self.positions[row] for row in rows]
 
@@ -168,7 +175,7 @@ class SnapshotBatch:
 
 @torch.inference_mode()
 def forward_cached(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache, keep: int) -> Tensor:
-    """The model's plain forward over its own cache; logits (1, keep, vocabulary)."""
+    """The model's plain forward pass on its own cache; returns logits (1, keep, vocabulary) of the last tokens."""
     device = next(model.get_input_embeddings().parameters()).device
     accepted = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {"use_cache": True}
@@ -186,7 +193,7 @@ def _sliceable(layer: Any) -> bool:
 
 
 def _sliced(layer: Any, tokens: int) -> DynamicLayer:
-    """The first positions of a layer that keeps them all. Appending concatenates, so the original stays as it is."""
+    """The first positions of a layer that keeps them all. Appending concatenates, so the original is unchanged."""
     part: DynamicLayer = type(layer)()
     if layer.is_initialized:
         part.lazy_initialization(layer.keys, layer.values)
@@ -195,7 +202,7 @@ def _sliced(layer: Any, tokens: int) -> DynamicLayer:
 
 
 def _filled(layer: Any, state: dict[str, Any]) -> Any:
-    """A fresh layer with the state of another of its kind."""
+    """A fresh layer with the state of another layer of its class."""
     vars(layer).update(state)
     return layer
 

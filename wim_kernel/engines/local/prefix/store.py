@@ -1,4 +1,4 @@
-"""Keys and values of a prefix, one buffer pair a layer, allocated ahead."""
+"""The keys and values of one layer of a prefix, in preallocated buffers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from wim_kernel.engines.local.model.runner import upload
 
 
 class LayerStore:
-    """Keys and values of one layer on its own device: (heads, capacity, head size) each.
+    """Keys and values of one layer on the layer's device: (heads, capacity, head size) each.
 
     Args:
-        key: keys of any number of tokens, (heads, M, D).
-        value: their values, (heads, M, Dv).
-        capacity: tokens that there is room for.
-        by_token: lay tokens out one after another, with their heads, as the kernels and cuDNN want it: strides then do
-            not depend on the capacity. Otherwise head after head, which a CPU reads sooner.
+        key: keys of any number of tokens, (heads, M, D), for sizes, dtype and device.
+        value: values of any number of tokens, (heads, M, Dv), for sizes, dtype and device.
+        capacity: number of tokens to make room for.
+        by_token: memory layout. True: token by token, so that strides do not depend on the capacity, as the Triton
+            kernels and cuDNN need it. False: head by head, which a CPU reads faster.
     """
 
     def __init__(self, key: Tensor, value: Tensor, capacity: int, *, by_token: bool) -> None:
@@ -31,7 +31,7 @@ class LayerStore:
         self._table: Tensor | None = None
 
     def write(self, key: Tensor, value: Tensor, start: int) -> None:
-        """Put keys (heads, M, D) and values (heads, M, Dv) at positions from ``start`` on."""
+        """Write keys (heads, M, D) and values (heads, M, Dv) to positions from ``start`` on."""
         self.keys[:, start : start + key.shape[1]] = key
         self.values[:, start : start + value.shape[1]] = value
 
@@ -42,7 +42,7 @@ class LayerStore:
         return store
 
     def stored(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """The first ``tokens`` keys and values as they lie in memory, token by token or head after head."""
+        """The first ``tokens`` keys and values in the order of the memory layout: token by token or head by head."""
         if self.by_token:
             return self.keys.transpose(0, 1)[:tokens], self.values.transpose(0, 1)[:tokens]
         return self.keys[:, :tokens], self.values[:, :tokens]
@@ -52,8 +52,8 @@ class LayerStore:
         """Bytes of both buffers."""
         return self.keys.nbytes + self.values.nbytes
 
-    def beside(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
-        """Buffers for branches' own keys and values, (rows, room or a little more, heads, head size) each."""
+    def own_buffers(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
+        """Allocate buffers for rows' own keys and values, (rows, room or a little more, heads, head size) each."""
         room = -(-room // ALIGNED) * ALIGNED
         keys, values = (
             item.new_empty(rows, room, item.shape[0], item.shape[2]) for item in (self.keys, self.values)
@@ -62,7 +62,7 @@ class LayerStore:
 
     @property
     def table(self) -> Tensor:
-        """The layer's row of the kernels' table, for extending: what is new goes behind what there is."""
+        """The layer's row of the kernels' address table for extending: "own" tokens are written to the store itself."""
         if self._table is None:
             row = table_row(self.keys, self.values, [self.keys], [self.values])
             self._table = upload(row, torch.int64, self.keys.device)

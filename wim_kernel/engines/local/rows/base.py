@@ -1,4 +1,4 @@
-"""What the decoder needs of a batch of branches, whichever backend runs them as rows."""
+"""The protocol of branches as rows of a batch, which every backend implements for the decoder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 
 
-class Next(NamedTuple):
-    """What may come next in each row of a batch.
+class StepOutput(NamedTuple):
+    """The logits of one decode step.
 
     Attributes:
-        logits: (rows, vocabulary).
-        likeliest: the token with the highest of each row.
+        logits: logits of the next token, (rows, vocabulary).
+        argmax: for each row, the token id with the highest logit.
     """
 
     logits: Tensor
-    likeliest: list[int]
+    argmax: list[int]
 
     @classmethod
-    def of(cls, logits: Tensor) -> Next:
-        """From the logits alone."""
+    def of(cls, logits: Tensor) -> StepOutput:
+        """The output with the argmax computed here."""
         return cls(logits, logits.argmax(-1).tolist())
 
 
-class Batch(Protocol):
-    """Rows that run together: in PyTorch, by the Triton kernels, or over snapshots."""
+class BranchRows(Protocol):
+    """Branches that run together: in PyTorch, by the Triton kernels, or on copies of the model's own cache."""
 
     def prompt(
         self,
@@ -38,23 +38,44 @@ class Batch(Protocol):
         start: int = 0,
         probe: PromptProbe | None = None,
     ) -> Tensor:
-        """Run left-padded prompts of rows ``start`` on, watched by ``probe``; logits (rows, keep, vocabulary)."""
+        """Run the prompts of some rows.
+
+        Args:
+            ids: token ids of the prompts of consecutive rows.
+            width: number of slots to which each prompt is padded on the left.
+            keep: slots whose logits are returned.
+            start: first of the rows.
+            probe: measures attention of this pass, if given.
+
+        Returns:
+            Logits (rows, keep, vocabulary).
+        """
 
     sees_attention: bool
-    """Whether a probe of `prompt` is shown the attention."""
+    """Whether `prompt` can show attention to a probe."""
 
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append a token to every row; with ``ahead``, the likeliest tokens are surely wanted after it."""
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
+        """Append one token to every row.
+
+        Args:
+            tokens: one token id for each row.
+            ahead: whether the argmax tokens of this step will almost certainly be appended next, so that the step after
+                this one may be launched before the host has looked at the result.
+        """
 
     @property
-    def company(self) -> Hashable:
-        """Batches with equal companies can make a step together; None for one that steps alone."""
+    def batch_key(self) -> Hashable:
+        """Batches with equal keys can run their steps in one pass; None for a batch that always runs alone."""
 
-    def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[Next]:
-        """A step of each of several batches, of which this is one, in one pass. It counts once they `took_part`."""
+    def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[StepOutput]:
+        """Run a step of several batches, this one among them, in one pass; each batch then has to `advance`.
 
-    def took_part(self) -> None:
-        """A step together with others is over, and this batch has its part of it."""
+        Args:
+            steps: batches with equal `batch_key`, each with a token for each of its rows.
+        """
+
+    def advance(self) -> None:
+        """Count the step that `step_together` ran for this batch: its tokens are now part of the rows."""
 
     def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` leave."""
+        """Keep only ``rows``, ascending."""

@@ -10,29 +10,28 @@ from torch import Tensor
 
 from wim_kernel.engines.local.attention.parts import (
     PART_PAIRS,
+    AttentionParams,
     Mask,
     Merge,
-    Terms,
     attend,
-    in_window,
     nested_parts,
 )
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import Next
+from wim_kernel.engines.local.rows.base import StepOutput
 
 
-class BranchBatch:
+class TorchRows:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
 
-    Rows are left-padded: all rows write the same slot of their own buffers at each step.
+    Rows are left-padded, so that all rows write to the same slot of their own buffers at each step.
 
     Args:
-        layers: the prefix's keys and values, by layer; batches on one prefix share this mapping.
+        layers: keys and values of the prefix, by layer; all batches on one prefix share this mapping.
         runner: the model.
-        lengths: how many tokens of the prefix each row sees, falling.
-        room: tokens that a row may add.
+        lengths: number of prefix tokens that each row sees, in descending order.
+        room: number of tokens that each row may add.
     """
 
     def __init__(
@@ -57,43 +56,44 @@ class BranchBatch:
         start: int = 0,
         probe: PromptProbe | None = None,
     ) -> Tensor:
-        """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
+        """See `BranchRows.prompt`."""
         rows = slice(start, start + len(ids))
         self.pads[rows] = [width - len(row) for row in ids]
         self.used = width
         padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
-        step = BranchStep([OwnTokens(self, rows, 0, width)], probe)
-        return self.runner.forward(padded, step.positions.clamp(min=0), step, keep)
+        context = RowsContext([OwnTokens(self, rows, 0, width)], probe)
+        return self.runner.forward(padded, context.positions.clamp(min=0), context, keep)
 
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append one token to every row; what may come next."""
-        (found,) = self.step_together([(self, tokens)])
-        self.took_part()
-        return found
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
+        """See `BranchRows.step`; never runs ahead."""
+        (output,) = self.step_together([(self, tokens)])
+        self.advance()
+        return output
 
     @property
-    def company(self) -> Hashable:
-        """All batches on one model, whatever they read, in order on one stream of the device."""
+    def batch_key(self) -> Hashable:
+        """Equal for all batches on one model and one stream of the device, whatever their prefixes."""
         return id(self.runner), self._stream
 
-    def step_together(self, steps: Sequence[tuple[BranchBatch, list[int]]]) -> list[Next]:
-        """A step of each of several batches in one pass. It counts once they `took_part`."""
-        parts = [OwnTokens(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps]
-        places = sorted(range(len(steps)), key=lambda place: id(steps[place][0].layers))
-        groups = itertools.groupby(places, key=lambda place: id(steps[place][0].layers))
-        joint = JointStep([BranchStep([parts[place] for place in group]) for _, group in groups])
-        tokens = torch.tensor([token for place in places for token in steps[place][1]])
+    def step_together(self, steps: Sequence[tuple[TorchRows, list[int]]]) -> list[StepOutput]:
+        """See `BranchRows.step_together`. Batches on one prefix are computed next to each other."""
+        own = [OwnTokens(batch, slice(0, len(new)), batch.used, 1) for batch, new in steps]
+        by_prefix = sorted(range(len(steps)), key=lambda index: id(steps[index][0].layers))
+        groups = itertools.groupby(by_prefix, key=lambda index: id(steps[index][0].layers))
+        joint = JointContext([RowsContext([own[index] for index in group]) for _, group in groups])
+        tokens = torch.tensor([token for index in by_prefix for token in steps[index][1]])
         logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, keep=1)[:, -1]
-        found = zip(places, torch.split(logits, [len(steps[place][1]) for place in places]), strict=True)
-        return [Next.of(rows) for _, rows in sorted(found, key=lambda item: item[0])]
+        split = torch.split(logits, [len(steps[index][1]) for index in by_prefix])
+        outputs = dict(zip(by_prefix, map(StepOutput.of, split), strict=True))
+        return [outputs[index] for index in range(len(steps))]
 
-    def took_part(self) -> None:
-        """A step is over: the next one writes behind it."""
+    def advance(self) -> None:
+        """Count a step: the next one writes to the next slot."""
         self.used += 1
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` (ascending) leave the batch."""
+        """Keep only ``rows``, ascending."""
         if len(rows) == len(self.lengths):
             return
         self.lengths = [self.lengths[row] for row in rows]
@@ -104,9 +104,16 @@ class BranchBatch:
 
 
 class OwnTokens:
-    """What rows of one batch say themselves, in a step of ``width`` slots from ``slot`` on."""
+    """Attention of rows of one batch to their own tokens, those after the prefix, in one forward pass.
 
-    def __init__(self, batch: BranchBatch, rows: slice, slot: int, width: int) -> None:
+    Args:
+        batch: the batch.
+        rows: the rows of the batch that run.
+        slot: slot of the rows' own buffers to which the pass writes its first token.
+        width: number of tokens that the pass adds to each row.
+    """
+
+    def __init__(self, batch: TorchRows, rows: slice, slot: int, width: int) -> None:
         self.batch = batch
         self.rows = rows
         self.slot = slot
@@ -114,33 +121,39 @@ class OwnTokens:
         self.lengths = batch.lengths[rows]
         self.pads = torch.tensor(batch.pads[rows])[:, None]
         self.positions = torch.tensor(self.lengths)[:, None] - self.pads + torch.arange(slot, self.end)[None]
-        self.masks: dict[tuple[int | None, torch.device], Mask | None] = {}
+        self.masks: dict[tuple[Hashable, torch.device], Mask | None] = {}
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms, window: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        params: AttentionParams,
+        plain: bool,
     ) -> tuple[Tensor, Tensor]:
         """Store the new keys and values and attend to the rows' own tokens.
 
         Args:
-            layer: the layer's index.
+            layer: index of the layer.
             query: (rows, key heads, groups, M, D).
             key: (rows, key heads, M, D).
             value: (rows, key heads, M, Dv).
-            terms: scale and softcap.
-            window: the layer's, if it does not reach over everything.
+            params: scale, window and softcap.
+            plain: whether attention is causal and nothing else for all rows; see `AttentionParams.is_plain`.
 
         Returns:
             Output (rows, key heads, groups, M, Dv) and log-sum-exp (rows, key heads, groups, M).
         """
         own_key, own_value = self._write(layer, key, value)
         rows, key_heads, groups, count, _ = query.shape
-        # rows and key heads are entries alike
+        # rows and key heads together are the entries of `attend`
         out, lse = attend(
             query.flatten(0, 1),
             own_key.flatten(0, 1)[:, None],
             own_value.flatten(0, 1)[:, None],
-            terms,
-            mask=self._mask(window, query.device, key_heads),
+            params,
+            mask=self._mask(params, plain, query.device, key_heads),
         )
         return out.view(rows, key_heads, groups, count, -1), lse.view(rows, key_heads, groups, count)
 
@@ -154,36 +167,44 @@ class OwnTokens:
         values[self.rows, :, self.slot : self.end] = value
         return keys[self.rows, :, : self.end], values[self.rows, :, : self.end]
 
-    def _mask(self, window: int | None, device: torch.device, key_heads: int) -> Mask | None:
-        """(rows * key heads, 1, M, slots): causal, past the padding; a padding slot sees itself, not nothing."""
-        key = (window, device)
+    def _mask(
+        self, params: AttentionParams, plain: bool, device: torch.device, key_heads: int
+    ) -> Mask | None:
+        """The mask (rows * key heads, 1, M, slots), without padding; a padding slot sees itself, to see some key."""
+        key = (None if plain else params.mask_key, device)
         if key not in self.masks:
             slots = torch.arange(self.end)
-            mine = slots[self.slot :, None]
-            allowed = in_window(mine, slots[None], window) & (
-                (slots >= self.pads[:, :, None]) | (slots == mine)
-            )
+            new = slots[self.slot :, None]
+            is_text = slots >= self.pads[:, :, None]
+            allowed = params.visible(new, slots[None]) & (is_text | (slots == new))
             allowed = allowed[:, None].repeat_interleave(key_heads, 0).to(device)
             self.masks[key] = None if bool(allowed.all()) else Mask(allowed)
         return self.masks[key]
 
 
-class JointStep:
-    """What attention needs while rows on several prefixes run: each prefix's attend by themselves."""
+class JointContext:
+    """The attention of a pass over rows on several prefixes: the rows of each prefix attend by themselves."""
 
-    def __init__(self, steps: Sequence[BranchStep]) -> None:
-        self.steps = steps
-        self.positions = torch.cat([step.positions for step in steps])
+    def __init__(self, contexts: Sequence[RowsContext]) -> None:
+        self.contexts = contexts
+        self.positions = torch.cat([context.positions for context in contexts])
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        """Attention of one layer; see `BranchStep.attend`."""
-        counts = [len(step.lengths) for step in self.steps]
-        parts = zip(self.steps, *(torch.split(item, counts) for item in (query, key, value)), strict=True)
-        return torch.cat([step.attend(layer, q, k, v, terms) for step, q, k, v in parts])
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
+    ) -> Tensor:
+        """See `ForwardContext.attend`."""
+        counts = [len(context.lengths) for context in self.contexts]
+        parts = zip(self.contexts, *(torch.split(item, counts) for item in (query, key, value)), strict=True)
+        return torch.cat([context.attend(layer, q, k, v, params) for context, q, k, v in parts])
 
 
-class BranchStep:
-    """What attention needs while rows of one or more batches on one prefix run."""
+class RowsContext:
+    """The attention of a pass over rows of one or more batches on one prefix.
+
+    Args:
+        own: the rows' own tokens, batch by batch.
+        probe: measures attention of this pass, if given.
+    """
 
     def __init__(self, own: Sequence[OwnTokens], probe: PromptProbe | None = None) -> None:
         self.own = own
@@ -193,62 +214,64 @@ class BranchStep:
         self.counts = [len(part.lengths) for part in own]
         lengths = [length for part in own for length in part.lengths]
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        in_order = order == list(range(len(lengths)))  # as a batch alone is
-        self.order = None if in_order else torch.tensor(order)
+        is_sorted = order == list(range(len(lengths)))  # always so for a single batch
+        self.order = None if is_sorted else torch.tensor(order)
         self.lengths = [lengths[row] for row in order]
         self.sorted_positions = self.positions if self.order is None else self.positions[self.order]
         self.parts = nested_parts(self.lengths)
         self.longest = int(self.positions.max()) + 1
         self.folded: Mask | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        """Attend to the visible prefix, where it lies, and to the rows' own tokens; merge exactly."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
+    ) -> Tensor:
+        """Attend to the visible prefix in the shared buffers and to the rows' own tokens; merge exactly."""
         if self.probe is not None:
             store = self.layers.get(layer)
-            self.probe.observe(layer, query, key, None if store is None else store.keys, terms)
+            self.probe.observe(layer, query, key, None if store is None else store.keys, params)
         rows, heads, count, size = query.shape
         key_heads = key.shape[1]
         groups = heads // key_heads
-        window = terms.window if terms.window is not None and terms.window < self.longest else None
+        plain = params.is_plain(self.longest)
         query = query.reshape(rows, key_heads, groups, count, size)
-        found = [
-            part.attend(layer, q, k, v, terms, window)
+        results = [
+            part.attend(layer, q, k, v, params, plain)
             for part, q, k, v in zip(
                 self.own, *(torch.split(item, self.counts) for item in (query, key, value)), strict=True
             )
         ]
-        out, lse = (items[0] if len(items) == 1 else torch.cat(items) for items in zip(*found, strict=True))
+        out, lse = (items[0] if len(items) == 1 else torch.cat(items) for items in zip(*results, strict=True))
         if self.order is not None:
             order = self.order.to(query.device)
             query, out, lse = query[order], out[order], lse[order]
         merge = Merge(out, lse)
-        if window is None:
-            self._whole_prefix(layer, query, merge, terms)
+        if plain:
+            self._whole_prefix(layer, query, merge, params)
         else:
-            self._windowed_prefix(layer, query, merge, terms, window)
-        if terms.sinks is not None:
-            merge.sink(terms.sinks.view(1, key_heads, groups, 1))
+            self._windowed_prefix(layer, query, merge, params)
+        if params.sinks is not None:
+            merge.sink(params.sinks.view(1, key_heads, groups, 1))
         result = merge.out.to(query.dtype).reshape(rows, heads, count, -1).transpose(1, 2)
         return result if self.order is None else result[self.order.argsort().to(query.device)]
 
-    def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms) -> None:
-        """The prefix for all rows that see it, queries folded into one axis: part by part, or in one piece."""
+    def _whole_prefix(self, layer: int, query: Tensor, merge: Merge, params: AttentionParams) -> None:
+        """Attend to the prefix for all rows at once, their queries folded into one axis: part by part, or masked."""
         if not self.parts:
             return
         store = self.layers[layer]
         rows, key_heads, groups, count, size = query.shape
         folded = query.transpose(0, 1).reshape(key_heads, 1, rows * groups * count, size)
-        pieces: list[tuple[int, slice, Mask | None]]
-        if self._in_one_piece(groups * count, key_heads, query.device):
-            pieces = [(rows, slice(0, self.lengths[0]), self._folded_mask(groups * count))]
+        spans: list[tuple[int, slice, Mask | None]]
+        if self._one_masked_pass_is_faster(groups * count, key_heads, query.device):
+            spans = [(rows, slice(0, self.lengths[0]), self._folded_mask(groups * count))]
         else:
-            pieces = [(part.rows, slice(part.start, part.end), None) for part in self.parts]
-        for seeing, positions, mask in pieces:
+            spans = [(part.rows, slice(part.start, part.end), None) for part in self.parts]
+        for seeing, positions, mask in spans:
             out, lse = attend(
                 folded[:, :, : seeing * groups * count],
                 store.keys[:, None, positions],
                 store.values[:, None, positions],
-                terms,
+                params,
                 mask=mask,
             )
             merge.add(
@@ -257,40 +280,39 @@ class BranchStep:
                 slice(0, seeing),
             )
 
-    def _in_one_piece(self, queries: int, key_heads: int, device: torch.device) -> bool:
-        """Whether a CPU is done sooner over the longest prefix at once, masked, than part by part."""
+    def _one_masked_pass_is_faster(self, queries: int, key_heads: int, device: torch.device) -> bool:
+        """Whether a CPU computes one masked pass over the longest prefix faster than a pass for each part."""
         if device.type != "cpu" or len(self.parts) == 1:
             return False
         wasted = sum(self.lengths[0] - length for length in self.lengths) * queries * key_heads
         return wasted < PART_PAIRS * (len(self.parts) - 1)
 
     def _folded_mask(self, queries: int) -> Mask:
-        """(1, 1, rows * queries, longest): each row's queries see the row's prefix. Only on the CPU."""
+        """The mask (1, 1, rows * queries, longest) that shows each row's queries the row's prefix. Only on the CPU."""
         if self.folded is None:
             lengths = torch.tensor(self.lengths).repeat_interleave(queries)
             self.folded = Mask((torch.arange(self.lengths[0]) < lengths[:, None])[None, None])
         return self.folded
 
-    def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, terms: Terms, window: int) -> None:
-        """Row by row over the few positions that its window still reaches."""
+    def _windowed_prefix(self, layer: int, query: Tensor, merge: Merge, params: AttentionParams) -> None:
+        """Attend row by row to the few positions of the prefix that the row's window still reaches."""
         if not self.parts:
             return
         store = self.layers[layer]
         for row, length in enumerate(self.lengths):
             first = max(length, int(self.sorted_positions[row, 0]))
-            low = max(0, first - window + 1)
+            low = params.first_visible(first)
             if low >= length:
                 continue
             mask = None
             if query.shape[3] > 1:
-                reach = torch.arange(low, length)
-                seen = in_window(self.sorted_positions[row][:, None], reach[None], window)
-                mask = Mask(seen[None, None].to(query.device))
+                visible = params.visible(self.sorted_positions[row][:, None], torch.arange(low, length)[None])
+                mask = Mask(visible[None, None].to(query.device))
             out, lse = attend(
                 query[row],
                 store.keys[:, None, low:length],
                 store.values[:, None, low:length],
-                terms,
+                params,
                 mask=mask,
             )
             merge.add(out[None], lse[None], slice(row, row + 1))

@@ -1,9 +1,8 @@
-"""Branches as batch rows on a GPU: prompts by the kernels, then decode steps that are captured once and replayed.
+"""Branches as batch rows on a GPU: prompts by the Triton kernels, then decode steps that are replayed as CUDA graphs.
 
 A step of a large model is a thousand launches, and launching them takes longer than running them. Captured as a CUDA
-graph they are one launch. The graph finds a batch's buffers by addresses in device memory and keeps count of slots
-itself, so there is one graph for each number of rows, whatever the reading; and the next step can be under way, fed
-with the likeliest tokens, while the ones before it are looked at.
+graph they are one launch. Since a graph writes the argmax tokens to its own input, the next step can be in flight
+while the host still looks at the result of the one before.
 """
 
 from __future__ import annotations
@@ -16,86 +15,87 @@ from torch import Tensor
 
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state, table_row
-from wim_kernel.engines.local.model.runner import ModelRunner, moved, stream_of, upload
+from wim_kernel.engines.local.model.runner import ModelRunner, stream_of, to_device, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import Next
-from wim_kernel.engines.local.rows.cuda_graphs import Graph, Graphs, KernelStep
+from wim_kernel.engines.local.rows.base import StepOutput
+from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps
+from wim_kernel.engines.local.rows.triton_context import TritonContext
 
 
 @dataclass
-class Pending:
-    """A step that is under way.
+class PendingStep:
+    """A decode step in flight, or finished.
 
     Attributes:
-        rows: own rows of the batch's rows when they were loaded.
-        fed: the token that each of them was fed.
+        rows: row ids of the batch when the step was launched; some may have finished since.
+        tokens: the token that the step appends to each of these rows.
         logits: (rows, vocabulary).
-        likeliest: (rows,), on the host once ``ready``.
-        ready: when they are there; None if they are.
+        argmax: token ids (rows,), in host memory; valid once ``ready`` has happened.
+        ready: event after which ``argmax`` is valid; None if it is valid already.
     """
 
     rows: list[int]
-    fed: list[int]
+    tokens: list[int]
     logits: Tensor
-    likeliest: Tensor
+    argmax: Tensor
     ready: torch.cuda.Event | None
 
-    def fits(self, rows: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Whether it is the step that appends ``tokens`` to ``rows``."""
-        fed = dict(zip(self.rows, self.fed, strict=True))
-        return all(fed[row] == token for row, token in zip(rows, tokens, strict=True))
+    def matches(self, rows: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether the step appends ``tokens`` to ``rows``, which are among its rows."""
+        appended = dict(zip(self.rows, self.tokens, strict=True))
+        return all(appended[row] == token for row, token in zip(rows, tokens, strict=True))
 
-    def wait(self) -> list[int]:
-        """The likeliest tokens of all its rows."""
+    def wait_for_argmax(self) -> list[int]:
+        """Wait for the device; returns the argmax token of each row."""
         if self.ready is not None:
             self.ready.synchronize()
-        return list(self.likeliest.tolist())
+        return list(self.argmax.tolist())
 
-    def of(self, rows: Sequence[int]) -> Next:
-        """What it came to for those of its rows that are still there."""
-        places, likeliest = [self.rows.index(row) for row in rows], self.wait()
-        logits = self.logits if len(places) == len(self.rows) else self.logits[places]
-        return Next(logits, [likeliest[place] for place in places])
+    def for_rows(self, rows: Sequence[int]) -> StepOutput:
+        """The output for those of the step's rows that have not finished."""
+        indices, argmax = [self.rows.index(row) for row in rows], self.wait_for_argmax()
+        logits = self.logits if len(indices) == len(self.rows) else self.logits[indices]
+        return StepOutput(logits, [argmax[index] for index in indices])
 
 
-class KernelBatch:
-    """Branches as batch rows, by the kernels.
+class TritonRows:
+    """Branches as batch rows, with attention by the Triton kernels.
 
-    Rows are left-padded: all rows of a batch write the same slot of their own buffers at each step. A row that leaves
-    keeps its buffers until the batch ends; the others find theirs by number.
+    Rows are left-padded, so that all rows of a batch write to the same slot of their own buffers at each step. The
+    buffers of a finished row stay allocated until the batch ends; the other rows address theirs by row id.
 
     Args:
-        layers: the prefix's keys and values, by layer.
+        layers: keys and values of the prefix, by layer.
         runner: the model.
-        graphs: the model's decode steps as they were captured.
-        lengths: how many tokens of the prefix each row sees.
-        room: tokens that a row may add.
+        decode_steps: the model's captured decode steps.
+        lengths: number of prefix tokens that each row sees.
+        room: number of tokens that each row may add.
     """
 
     def __init__(
         self,
         layers: Mapping[int, LayerStore],
         runner: ModelRunner,
-        graphs: Graphs,
+        decode_steps: DecodeSteps,
         lengths: list[int],
         room: int,
     ) -> None:
         self.runner = runner
-        self.graphs = graphs
+        self.decode_steps = decode_steps
         self.lengths = lengths
         self.pads = [0] * len(lengths)
         self.rows = list(range(len(lengths)))
         self.room = room
         self.used = 0
         self.layers = sorted(layers)
-        self._stores = [layers[layer] for layer in self.layers]  # a prefix that grows gets others
+        self._stores = [layers[layer] for layer in self.layers]  # a prefix that grows replaces its stores
         self._dtype = self._stores[0].keys.dtype
-        self._own = [store.beside(len(lengths), room) for store in self._stores]
+        self._own = [store.own_buffers(len(lengths), room) for store in self._stores]
         self._addresses = _Addresses(self._stores, self._own)
         self._stream = stream_of(self.runner.device)
-        self._graph: Graph | None = None
-        self._key = object()  # what a graph knows the batch by, so as not to keep it alive
-        self._ahead: Pending | None = None
+        self._decode_step: DecodeStep | None = None
+        self._key = object()  # identifies the batch in a decode step, without keeping it alive
+        self._next_step: PendingStep | None = None
 
     sees_attention = True
 
@@ -107,7 +107,7 @@ class KernelBatch:
         start: int = 0,
         probe: PromptProbe | None = None,
     ) -> Tensor:
-        """Run prompts of rows ``start`` on, left-padded to ``width``; logits at slots ``keep``: (rows, keep, vocab)."""
+        """See `BranchRows.prompt`."""
         rows = slice(start, start + len(ids))
         self.pads[rows] = [width - len(row) for row in ids]
         self.used = width
@@ -116,60 +116,52 @@ class KernelBatch:
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(width)[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
-        table = moved(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
-        step = KernelStep(table, self.layers, state, max(lengths), False, self._dtype)
+        table = to_device(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
+        context = TritonContext(table, self.layers, state, max(lengths), False, self._dtype)
         if probe is not None:
-            step = replace(step, probe=probe, keys=[store.keys for store in self._stores])
-        logits = self.runner.forward(padded, positions, step, keep)
+            context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
+        logits = self.runner.forward(padded, positions, context, keep)
         if start == 0:
-            self.graphs.renew()  # takes the host some milliseconds: while the device is busy
+            self.decode_steps.refresh()  # some milliseconds of the host, while the device is busy
         return logits
 
     @torch.inference_mode()
-    def step(self, tokens: list[int], *, ahead: bool = False) -> Next:
-        """Append one token to every row; what may come next.
-
-        Args:
-            tokens: one for each row.
-            ahead: let the step after it begin, with the likeliest tokens, before anyone looks at this one's.
-        """
-        now, self._ahead = self._ahead, None
-        if now is None or not now.fits(self.rows, tokens):
-            (now,) = _launch([(self, tokens)])
+    def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
+        """See `BranchRows.step`. With ``ahead``, launches the next step, on the argmax tokens, before it returns."""
+        step, self._next_step = self._next_step, None
+        if step is None or not step.matches(self.rows, tokens):
+            (step,) = _launch([(self, tokens)])
         self.used += 1
-        follows = self._launch_next() if ahead and self._may_follow() else None
-        if follows is not None:
-            follows.fed = now.wait()
-        self._ahead = follows
-        return now.of(self.rows)
+        following = self._run_ahead() if ahead and self._can_run_ahead() else None
+        if following is not None:
+            following.tokens = step.wait_for_argmax()
+        self._next_step = following
+        return step.for_rows(self.rows)
 
     @property
-    def company(self) -> Hashable:
-        """Batches whose branches read the same buffers, in order on one stream of the device."""
-        return id(self.graphs), id(self._stores[0]), self._stream
+    def batch_key(self) -> Hashable:
+        """Equal for batches on the same prefix buffers and the same stream of the device."""
+        return id(self.decode_steps), id(self._stores[0]), self._stream
 
     @torch.inference_mode()
-    def step_together(self, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Next]:
-        """A step of each of several batches in one pass. It counts once they `took_part`.
-
-        One that is under way for a batch, with the tokens that it takes, is what that batch gets.
-        """
-        found: dict[int, Pending] = {}
-        for place, (batch, tokens) in enumerate(steps):
-            if batch._ahead is not None and batch._ahead.fits(batch.rows, tokens):
-                found[place] = batch._ahead
-        rest = [place for place in range(len(steps)) if place not in found]
+    def step_together(self, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[StepOutput]:
+        """See `BranchRows.step_together`. A batch whose step is in flight already, on the same tokens, takes that."""
+        pending: dict[int, PendingStep] = {}
+        for index, (batch, tokens) in enumerate(steps):
+            if batch._next_step is not None and batch._next_step.matches(batch.rows, tokens):
+                pending[index] = batch._next_step
+        rest = [index for index in range(len(steps)) if index not in pending]
         if rest:
-            found.update(zip(rest, _launch([steps[place] for place in rest]), strict=True))
-        return [found[place].of(batch.rows) for place, (batch, _) in enumerate(steps)]
+            pending.update(zip(rest, _launch([steps[index] for index in rest]), strict=True))
+        return [pending[index].for_rows(batch.rows) for index, (batch, _) in enumerate(steps)]
 
-    def took_part(self) -> None:
-        """A step is over: the next one writes behind it."""
+    def advance(self) -> None:
+        """Count a step: the next one writes to the next slot."""
         self.used += 1
-        self._ahead = None
+        self._next_step = None
 
     def select(self, rows: list[int]) -> None:
-        """Let all but ``rows`` (ascending) leave the batch."""
+        """Keep only ``rows``, ascending."""
         self.lengths, self.pads, self.rows = (
             [items[row] for row in rows] for items in (self.lengths, self.pads, self.rows)
         )
@@ -178,19 +170,19 @@ class KernelBatch:
     def _members(self) -> Hashable:
         return self._key, tuple(self.rows)
 
-    def _may_follow(self) -> bool:
-        """Whether the graph still holds just this batch's rows, is no larger than they want, and there is room."""
-        graph = self._graph
-        return graph is not None and graph.loaded == (self._members,) and self.used < self.room
+    def _can_run_ahead(self) -> bool:
+        """Whether the decode step is still loaded for just this batch's rows, and they have room for a token."""
+        step = self._decode_step
+        return step is not None and step.loaded_for == (self._members,) and self.used < self.room
 
-    def _launch_next(self) -> Pending:
-        """Start the step behind the last one, with its likeliest tokens, which only the device knows yet."""
-        assert self._graph is not None
-        return _run(self._graph, [(self, [])])[0]
+    def _run_ahead(self) -> PendingStep:
+        """Launch the next step on the argmax tokens of the last one, which are in device memory only as yet."""
+        assert self._decode_step is not None
+        return _run(self._decode_step, [(self, [])])[0]
 
 
 class _Addresses:
-    """Where a batch's keys and values lie, layer by layer: what its rows of the kernels' table are made of."""
+    """The addresses of a batch's keys and values, from which its part of the kernels' address table is made."""
 
     def __init__(self, stores: Sequence[LayerStore], own: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.prefix = torch.tensor([table_row(store.keys, store.values, [], []) for store in stores])
@@ -198,12 +190,12 @@ class _Addresses:
         self._row_bytes = torch.tensor([[item[0].nbytes for item in pair] for pair in own])
 
     def own(self, kind: int, rows: Sequence[int]) -> Tensor:
-        """Addresses of rows' own keys (``kind`` 0) or values (1): (layers, rows)."""
+        """The addresses of rows' own keys (``kind`` 0) or values (``kind`` 1), (layers, rows)."""
         return self._own[:, kind, None] + self._row_bytes[:, kind, None] * torch.tensor(rows)
 
 
 def _table(addresses: Sequence[_Addresses], rows: Sequence[Sequence[int]], size: int) -> Tensor:
-    """The kernels' table for rows of batches on one prefix, and for absent ones up to ``size``; on the host."""
+    """The address table for rows of batches on one prefix, filled up with absent rows to ``size``; on the host."""
     absent = torch.zeros(len(addresses[0].prefix), size - sum(map(len, rows)), dtype=torch.int64)
     own = [
         [*(each.own(kind, some) for each, some in zip(addresses, rows, strict=True)), absent]
@@ -212,16 +204,16 @@ def _table(addresses: Sequence[_Addresses], rows: Sequence[Sequence[int]], size:
     return torch.cat([addresses[0].prefix, *own[0], *own[1]], 1)
 
 
-def _launch(steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Pending]:
-    """Start a step of batches on one prefix: all their rows in one pass."""
+def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
+    """Launch a step of batches on one prefix, all their rows in one pass."""
     batches = [batch for batch, _ in steps]
     first, count = batches[0], sum(len(batch.rows) for batch in batches)
-    graph = first.graphs.of(count, first.layers, first._dtype)
-    absent = graph.rows - count
+    decode_step = first.decode_steps.get(count, first.layers, first._dtype)
+    absent = decode_step.rows - count
 
     def table() -> Tensor:
         rows = [batch.rows for batch in batches]
-        return _table([batch._addresses for batch in batches], rows, graph.rows)
+        return _table([batch._addresses for batch in batches], rows, decode_step.rows)
 
     state = pack_state(
         0,
@@ -230,21 +222,21 @@ def _launch(steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Pending]:
         [*(batch.used for batch in batches for _ in batch.rows), *[0] * absent],
     )
     tokens = [token for _, new in steps for token in new]
-    graph.load(tuple(batch._members for batch in batches), table, [*state, *tokens, *[0] * absent])
+    decode_step.load(tuple(batch._members for batch in batches), table, [*state, *tokens, *[0] * absent])
     for batch in batches:
-        batch._graph = graph
-    return _run(graph, steps)
+        batch._decode_step = decode_step
+    return _run(decode_step, steps)
 
 
-def _run(graph: Graph, steps: Sequence[tuple[KernelBatch, list[int]]]) -> list[Pending]:
-    """Start a graph's next step; what it comes to for each of the batches whose rows it holds."""
+def _run(decode_step: DecodeStep, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
+    """Launch the next run of a loaded decode step; returns a pending step for each of the batches it is loaded for."""
     counts = [len(batch.rows) for batch, _ in steps]
-    logits = graph.run()[: sum(counts)].clone()
-    found, ready = graph.tokens[: sum(counts)], None
-    likeliest = torch.empty(len(found), dtype=found.dtype, device="cpu", pin_memory=found.is_cuda)
-    likeliest.copy_(found, non_blocking=True)
+    logits = decode_step.run()[: sum(counts)].clone()
+    found, ready = decode_step.tokens[: sum(counts)], None
+    argmax = torch.empty(len(found), dtype=found.dtype, device="cpu", pin_memory=found.is_cuda)
+    argmax.copy_(found, non_blocking=True)
     if found.is_cuda:
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(torch.cuda.current_stream(found.device))
-    parts = zip(steps, torch.split(logits, counts), torch.split(likeliest, counts), strict=True)
-    return [Pending(list(batch.rows), tokens, some, ids, ready) for (batch, tokens), some, ids in parts]
+    parts = zip(steps, torch.split(logits, counts), torch.split(argmax, counts), strict=True)
+    return [PendingStep(list(batch.rows), tokens, some, ids, ready) for (batch, tokens), some, ids in parts]

@@ -1,0 +1,56 @@
+"""The attention of a forward pass over rows by the Triton kernels: of prompts, and of decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.engines.local.attention.parts import AttentionParams
+from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
+from wim_kernel.engines.local.attention.triton_launch import branch_attention, prefix_splits
+
+
+@dataclass
+class TritonContext:
+    """The attention of a pass over rows, by the Triton kernels.
+
+    Attributes:
+        table: the address table, with a row (see `wim_kernel.engines.local.attention.triton_launch.table_row`) for each
+            of ``layers``.
+        layers: indices of the model's layers that attend, ascending.
+        state: the rows' state, see `wim_kernel.engines.local.attention.triton_launch.pack_state`.
+        longest: most prefix tokens that a row may see.
+        past: whether rows may have own tokens from earlier passes.
+        dtype: dtype of the keys and values in the buffers.
+        probe: measures attention of this pass, if given.
+        keys: for the probe, the prefix's keys in each of ``layers``, (key heads, capacity, D).
+    """
+
+    table: Tensor
+    layers: Sequence[int]
+    state: Tensor
+    longest: int
+    past: bool
+    dtype: torch.dtype
+    probe: PromptProbe | None = None
+    keys: Sequence[Tensor] = ()
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
+    ) -> Tensor:
+        """See `ForwardContext.attend`. Stores the new keys and values in the rows' own buffers."""
+        if query.dtype != self.dtype:
+            raise UnsupportedModelError(
+                f"The reading is {self.dtype} and the model now computes in {query.dtype}: read the document again."
+            )
+        index = self.layers.index(layer)
+        if self.probe is not None:
+            self.probe.observe(layer, query, key, self.keys[index], params)
+        row = self.table[index]
+        table, state = (item.to(query.device) for item in (row, self.state))
+        splits = prefix_splits(query, key, self.longest)
+        return branch_attention(query, key, value, params, table, state, splits, past=self.past)
