@@ -116,7 +116,7 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         "turn": lambda: engine.turn,
         "changed": lambda: engine.turn.changed,
         "lock": lambda: readings.lock,
-        "door": lambda: readings._door,
+        "door": lambda: readings._move_lock,
         "seat": lambda: engine.together.seat(lambda: None),
         "reading": mid_stream,
     }

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from wim_kernel import Options, UnknownOptionError, WimKernel
-from wim_kernel.run.options import fitting, settle
+from wim_kernel.run.options import parse_options
+from wim_kernel.run.settings import adapt_to_engine
 
 OPTION_NAMES = tuple(Options.__annotations__)
 RECALL_THRESHOLD = 0.1  # of a probability that there is evidence, where what is dropped is lost
@@ -101,7 +102,7 @@ def leaning_to_recall(options: Options, kernel: WimKernel) -> Options:
     if chosen:
         return options
     try:
-        settings = fitting(settle(options), kernel.engine)
+        settings = adapt_to_engine(parse_options(options), kernel.engine)
     except ValueError:  # the call itself says what is wrong
         return options
     is_probability = bool(getattr(settings.relevance, "searches", ()))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,6 @@ from wim_kernel.cache.disk import ReadingFolder
 from wim_kernel.cache.disk import read as read_file
 from wim_kernel.cache.prefix_cache import Budget, PrefixCache
 from wim_kernel.cache.volumes import SHARES, longest_chunk
-from wim_kernel.common import forks
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import Shared
@@ -26,16 +23,14 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.reading import Reading
 from wim_kernel.run.document import EncodedDocument
-from wim_kernel.run.margin_prompts import question_lead
-from wim_kernel.run.options import Options, settle
-from wim_kernel.run.relevance.calibration import Calibration, keep, known
-from wim_kernel.run.relevance.fitting import Example, calibrate, packaged
+from wim_kernel.run.options import Options
+from wim_kernel.run.relevance.calibration import Calibration
+from wim_kernel.run.relevance.calibrator import Calibrator
+from wim_kernel.run.relevance.examples import Example
 from wim_kernel.run.request import Overflow, parse_request
 from wim_kernel.text.chunks import as_chunks, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.text.prompts import Frame
 from wim_kernel.text.run_text import Text
-
-logger = logging.getLogger(__name__)
 
 Document = str | Iterable[str | Chunk]
 
@@ -99,72 +94,30 @@ class WimKernel(Shared):
         )
         self.readings = PrefixCache(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
-        self._calibration = calibration if isinstance(calibration, Calibration) else None
-        self._may_calibrate = calibration == "auto"
-        self._calibrating = threading.Lock()
-        forks.register(self)
-
-    def renew_after_fork(self) -> None:
-        """A lock that another thread held at the fork is nobody's in the child."""
-        self._calibrating = threading.Lock()
+        self._calibrator = Calibrator(self.engine, self.frame, calibration)
 
     def find_calibration(self) -> Calibration:
-        """How the model's signals are read: known for it, kept from before, or found now on the package's examples."""
-        with self._calibrating:
-            if self._calibration is None:
-                self._calibration = self._known_calibration()
-        return self._calibration
-
-    def _known_calibration(self) -> Calibration:
-        engine = self.engine
-        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
-            return Calibration()
-        if not engine.reads_text:
-            return Calibration()  # random weights
-        model = engine.fingerprint()
-        found = known(model)
-        if found is None:
-            logger.info("Finding out how %s shows relevance: once, up to a minute.", engine.model_name)
-            found = self._calibrated(packaged(), 45.0)
-            keep(model, found)
-        return found
+        """The calibration of the model's relevance signals: shipped, cached, or measured now on shipped examples."""
+        return self._calibrator.find()
 
     def calibrate(
         self, examples: Iterable[Example | Mapping[str, Any]] | None = None, *, seconds: float = 120.0
     ) -> Calibration:
-        """Find anew how the model's signals are read, and use that from now on.
+        """Measure a new calibration of the model's relevance signals, and use it from now on.
 
         Args:
-            examples: documents and questions with known evidence, as `wim_kernel.run.relevance.fitting.Example` or as
-                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default
-                those that come with the package.
+            examples: documents and questions with known evidence, as `wim_kernel.run.relevance.examples.Example` or as
+                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default the
+                examples that come with the package.
             seconds: about how long passages may be read alone.
 
         Returns:
-            The calibration. Give it to another kernel on the same model as ``calibration=``.
+            The calibration, for the ``calibration`` argument of another kernel on the same model.
 
         Raises:
-            ValueError: if the examples are no such data, or the engine cannot see the model's attention.
+            ValueError: if the examples are malformed, or the engine does not see the model's attention.
         """
-        given = (
-            packaged()
-            if examples is None
-            else [item if isinstance(item, Example) else Example.from_dict(item) for item in examples]
-        )
-        if not self.engine.heads:
-            raise ValueError(
-                "This engine cannot see the model's attention, so there is nothing to calibrate."
-            )
-        found = self._calibrated(given, seconds)
-        with self._calibrating:
-            self._calibration = found
-        return found
-
-    def _calibrated(self, examples: Sequence[Example], seconds: float) -> Calibration:
-        settings = settle({})
-        return calibrate(
-            self.engine, self.frame, lambda question: question_lead(question, settings)[0], examples, seconds
-        )
+        return self._calibrator.calibrate(examples, seconds)
 
     @classmethod
     def from_pretrained(

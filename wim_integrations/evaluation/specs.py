@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wim_integrations.evaluation.errors import EvaluationError
-from wim_kernel.run.options import Options, settle
+from wim_kernel.run.options import Options, parse_options
 
 BASELINE = "plain"
 _WIM = {"wim": {}, "wim-free": {"margin_style": "free"}, "wim-verbatim": {"margin_style": "verbatim"}}
@@ -98,6 +98,6 @@ def _check_wim(text: str, options: dict[str, Any]) -> None:
             f"{text}: {', '.join(unknown)} cannot be set here. Options are {', '.join(known)}."
         )
     try:
-        settle(options)  # type: ignore[arg-type]
+        parse_options(options)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{text}: {error}") from error

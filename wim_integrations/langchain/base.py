@@ -34,7 +34,7 @@ from wim_integrations.langchain.requests import Request, Sources, added, first, 
 from wim_kernel import EmptyDocumentError, Event, Options
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle, together
+from wim_kernel.run.options import parse_options, unwatched_options
 
 
 class DocumentRunnable(RunnableFields):
@@ -54,7 +54,7 @@ class DocumentRunnable(RunnableFields):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        settle(self.given_options())  # mistakes are said here, not at the first question
+        parse_options(self.given_options())  # mistakes are said here, not at the first question
         self._prompts()
         return self
 
@@ -291,7 +291,7 @@ class DocumentRunnable(RunnableFields):
 
     def _paced(self, request: Request, live: bool) -> Options:
         """The options; where nobody watches, margins are written together."""
-        return request.options if live else together(request.options, len(request.reading.chunks))
+        return request.options if live else unwatched_options(request.options, len(request.reading.chunks))
 
 
 def _fields_of(kind: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle, together
+from wim_kernel.run.options import parse_options, unwatched_options
 
 
 class WimDocumentCompressor(CompressorFields):
@@ -81,7 +81,7 @@ class WimDocumentCompressor(CompressorFields):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        settle(self._options("", None))  # mistakes are said here, not at the first query
+        parse_options(self._options("", None))  # mistakes are said here, not at the first query
         return self
 
     @property
@@ -138,7 +138,7 @@ class WimDocumentCompressor(CompressorFields):
     def _options(self, query: str, source: DocumentReading | None) -> Options:
         options: Options = {"margin_style": "verbatim", **self.given_options()}
         if source is not None:
-            options = together(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
+            options = unwatched_options(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
         prompts = PromptSet(self.task, self.prompts).for_call(query, "question", {"question": query})
         variables = {**(self.variables or {}), **prompts.variables}
         return {**options, "prompts": prompts.prompts, "variables": variables}

@@ -26,7 +26,7 @@ from wim_kernel import (
     Options,
     Usage,
 )
-from wim_kernel.run.options import together
+from wim_kernel.run.options import unwatched_options
 from wim_kernel.run.transcripts import Transcript
 
 dispatcher = get_dispatcher(__name__)
@@ -134,7 +134,7 @@ def paced(
     watched = (
         streams or callbacks.handlers or any(not isinstance(item, NullEventHandler) for item in listening)
     )
-    return options if watched else together(options, len(source.reading.chunks))
+    return options if watched else unwatched_options(options, len(source.reading.chunks))
 
 
 class Emitter:

@@ -28,7 +28,7 @@ from wim_kernel import Options, WimKernel
 from wim_kernel.common.concurrency import iterate_in_thread
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.run.completion import Completed, Turn, complete, is_chat_model
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -212,7 +212,7 @@ class WimLLM(CustomLLM):
         if schema is None:
             return None
         try:
-            engine, settings = self._kernel.engine, settle({"answer_schema": schema})
+            engine, settings = self._kernel.engine, parse_options({"answer_schema": schema})
             engine.check_schema(settings.answer_schema or "", settings.answer_config)
         except (ValueError, ImportError):  # then the model's own words have to do
             return None

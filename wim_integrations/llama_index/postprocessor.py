@@ -17,7 +17,7 @@ from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, 
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 
 class WimNodePostprocessor(BaseNodePostprocessor):
@@ -60,7 +60,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         check_kernel(kernel, "WimNodePostprocessor")
         options = {**(options or {}), **more}
         check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimNodePostprocessor")
-        settle({**options})  # type: ignore[typeddict-item]
+        parse_options({**options})  # type: ignore[typeddict-item]
         check_reading_options(order, chunk_tokens)
         fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
         fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}

@@ -44,7 +44,7 @@ from wim_kernel import (
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import HoldsShared
 from wim_kernel.common.relay import arelay, relay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 dispatcher = get_dispatcher(__name__)
 
@@ -129,7 +129,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
             output_cls=output_cls,
             empty_response=empty_response,
         )
-        settle(options)  # mistakes are said here, not at the first question
+        parse_options(options)  # mistakes are said here, not at the first question
         check_reading_options(order, chunk_tokens)
         self.kernel = kernel
         self.order: Order = order

@@ -18,7 +18,7 @@ from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
 from wim_kernel.common.copying import HoldsShared
 from wim_kernel.common.relay import arelay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 from wim_kernel.text.tool_text import DESCRIPTION, report
 
 
@@ -84,7 +84,7 @@ def create_wim_tool(
     """
     check_kernel(kernel, "create_wim_tool")
     check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "create_wim_tool")
-    settle(cast(Options, options))
+    parse_options(cast(Options, options))
     named = documents if isinstance(documents, Mapping) else {"the document": documents}
     if not named:
         raise ValueError("There are no documents to ask about: give create_wim_tool at least one.")

@@ -103,7 +103,7 @@ class Lease:
             return engine.extend(self.prefix, parts, start)
         except DeviceMemoryError as error:
             logger.warning("%s Trying again without what is not in use.", error)
-            self.cache.make_way()
+            self.cache.evict_idle()
             return engine.extend(self.prefix, parts, start)
 
     def _claim(self, chunk: int) -> None:

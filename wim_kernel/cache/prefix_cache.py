@@ -117,7 +117,7 @@ class PrefixCache(Shared):
         # for the entries' fields; never held while anything is computed or moved
         self.lock = threading.RLock()
         # one finds or moves a reading at a time; taken before the lock, never under it
-        self._door = threading.RLock()
+        self._move_lock = threading.RLock()
         self._moving = 0  # bytes where the engine keeps them, of what is on its way there or from there
         self._entries = [entry for entry in self._entries if not entry.users]
 
@@ -173,7 +173,7 @@ class PrefixCache(Shared):
         """
         forks.check(self.engine)
         written = 0
-        with self._door:
+        with self._move_lock:
             for entry in list(self._entries):
                 if self._to_disk(entry):
                     written += 1
@@ -202,17 +202,17 @@ class PrefixCache(Shared):
         """
         self._check(document)
         with self.lock:
-            entry = self._whole(document)
+            entry = self._find_complete(document)
             # Fast path: a complete live entry needs no door, so a slow move of another reading does not delay it.
             if entry is not None:
                 entry.hits += 1
-                return self._acquired(entry, document)
-        with self._door:
+                return self._hold(entry, document)
+        with self._move_lock:
             entry = self._found(document)
             with self.lock:
-                return self._acquired(entry, document)
+                return self._hold(entry, document)
 
-    def _acquired(self, entry: Entry, document: TokenizedDocument) -> Entry:
+    def _hold(self, entry: Entry, document: TokenizedDocument) -> Entry:
         """The entry with one more user, who plans to read ``document``; under the lock."""
         # Another caller who comes now with the same document finds the plan, and reads it together with this one.
         if entry.document.common_chunks(document) == len(entry.document):
@@ -257,7 +257,7 @@ class PrefixCache(Shared):
         prefix = self.engine.fork(entry.prefix, document.ends[chunk])  # held by us, so it stays
         planned = document.part(range(chunk + 1))
         with self.lock:
-            other = self._acquired(self.add(prefix, planned), planned)
+            other = self._hold(self.add(prefix, planned), planned)
             entry.users -= 1
         return other
 
@@ -271,7 +271,7 @@ class PrefixCache(Shared):
             assert entry.prefix is not None, "what is held is never packed"
             self.engine.reserve(entry.prefix, tokens)
 
-    def _whole(self, document: TokenizedDocument) -> Entry | None:
+    def _find_complete(self, document: TokenizedDocument) -> Entry | None:
         """An entry where the engine can use it that holds, or is going to hold, all that is wanted."""
         live = (entry for entry in self._entries if entry.prefix is not None)
         whole = (entry for entry in live if entry.document.common_chunks(document) == len(document))
@@ -284,19 +284,19 @@ class PrefixCache(Shared):
             MemoryBudgetError: if it alone needs more than the budget.
         """
         self._check(document)
-        with self._door:
+        with self._move_lock:
             here = (
                 entry.document.common_chunks(document) == len(document) <= entry.read
                 for entry in self._entries
             )
             if not any(here):
-                self._bring_back(Entry(document, packed=packed), document)
+                self._unpack_entry(Entry(document, packed=packed), document)
 
     def trim(self, coming: int = 0) -> None:
         """Move down the least recently used, not in use, until the rest and ``coming`` bytes are within the budget."""
         if self._fits(coming):
             return
-        with self._door:
+        with self._move_lock:
             while True:
                 with self.lock:
                     idle = [entry for entry in self._entries if not entry.users and entry.prefix is not None]
@@ -304,10 +304,10 @@ class PrefixCache(Shared):
                         return
                     entry = min(idle, key=lambda entry: entry.used)
                     self._entries.remove(entry)  # nobody finds it meanwhile; they wait at the door
-                with self._on_its_way(self._size(entry)):
-                    self._move_down(entry)
+                with self._in_transit(self._size(entry)):
+                    self._demote(entry)
 
-    def make_way(self) -> None:
+    def evict_idle(self) -> None:
         """Move down everything that is not in use: the device ran out of memory."""
         self.trim(self.budget.engine)
 
@@ -343,16 +343,16 @@ class PrefixCache(Shared):
         if best is None or shared < 1:  # a head alone is run again sooner than copied
             return self.add(self.engine.open(), document.part(range(0)))
         if best.prefix is None:
-            best = self._bring_back(best, document)
+            best = self._unpack_entry(best, document)
         best.hits += 1
         return best
 
-    def _bring_back(self, entry: Entry, document: TokenizedDocument) -> Entry:
+    def _unpack_entry(self, entry: Entry, document: TokenizedDocument) -> Entry:
         """A packed entry's leading chunks that are wanted, where the engine can use them."""
         shared, total = entry.document.common_chunks(document), document.total
         assert entry.packed is not None
         wanted = document.part(range(shared))
-        with self._on_its_way(self.engine.prefix_bytes(total)):
+        with self._in_transit(self.engine.prefix_bytes(total)):
             self.trim()
             prefix = self.engine.unpack(entry.packed, list(wanted.ids()), total)
             with self.lock:
@@ -364,7 +364,7 @@ class PrefixCache(Shared):
         return back
 
     @contextmanager
-    def _on_its_way(self, nbytes: int) -> Iterator[None]:
+    def _in_transit(self, nbytes: int) -> Iterator[None]:
         """While so many bytes are, or are going to be, where the engine keeps them, and nobody finds them there."""
         with self.lock:
             self._moving += nbytes
@@ -384,7 +384,7 @@ class PrefixCache(Shared):
 
     # -- making way, with the door closed -----------------------------------------------------------------------------
 
-    def _move_down(self, entry: Entry) -> None:
+    def _demote(self, entry: Entry) -> None:
         """Pack an entry that was taken out of the list, into the host's memory or a file; or let it go."""
         packed = self._pack(entry) if self.budget.host or self.budget.folder is not None else None
         if packed is None:

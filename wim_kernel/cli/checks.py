@@ -46,7 +46,7 @@ def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
     """See that options go together, before anything is loaded."""
     if options.get("top_k") and options.get("stop_after"):
         raise click.UsageError(
-            "--top-k chooses once all is read, and --stop-after counts what is kept before: use one of them."
+            "--top-k chooses after the whole document is read, and --stop-after stops before: use one of them."
         )
     blank = not all(question.strip() for question in questions)
     if blank and (options.get("top_k") or options.get("margin_style") == "verbatim"):

@@ -250,10 +250,11 @@ def _events(
 
 def _check(options: dict[str, Any], kernel: WimKernel) -> None:
     """See that the model, wherever it runs, can do what is asked."""
-    from wim_kernel.run.options import fitting, settle
+    from wim_kernel.run.options import parse_options
+    from wim_kernel.run.settings import adapt_to_engine
 
     try:
-        fitting(settle(_asked(options)), kernel.engine)  # type: ignore[arg-type]
+        adapt_to_engine(parse_options(_asked(options)), kernel.engine)  # type: ignore[arg-type]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

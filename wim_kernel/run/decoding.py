@@ -1,4 +1,4 @@
-"""Any number of branches, as many together as the engine likes, and fewer where its memory does not suffice."""
+"""Decoding any number of branches: in groups of the engine's size, and in smaller groups where memory runs out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wim_kernel.engines.base import AnyEngine, Branch, Prefix, Progress, Scores
 logger = logging.getLogger(__name__)
 
 GroupGate = Callable[[Sequence[int], Sequence[Scores]], Sequence[bool]]
-"""Given the places of branches that were measured together, and their scores, says which go on to generate."""
+"""Decides which branches of one group generate, given the branches' indexes and scores."""
 
 
 def decode_all(
@@ -21,68 +21,73 @@ def decode_all(
     prefix: Prefix,
     branches: Sequence[Branch],
     gate: GroupGate | None = None,
-    relieve: Callable[[], object] = lambda: None,
+    free_memory: Callable[[], object] = lambda: None,
 ) -> Iterator[list[Progress]]:
-    """Decode branches in groups; yields after every step.
+    """Decode branches in groups; yields after every step. `Progress.branch` is an index of ``branches``.
 
-    Where the engine takes one at a time, those of longer prefixes come first: it may keep one prompt only, of which a
-    shorter one cuts the rest off. What they tell is told in the callers' order all the same.
+    llama.cpp keeps one prompt per slot, and a shorter prompt truncates it. An engine that decodes one branch at a time
+    therefore runs the longest prefix first, and the output is buffered back into the caller's order.
 
     Args:
-        engine: decodes.
-        prefix: what the branches continue.
-        branches: in any number.
-        gate: asked once for each group.
-        relieve: called to free memory before a group is tried again, at half its size.
+        engine: the engine that decodes.
+        prefix: the prefix that the branches continue.
+        branches: any number of branches.
+        gate: a callback that decides, once for each group, which of its branches generate; by default all do.
+        free_memory: a callback that frees memory before a group is decoded again, at half its size.
 
     Raises:
-        DeviceMemoryError: if there is no memory for one branch alone, or it ended after text was told.
+        DeviceMemoryError: if a single branch does not fit into memory, or if memory ran out after text of an unfinished
+            branch was yielded.
     """
-    waiting, size = _order(engine, branches), engine.max_branches
+    waiting, size = _decoding_order(engine, branches), engine.max_branches
     in_callers_order = waiting == sorted(waiting)
-    kept_back = KeptBack()
+    buffer = ReorderBuffer()
     while waiting:
-        group, told, done = waiting[:size], set[int](), set[int]()
-        asked = None if gate is None else partial(gate, group)
+        group, yielded, done = waiting[:size], set[int](), set[int]()
+        group_gate = None if gate is None else partial(gate, group)
         try:
-            for step in engine.decode(prefix, [branches[place] for place in group], asked):
-                found = [replace(item, branch=group[item.branch]) for item in step]
-                told.update(item.branch for item in found if item.text)
-                done.update(item.branch for item in found if item.done is not None)
-                yield found if in_callers_order else kept_back.pass_on(found)
+            for step in engine.decode(prefix, [branches[index] for index in group], group_gate):
+                progress = [replace(item, branch=group[item.branch]) for item in step]
+                yielded.update(item.branch for item in progress if item.text)
+                done.update(item.branch for item in progress if item.done is not None)
+                yield progress if in_callers_order else buffer.reorder(progress)
         except DeviceMemoryError as error:
-            if len(group) == 1 or told - done:
+            if len(group) == 1 or yielded - done:
                 raise
             size = len(group) // 2
             logger.warning("%s Going on with %d branches at a time.", error, size)
-            relieve()
-        waiting = [place for place in waiting if place not in done]
+            free_memory()
+        waiting = [index for index in waiting if index not in done]
 
 
-def _order(engine: AnyEngine, branches: Sequence[Branch]) -> list[int]:
-    """In which order branches are run. A likelihood is compared with that of the boundary before, which comes first."""
-    places = list(range(len(branches)))
+def _decoding_order(engine: AnyEngine, branches: Sequence[Branch]) -> list[int]:
+    """The branches' indexes in decoding order.
+
+    Engines that measure likelihoods keep the caller's order: a likelihood is compared with the likelihood at the
+    boundary before, which has to be measured first.
+    """
+    indexes = list(range(len(branches)))
     if engine.max_branches > 1 or engine.measures_likelihood:
-        return places
-    return sorted(places, key=lambda place: -branches[place].at)
+        return indexes
+    return sorted(indexes, key=lambda index: -branches[index].at)
 
 
-class KeptBack:
-    """What branches told that were run before their turn, until all before them are done."""
+class ReorderBuffer:
+    """Holds back the output of branches that were decoded early, until all branches before them are done."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[Progress]] = {}
         self._done: set[int] = set()
-        self._turn = 0
+        self._next = 0
 
-    def pass_on(self, found: Sequence[Progress]) -> list[Progress]:
-        """Take what was told, and give what may be told."""
-        for item in found:
+    def reorder(self, progress: Sequence[Progress]) -> list[Progress]:
+        """Buffer new output, and return the output whose turn has come."""
+        for item in progress:
             self._waiting.setdefault(item.branch, []).append(item)
             if item.done is not None:
                 self._done.add(item.branch)
-        told = self._waiting.pop(self._turn, [])
-        while self._turn in self._done:
-            self._turn += 1
-            told += self._waiting.pop(self._turn, [])
-        return told
+        ready = self._waiting.pop(self._next, [])
+        while self._next in self._done:
+            self._next += 1
+            ready += self._waiting.pop(self._next, [])
+        return ready
