@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_said(cache, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         calibration.keep("a model", FOUND)
         assert calibration.known("a model") is None
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 # -- fitting ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from wim_kernel.cache.disk import write
+from wim_kernel.cache import disk
 from wim_kernel.cache.lease import Lease
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.common.concurrency import afinish, finish, iterate_in_thread
@@ -336,7 +336,7 @@ class Reading(Shared):
                 for _ in lease.read(chunk):
                     pass
             packed = self.engine.pack(lease.prefix, tokens.total)
-        write(Path(path), tokens, packed, self.engine.identity(), about)
+        disk.write(Path(path), tokens, packed, self.engine.identity(), about)
 
     def close(self) -> None:
         """Evict the document from the cache, unless it is in use. The reading stays usable, and prefills again."""
