@@ -540,7 +540,7 @@ def test_what_a_person_did_to_margins_reaches_the_answers_prompt(
     margins[1].update(text="Elsa Brandt owned it.", note="this is the one")
     answer = WimAnswer(kernel=kernel, answer_tokens=3)
     request = answer._request({**asked(documents), "margins": [*margins, "She bought it in 1902."]})
-    handed, _ = answer._handed_in(request)
+    handed, _ = answer._given_margins(request)
     result = request.reading.answer(QUESTION, handed)
     seen = kernel.tokenizer.decode(request.reading.prompt_ids(result))
     assert "- Elsa Brandt owned it. (reader's remark: this is the one)" in seen
