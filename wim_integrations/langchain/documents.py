@@ -271,14 +271,8 @@ def _source_id(index: int, document: Document) -> str:
     metadata = document.metadata
     if metadata.get("source") is None:
         return f"at {index}"  # an id does not say that two documents are parts of one text
-    own = {
-        "start_index",
-        "id",
-        "_id",
-        "chunk",
-        "chunk_index",
-        "chunk_id",
-    }  # differ between parts of one text, as scores do
+    # These differ between parts of one text, as scores do.
+    own = {"start_index", "id", "_id", "chunk", "chunk_index", "chunk_id"}
     common = {
         name: item for name, item in metadata.items() if name not in own and not isinstance(item, float)
     }
