@@ -21,7 +21,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from wim_kernel.common.errors import SchemaError
 from wim_kernel.engines.local.decode.pattern_samples import samples
 from wim_kernel.engines.local.decode.shortest_end import Place, ShortestWays
-from wim_kernel.text.schemas import Sizes
+from wim_kernel.text.schema_sizes import Sizes
 
 SLACK = 8  # tokens by which one token may put off the end beyond what `Sizes.jump` says
 
