@@ -43,4 +43,6 @@ def split_context(context: str, marker: str | None = None) -> tuple[str, str]:
 
 def until(text: str, stops: Sequence[str]) -> str:
     """The text before the first occurrence of any stop."""
-    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=None)]
+    return text[
+        : min((position for stop in stops if stop and (position := text.find(stop)) >= 0), default=None)
+    ]

@@ -96,10 +96,10 @@ def _haystack(
     while room > 0 or len(paragraphs) < len(hidden):
         paragraphs.append([_filler(rng) for _ in range(_SENTENCES_A_PARAGRAPH)])
         room -= count_tokens(" ".join(paragraphs[-1]) + SEPARATOR)
-    places = sorted(rng.sample(range(len(paragraphs)), len(hidden)))
-    for place, sentence in zip(places, hidden, strict=True):
-        paragraphs[place].insert(rng.randint(0, _SENTENCES_A_PARAGRAPH), sentence)
-    return [" ".join(sentences) for sentences in paragraphs], places
+    hidden_in = sorted(rng.sample(range(len(paragraphs)), len(hidden)))
+    for paragraph, sentence in zip(hidden_in, hidden, strict=True):
+        paragraphs[paragraph].insert(rng.randint(0, _SENTENCES_A_PARAGRAPH), sentence)
+    return [" ".join(sentences) for sentences in paragraphs], hidden_in
 
 
 def needles(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draft:
@@ -107,13 +107,13 @@ def needles(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draf
     names = [f"{rng.choice(_words('adjectives'))} {noun}" for noun in rng.sample(_words("nouns"), 4)]
     numbers = [str(number) for number in rng.sample(range(1_000_000, 10_000_000), 4)]
     hidden = [f"The secret number of the {n} is {v}." for n, v in zip(names, numbers, strict=True)]
-    paragraphs, places = _haystack(rng, tokens, count_tokens, hidden)
-    asked = rng.randrange(4)
+    paragraphs, hidden_in = _haystack(rng, tokens, count_tokens, hidden)
+    target = rng.randrange(4)
     return _Draft(
-        f"What is the secret number of the {names[asked]}?",
-        (numbers[asked],),
+        f"What is the secret number of the {names[target]}?",
+        (numbers[target],),
         paragraphs,
-        (places[asked],),
+        (hidden_in[target],),
         "any-answer",
     )
 
@@ -135,14 +135,14 @@ def variable_tracking(rng: random.Random, tokens: int, count_tokens: CountTokens
     owners = [0] * 5 + [1] * 5
     rng.shuffle(owners)
     following = [iter(lines[0]), iter(lines[1])]
-    paragraphs, places = _haystack(rng, tokens, count_tokens, [next(following[owner]) for owner in owners])
-    asked = rng.randrange(2)
+    paragraphs, hidden_in = _haystack(rng, tokens, count_tokens, [next(following[owner]) for owner in owners])
+    target = rng.randrange(2)
     return _Draft(
-        f"Which five variables have the value {values[asked]}, directly or through other variables? "
+        f"Which five variables have the value {values[target]}, directly or through other variables? "
         "List their names.",
-        tuple(chains[asked]),
+        tuple(chains[target]),
         paragraphs,
-        tuple(place for place, owner in zip(places, owners, strict=True) if owner == asked),
+        tuple(paragraph for paragraph, owner in zip(hidden_in, owners, strict=True) if owner == target),
         "all-answers",
     )
 
@@ -157,13 +157,13 @@ def key_value(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Dr
         paragraphs.append("\n".join(f'"{key}": "{value}"' for key, value in fresh))
         room -= count_tokens(paragraphs[-1] + SEPARATOR)
         pairs += fresh
-    asked = rng.randrange(len(pairs))
-    key, value = pairs[asked]
+    target = rng.randrange(len(pairs))
+    key, value = pairs[target]
     return _Draft(
         f'What is the value of the key "{key}"?',
         (value,),
         paragraphs,
-        (asked // _LINES_A_PARAGRAPH,),
+        (target // _LINES_A_PARAGRAPH,),
         "any-answer",
     )
 

@@ -124,4 +124,4 @@ class Generator:
         """A row's tokens before the first end-of-sequence token."""
         end = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = set(end) if isinstance(end, list) else {end}
-        return next((row[:place] for place, token in enumerate(row) if token in ends), row)
+        return next((row[:index] for index, token in enumerate(row) if token in ends), row)

@@ -140,10 +140,10 @@ class CalibrationBin:
 def calibration(relevance: Sequence[float], gold: Sequence[bool], bins: int = 10) -> list[CalibrationBin]:
     """A reliability table: chunks by relevance, in ranges of equal width. Empty ranges are left out."""
     values, is_gold = np.asarray(relevance, dtype=np.float64), np.asarray(gold, dtype=bool)
-    place = np.minimum((values * bins).astype(int), bins - 1)
+    bin_of = np.minimum((values * bins).astype(int), bins - 1)
     table = []
     for index in range(bins):
-        inside = place == index
+        inside = bin_of == index
         if inside.any():
             table.append(
                 CalibrationBin(

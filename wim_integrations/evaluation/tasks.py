@@ -137,12 +137,12 @@ def _question(task: str, line: str, where: str) -> Question:
     indices = gold if isinstance(gold, list) else [None]
     if gold is not None and not all(isinstance(i, int) and 0 <= i < len(chunks) for i in indices):
         raise EvaluationError(f"{where}: gold is a list of indices of its {len(chunks)} chunks.")
-    answers, asked = tuple(row["answers"]), str(row["question"])
-    metric = row.get("metric") or default_metric(task, asked, answers)
+    answers, question = tuple(row["answers"]), str(row["question"])
+    metric = row.get("metric") or default_metric(task, question, answers)
     if metric not in METRICS:
         raise EvaluationError(f"{where}: metric is one of {', '.join(METRICS)}, not {metric!r}.")
     evidence = None if gold is None else tuple(gold)
-    return Question(task, str(row["id"]), asked, answers, tuple(chunks), evidence, metric)
+    return Question(task, str(row["id"]), question, answers, tuple(chunks), evidence, metric)
 
 
 def chunked(

@@ -31,9 +31,7 @@ DocumentPrompt = Annotated[
     BasePromptTemplate[Any] | None, SkipValidation(), BeforeValidator(_prompt_template)
 ]
 
-_CONTENT = (
-    "\ue000page content\ue001"  # a placeholder for the page content while a document prompt is formatted
-)
+_CONTENT = "\ue000page content\ue001"  # a placeholder for the page content in a formatted prompt
 
 
 @dataclass(frozen=True)
@@ -221,9 +219,7 @@ def _as_document(index: int, item: object) -> Document:
 
 def plain(value: Any) -> Any:
     """A value as plain JSON data; a value without a JSON form becomes its text."""
-    if isinstance(
-        value, dict
-    ):  # convert each entry alone: one without a JSON form must not affect the others
+    if isinstance(value, dict):  # convert each entry alone, so that an unusual one does not affect the others
         return {str(name): _plain(item) for name, item in value.items()}
     return _plain(value)
 

@@ -48,9 +48,7 @@ class PrefixCache(Shared):
         self.lock = threading.RLock()
         # Held while an entry is looked up below the first level or moved; acquired before `lock`, never under it.
         self._move_lock = threading.RLock()
-        self._bytes_in_transit = (
-            0  # in the engine's memory, of entries that are being moved there or from there
-        )
+        self._bytes_in_transit = 0  # engine memory of entries that are being moved
         self._entries = [entry for entry in self._entries if not entry.users]
 
     def __len__(self) -> int:

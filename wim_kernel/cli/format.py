@@ -53,11 +53,8 @@ def _place_in(source: str, spans: tuple[Span, ...], margin: Margin) -> str:
     words = [harmless("standard input" if source == STDIN else source)]
     page_range = pages(own, margin.chunk.metadata)
     if page_range is not None:
-        words.append(
-            f"page {page_range[0]}"
-            if page_range[0] == page_range[1]
-            else f"pages {page_range[0]}-{page_range[1]}"
-        )
+        first, last = page_range
+        words.append(f"page {first}" if first == last else f"pages {first}-{last}")
     if own:
         words.append(f"chars {own[0].start:,}-{own[-1].end:,}")
     return ", ".join(words)

@@ -81,7 +81,7 @@ def main() -> None:
 @click.option(
     "--relevance",
     type=click.Choice(list(BY_NAME)),
-    help="What relevance is taken from. By default all signals.",
+    help="The relevance score. By default all signals combined.",
 )
 @click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")

@@ -119,7 +119,7 @@ def parse_options(options: Options) -> Settings:
     prompts = options.get("prompts") or PROMPTS[task]
     if prompts.question.startswith("{question}"):
         raise ValueError(
-            "The question's prompt must begin with text: the question's likelihood is taken behind it."
+            "The question's prompt must begin with text: the question's likelihood is measured behind it."
         )
     if style is None and prompts.margin != PROMPTS[task].margin:
         style = "free"  # verbatim margins use no margin prompt, and the caller gave one

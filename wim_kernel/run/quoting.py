@@ -19,9 +19,7 @@ from wim_kernel.text.run_text import Prompt, Text
 GAP = " […] "  # between sentences that do not follow each other
 WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
-CLOSE = (
-    1.0  # a sentence at most so far below the best of its passage is quoted too; in spreads of the signals
-)
+CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads
 # A sentence that begins with such a word refers to the sentence before it.
 _REFERS_BACK = regex.compile(
     r"[\"'“‘«(\s]*(?:he|she|it|they|him|her|his|its|their|this|that|these|those|there|then|here|er|sie|es|dies\w*|"

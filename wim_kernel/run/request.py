@@ -27,13 +27,13 @@ class Request:
         questions: one or more questions.
         settings: the checked options.
         stream: whether a consumer waits for margins while they are written.
-        blank: whether there is no question, as in a plain summary.
+        without_question: whether there is no question, as in a plain summary.
     """
 
     questions: tuple[str, ...]
     settings: Settings
     stream: bool = False
-    blank: bool = False
+    without_question: bool = False
 
 
 def parse_request(questions: Sequence[str], options: Options, *, stream: bool = False) -> Request:
@@ -46,22 +46,22 @@ def parse_request(questions: Sequence[str], options: Options, *, stream: bool = 
     if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
         raise TypeError("Questions are strings; several are a list of strings.")
     settings = parse_options(options)
-    blank = not all(question.strip() for question in questions)
+    without_question = not all(question.strip() for question in questions)
     if "{question}" not in settings.prompts.question:
-        blank = True  # the prompt shows no question whose likelihood could be measured
-    elif blank:
+        without_question = True  # the prompt shows no question whose likelihood could be measured
+    elif without_question:
         raise ValueError('There is no question. Ask one, or use task="summarise".')
-    if blank and settings.margin_style == "verbatim":
+    if without_question and settings.margin_style == "verbatim":
         raise ValueError(
             "Verbatim margins are chosen by the question, and there is none: use margin_style='free'."
         )
     searches = getattr(settings.relevance, "searches", ())
     if (
-        blank
+        without_question
         and settings.top_k is not None
         and (searches or isinstance(settings.relevance, QuestionLikelihood))
     ):
         raise ValueError(
             "top_k ranks by the question, and there is none: use relevance='decision' or a callable."
         )
-    return Request(tuple(questions), settings, stream, blank)
+    return Request(tuple(questions), settings, stream, without_question)

@@ -59,7 +59,9 @@ class Run:
         self.engine: AnyEngine = cache.engine
         self.chunks = document.chunks
         self.tokens = document.tokens
-        self.settings = adapt_to_engine(request.settings, cache.engine, blank=request.blank)
+        self.settings = adapt_to_engine(
+            request.settings, cache.engine, without_question=request.without_question
+        )
         self.stream = request.stream
         self.states = [
             QuestionState(question, position) for position, question in enumerate(request.questions)

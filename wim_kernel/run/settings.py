@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
         quote_tokens: most tokens of a verbatim margin.
-        blank: whether there is no question.
+        without_question: whether there is no question.
         sees_attention: whether the engine reports the model's attention.
         answer_schema: the JSON schema of the answer, as text.
 
@@ -50,7 +50,7 @@ class Settings:
     margin_batch: int | None
     quote_tokens: int = QUOTE_TOKENS
     rounds: int = 1
-    blank: bool = False
+    without_question: bool = False
     sees_attention: bool = False
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Settings:
 
     @property
     def asks(self) -> str:
-        """What a branch is asked for the relevance score; see `Relevance.asks`."""
+        """The request to a branch that the relevance score needs; see `Relevance.asks`."""
         return str(getattr(self.relevance, "asks", "nothing"))
 
     @property
@@ -70,7 +70,7 @@ class Settings:
     def signals(self) -> tuple[str, ...]:
         """The signals of passages to measure; none without a question."""
         wanted = getattr(self.relevance, "searches", None)
-        if self.blank:
+        if self.without_question:
             return ()
         if wanted is None:  # a caller's own score gets every signal that costs no branch of its own
             wanted = SIGNALS if self.sees_attention else ("lexical",)
@@ -84,7 +84,7 @@ class Settings:
         return not getattr(self.relevance, "searches", ())
 
 
-def adapt_to_engine(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Settings:
+def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: bool = False) -> Settings:
     """Fill in the defaults that depend on the engine, and check that the engine can do what the options ask for.
 
     Without attention the default relevance is ``"likelihood"``, and without likelihoods ``"decision"``.
@@ -92,7 +92,7 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, blank: bool = Fals
     Args:
         settings: the caller's settings.
         engine: the engine that will run them.
-        blank: whether there is no question.
+        without_question: whether there is no question.
 
     Raises:
         ValueError: if the engine cannot measure what an option needs.
@@ -120,7 +120,7 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, blank: bool = Fals
             "the document again: use margin_style='free'."
         )
     if style is None:
-        style = "verbatim" if sees and not blank else "free"
+        style = "verbatim" if sees and not without_question else "free"
     threshold = settings.threshold
     if threshold is None:
         threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
@@ -129,6 +129,6 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, blank: bool = Fals
         relevance=relevance,
         margin_style=style,
         threshold=threshold,
-        blank=blank,
+        without_question=without_question,
         sees_attention=sees,
     )

@@ -37,7 +37,7 @@ class Transcript:
         self._question = question
         self._settings = parse_options(options)
         with contextlib.suppress(ValueError):  # the call itself raises for what the engine cannot do
-            self._settings = adapt_to_engine(self._settings, engine, blank=not question.strip())
+            self._settings = adapt_to_engine(self._settings, engine, without_question=not question.strip())
         self.system = frame.system
 
     def margin(self, index: int) -> str:

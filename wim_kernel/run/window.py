@@ -38,7 +38,7 @@ def plan_volumes(
     room = min(fits, capacity(window, head, need))
     if room < 1:
         advice = "Ask a shorter question or for fewer new tokens, or use a model with a longer window."
-        raise ContextOverflowError("What is asked, with its prompts,", head + need, window - 1, advice)
+        raise ContextOverflowError("The question, with its prompts,", head + need, window - 1, advice)
     sizes = list(map(len, document.chunks))
     longest = max(sizes)
     if overflow == "volumes" and longest <= room:

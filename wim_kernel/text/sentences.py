@@ -184,9 +184,7 @@ def _cuts_in_paragraph(text: str, plain: str, begin: int, end: int, language: st
         if stop - start > _LONG_ROW:  # a whole paragraph on one line, which has sentences
             yield from _cuts_within(text, plain, begin + start, begin + stop, language)
         cut = begin + stop
-        while (
-            cut < end and text[cut].isspace()
-        ):  # white space before a row belongs to the row before it, as with sentences
+        while cut < end and text[cut].isspace():  # leading white space belongs to the row before
             cut += 1
         if cut < end:
             yield cut

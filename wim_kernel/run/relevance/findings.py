@@ -20,9 +20,7 @@ FLATTENING = 3.0
 costs little, and a missing one may be the answer. On 32 sets of three passages about one subject, most of them
 adversarial, the right passage is then kept in 0.97 (Qwen2.5-Coder-1.5B) and 0.91 (the embedded model) of the sets, and
 two of three passages on average."""
-FULL_COVERAGE = (
-    0.5  # the share of a question's words from which its best passage is taken to be on its subject
-)
+FULL_COVERAGE = 0.5  # the share of a question's words from which shared words have full weight
 FLOOR = {"attention": -7.0, "lexical": -1.0, "passage": -5.0}
 """The lower bound of each signal, relative to the best passage."""
 
