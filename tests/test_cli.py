@@ -21,14 +21,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from wim_kernel.cli import main as cli
-from wim_kernel.cli.display import (
-    PlainDisplay,
-    QuietDisplay,
-    TerminalDisplay,
-    harmless,
-    json_line,
-    place,
-)
+from wim_kernel.cli.display import PlainDisplay, QuietDisplay, TerminalDisplay
+from wim_kernel.cli.format import harmless, json_line, place
 from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.common.events import (
     Answered,

@@ -116,7 +116,7 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         "model": lambda: engine.lock,
         "changed": lambda: engine.lock.changed,
         "lock": lambda: readings.lock,
-        "door": lambda: readings._door,
+        "move": lambda: readings._move_lock,
         "session": lambda: engine.batcher.session(lambda: None),
         "reading": mid_stream,
     }

@@ -10,7 +10,7 @@ import pytest
 from helpers import FREE, spying
 
 from wim_kernel import Event, MemoryBudgetError, ReadingFileError, WimKernel
-from wim_kernel.cache.disk import SUFFIX
+from wim_kernel.cache.folder import SUFFIX
 from wim_kernel.text.run_text import Text
 
 OPTIONS = {"threshold": 0, **FREE}

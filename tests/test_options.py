@@ -25,7 +25,8 @@ from wim_kernel import (
     WimError,
     WimKernel,
 )
-from wim_kernel.cache.disk import ReadingFolder, describe
+from wim_kernel.cache.disk import describe
+from wim_kernel.cache.folder import ReadingFolder
 from wim_kernel.run.option_checks import check_types
 from wim_kernel.run.options import Options
 

@@ -26,9 +26,10 @@ from wim_kernel import (
 )
 from wim_kernel.run.relevance import BY_NAME, calibration
 from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
+from wim_kernel.run.relevance.examples import Example, packaged_examples
 from wim_kernel.run.relevance.findings import FLOOR, Findings
-from wim_kernel.run.relevance.fitting import Example, logistic, packaged
 from wim_kernel.run.relevance.lexical import LexicalIndex, words
+from wim_kernel.run.relevance.logistic import logistic
 from wim_kernel.run.relevance.passages import (
     HEADING_CHARACTERS,
     PASSAGE_CHARACTERS,
@@ -315,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_said(cache, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         calibration.keep("a model", FOUND)
         assert calibration.known("a model") is None
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 # -- fitting ----------------------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_what_is_no_example_is_refused(data: dict, said: str) -> None:
 
 def test_examples_are_read() -> None:
     assert Example.from_dict(GOOD) == Example(("a", "b"), (("?", frozenset({0}), ("a",)),))
-    examples = packaged()
+    examples = packaged_examples()
     assert len(examples) > 10
     for example in examples:
         for _, evidence, sentences in example.questions:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from wim_kernel import Chunk, Frame, OptionError, ReadingFileError, WimKernel
-from wim_kernel.cache.disk import SUFFIX, ReadingFolder, chain, read, write
+from wim_kernel.cache.disk import chain, read, write
+from wim_kernel.cache.folder import SUFFIX, ReadingFolder
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
 

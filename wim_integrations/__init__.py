@@ -1,1 +1,1 @@
-"""Writing in the Margins for LangChain and LlamaIndex, each an extra of this package."""
+"""Writing in the Margins for LangChain and LlamaIndex; each is an extra of this package."""

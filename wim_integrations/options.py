@@ -1,4 +1,4 @@
-"""Options that both frameworks' parts have: what is said of one that does not exist, and defaults that they share."""
+"""Options in both frameworks: errors for unknown names, and shared defaults."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from wim_kernel import Options, UnknownOptionError, WimKernel
-from wim_kernel.run.options import fitting, settle
+from wim_kernel.run.options import parse_options
+from wim_kernel.run.settings import adapt_to_engine
 
 OPTION_NAMES = tuple(Options.__annotations__)
-RECALL_THRESHOLD = 0.1  # of a probability that there is evidence, where what is dropped is lost
+RECALL_THRESHOLD = 0.1  # of a probability of evidence, for parts whose output has the kept margins only
 
-# Names that the replaced parts have, and what stands in their place.
+# Options of the frameworks' own parts, and what to use in their place.
 _RETIRED = {
     "token_max": "notes are chosen by relevance until they fit the window: use threshold or top_k",
     "collapse_prompt": "notes are never collapsed: use threshold or top_k to keep fewer",
@@ -54,28 +55,28 @@ _RETIRED = {
 
 
 def check_names(given: Iterable[str], known: Iterable[str], owner: str, lead: str = "") -> None:
-    """See that all options exist.
+    """Check that all options exist.
 
     Args:
-        given: names of options.
-        known: those that there are.
-        owner: whose options they are, for the error.
-        lead: what the error begins with.
+        given: names of the options given.
+        known: names of the options that exist.
+        owner: the name of the class or function, for the error.
+        lead: the beginning of the error.
 
     Raises:
-        UnknownOptionError: if one does not; it says what to use in its place, and which there are.
+        UnknownOptionError: for an unknown option; the message lists the options, and names a replacement if possible.
     """
     known = list(dict.fromkeys(known))
     unknown = [name for name in given if name not in known]
     if unknown:
-        said = "; ".join(_said(name, known) for name in unknown)
+        names = "; ".join(_with_hint(name, known) for name in unknown)
         raise UnknownOptionError(
-            f"{lead}{owner} has no option {said}. Its options are {', '.join(sorted(known))}."
+            f"{lead}{owner} has no option {names}. Its options are {', '.join(sorted(known))}."
         )
 
 
 def check_kernel(kernel: Any, owner: str) -> None:
-    """See that what is to read is a kernel.
+    """Check that an argument is a kernel.
 
     Raises:
         TypeError: if it is not.
@@ -88,27 +89,27 @@ def check_kernel(kernel: Any, owner: str) -> None:
 
 
 def leaning_to_recall(options: Options, kernel: WimKernel) -> Options:
-    """Options for parts whose readers never see what was dropped, unlike the kernel's own answers.
+    """Options with a lower default threshold, for parts whose output has the kept margins only.
 
-    Those stand behind the whole document, so that a margin too few costs them little. Where only margins are handed on,
-    one too few is evidence lost, and one too many is a passage more to read.
+    The kernel's own answers are written behind the whole document, so that a missing margin costs them little. Where
+    only margins are passed on, a missing margin is lost evidence, and a needless one is a little more to read.
 
     Args:
-        options: the caller's; a threshold, ``top_k`` or ``keep`` among them is left alone.
-        kernel: reads.
+        options: the caller's options; unchanged if ``threshold``, ``top_k`` or ``keep`` is set.
+        kernel: the kernel that reads.
     """
     chosen = any(options.get(name) is not None for name in ("threshold", "top_k", "keep"))
     if chosen:
         return options
     try:
-        settings = fitting(settle(options), kernel.engine)
-    except ValueError:  # the call itself says what is wrong
+        settings = adapt_to_engine(parse_options(options), kernel.engine)
+    except ValueError:  # the call itself will raise it
         return options
     is_probability = bool(getattr(settings.relevance, "searches", ()))
     return {**options, "threshold": RECALL_THRESHOLD} if is_probability else options
 
 
-def _said(name: str, known: list[str]) -> str:
+def _with_hint(name: str, known: list[str]) -> str:
     if name in _RETIRED:
         return f"{name!r} ({_RETIRED[name]})"
     near = get_close_matches(name, known, n=1)

@@ -1,6 +1,6 @@
-"""Writing in the Margins for long documents: one prefill, notes at every chunk boundary, an answer that stands on them.
+"""Writing in the Margins for long documents: one prefill, notes at chunk boundaries, an answer from the kept notes.
 
-What users import. See `WimKernel`. Names load when they are first used, so that importing this costs nothing.
+The public names; see `WimKernel`. Each name is imported at its first use, so that importing the package is fast.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""`WimKernel`: a model, the readings it holds, and what turns documents into readings."""
+"""`WimKernel`: a model with a prefix cache, which makes readings of documents."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +10,11 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from wim_kernel.cache.disk import ReadingFolder, as_path
-from wim_kernel.cache.disk import read as read_file
-from wim_kernel.cache.prefix_cache import Budget, PrefixCache
+from wim_kernel.cache import disk
+from wim_kernel.cache.entry import Budget
+from wim_kernel.cache.folder import ReadingFolder
+from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.cache.volumes import SHARES, longest_chunk
-from wim_kernel.common import forks
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import Shared
@@ -26,39 +24,37 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.reading import Reading
 from wim_kernel.run.document import EncodedDocument
-from wim_kernel.run.margin_prompts import question_lead
-from wim_kernel.run.options import Options, settle
-from wim_kernel.run.relevance.calibration import Calibration, keep, known
-from wim_kernel.run.relevance.fitting import Example, calibrate, packaged
+from wim_kernel.run.options import Options
+from wim_kernel.run.relevance.calibration import Calibration
+from wim_kernel.run.relevance.calibrator import Calibrator
+from wim_kernel.run.relevance.examples import Example
 from wim_kernel.run.request import Overflow, parse_request
 from wim_kernel.text.chunks import as_chunks, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.text.prompts import Frame
 from wim_kernel.text.run_text import Text
 
-logger = logging.getLogger(__name__)
-
 Document = str | Iterable[str | Chunk]
 
 
 class WimKernel(Shared):
-    """A model, and the readings it holds.
+    """A model with a prefix cache.
 
     Args:
-        model: a transformers causal LM. It stays free for other use between calls and, from other threads, during them.
-        tokenizer: its tokenizer.
-        chunk_tokens: how long chunks are when a long text is split; by default a sixteenth of the window, at least 256
-            and at most 4,096 (the paper's).
-        budget_bytes: keys and values that live readings may take where the model is; by default a share of the memory
-            that is free. Those used least recently make way, never one in use.
-        host_budget_bytes: what readings that have to make way on a GPU may take in the host's memory; by default half
-            of what is free.
-        cache_dir: a folder for readings that have to make way there, too. Several processes may use it, and what is in
-            it is found again after a restart; `PrefixCache.flush` writes what is live.
-        disk_budget_bytes: most that the folder may take; by default half of what is free on its disk.
-        frame: what stands around every document.
-        calibration: how the model's signals of relevance are read; ``"auto"`` takes what is known of the model, or
-            finds it out at the first question, once (see `calibrate`); ``"off"`` takes shared words alone.
-        engine: runs the model; by default in this process.
+        model: a transformers causal LM. Other code may use it between calls and, from other threads, during them.
+        tokenizer: the model's tokenizer.
+        chunk_tokens: most tokens of a chunk when a long text is split; by default a sixteenth of the window, at least
+            256 and at most 4,096 (the paper's).
+        budget_bytes: most bytes of keys and values of cached readings in the model's memory; by default a share of the
+            free memory. Least recently used readings are evicted, never one in use.
+        host_budget_bytes: most bytes of readings evicted from a GPU to the host's memory; by default half of the free
+            memory.
+        cache_dir: a folder for readings evicted from the host's memory. Several processes may share it, and readings
+            in it are found after a restart; `PrefixCache.flush` writes all readings to it.
+        disk_budget_bytes: most bytes of the folder; by default half of the disk's free space.
+        frame: the frame around every document.
+        calibration: the calibration of the model's relevance signals. ``"auto"`` uses a shipped or cached one, or
+            measures it once, at the first question (see `calibrate`); ``"off"`` scores by shared words alone.
+        engine: the engine that runs the model; by default one in this process.
         engine_options: options of `LocalEngine`: ``window``, ``cache_mode``.
 
     Raises:
@@ -99,72 +95,30 @@ class WimKernel(Shared):
         )
         self.readings = PrefixCache(self.engine, budget)
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
-        self._calibration = calibration if isinstance(calibration, Calibration) else None
-        self._may_calibrate = calibration == "auto"
-        self._calibrating = threading.Lock()
-        forks.register(self)
-
-    def renew_after_fork(self) -> None:
-        """A lock that another thread held at the fork is nobody's in the child."""
-        self._calibrating = threading.Lock()
+        self._calibrator = Calibrator(self.engine, self.frame, calibration)
 
     def find_calibration(self) -> Calibration:
-        """How the model's signals are read: known for it, kept from before, or found now on the package's examples."""
-        with self._calibrating:
-            if self._calibration is None:
-                self._calibration = self._known_calibration()
-        return self._calibration
-
-    def _known_calibration(self) -> Calibration:
-        engine = self.engine
-        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
-            return Calibration()
-        if not engine.reads_text:
-            return Calibration()  # random weights
-        model = engine.fingerprint()
-        found = known(model)
-        if found is None:
-            logger.info("Finding out how %s shows relevance: once, up to a minute.", engine.model_name)
-            found = self._calibrated(packaged(), 45.0)
-            keep(model, found)
-        return found
+        """The calibration of the model's relevance signals: shipped, cached, or measured now on shipped examples."""
+        return self._calibrator.find()
 
     def calibrate(
         self, examples: Iterable[Example | Mapping[str, Any]] | None = None, *, seconds: float = 120.0
     ) -> Calibration:
-        """Find anew how the model's signals are read, and use that from now on.
+        """Measure a new calibration of the model's relevance signals, and use it from now on.
 
         Args:
-            examples: documents and questions with known evidence, as `wim_kernel.run.relevance.fitting.Example` or as
-                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default
-                those that come with the package.
+            examples: documents and questions with known evidence, as `wim_kernel.run.relevance.examples.Example` or as
+                mappings ``{"passages": [...], "questions": [{"question": ..., "evidence": [...]}]}``; by default the
+                examples that come with the package.
             seconds: about how long passages may be read alone.
 
         Returns:
-            The calibration. Give it to another kernel on the same model as ``calibration=``.
+            The calibration, for the ``calibration`` argument of another kernel on the same model.
 
         Raises:
-            ValueError: if the examples are no such data, or the engine cannot see the model's attention.
+            ValueError: if the examples are malformed, or the engine does not see the model's attention.
         """
-        given = (
-            packaged()
-            if examples is None
-            else [item if isinstance(item, Example) else Example.from_dict(item) for item in examples]
-        )
-        if not self.engine.heads:
-            raise ValueError(
-                "This engine cannot see the model's attention, so there is nothing to calibrate."
-            )
-        found = self._calibrated(given, seconds)
-        with self._calibrating:
-            self._calibration = found
-        return found
-
-    def _calibrated(self, examples: Sequence[Example], seconds: float) -> Calibration:
-        settings = settle({})
-        return calibrate(
-            self.engine, self.frame, lambda question: question_lead(question, settings)[0], examples, seconds
-        )
+        return self._calibrator.calibrate(examples, seconds)
 
     @classmethod
     def from_pretrained(
@@ -180,10 +134,10 @@ class WimKernel(Shared):
         calibration: Calibration | Literal["auto", "off"] = "auto",
         **loading: Any,
     ) -> WimKernel:
-        """A kernel on a model by name: ``"embedded"``, a hub id, a path, or either with ``gguf_file=``.
+        """Load a model and make a kernel on it.
 
         Args:
-            name: which model.
+            name: ``"embedded"``, a hub id or a path; with ``gguf_file=`` a hub id or a path of a GGUF model.
             chunk_tokens: see `WimKernel`.
             budget_bytes: see `WimKernel`.
             host_budget_bytes: see `WimKernel`.
@@ -191,11 +145,11 @@ class WimKernel(Shared):
             disk_budget_bytes: see `WimKernel`.
             frame: see `WimKernel`.
             calibration: see `WimKernel`.
-            loading: what `wim_kernel.engines.loading.load_model` takes (``gguf_file``, ``dtype``,
-                ``device``, ...) and options of `LocalEngine` (``window``, ``cache_mode``, ``attention``).
+            loading: arguments of `wim_kernel.engines.loading.load_model` (``gguf_file``, ``dtype``, ``device``, ...)
+                and options of `LocalEngine` (``window``, ``cache_mode``, ``attention``).
 
         Raises:
-            ModelNotFoundError: if there is no such model.
+            ModelNotFoundError: if the model cannot be found.
         """
         engine = LocalEngine.from_pretrained(name, **loading)
         return cls(
@@ -219,19 +173,19 @@ class WimKernel(Shared):
         frame: Frame | None = None,
         **options: Any,
     ) -> WimKernel:
-        """A kernel on servers that speak the OpenAI-compatible API and keep prefixes: vLLM, SGLang, llama.cpp, ...
+        """Make a kernel on servers with an OpenAI-compatible API and a prefix cache: vLLM, SGLang, llama.cpp, ...
 
         Args:
-            base_url: of the API, with ``/v1``; several for servers that run the same model.
-            model: its name there; by default the only one it serves.
+            base_url: the API's base URL, with ``/v1``; several URLs for servers that run the same model.
+            model: the model's name on the server; by default the only one that it serves.
             chunk_tokens: see `WimKernel`.
             frame: see `WimKernel`.
-            options: of `wim_kernel.engines.server.engine.ServerEngine`: ``tokenizer``, ``family``, ``window``,
+            options: options of `wim_kernel.engines.server.engine.ServerEngine`: ``tokenizer``, ``family``, ``window``,
                 ``api_key``, ``concurrency``, ``timeout``, ...
 
         Raises:
             ImportError: without the package's extra ``server``.
-            ServerError: if none of the servers can be asked.
+            ServerError: if no server can be reached.
 
         Example:
             >>> kernel = WimKernel.from_server("http://localhost:8000/v1")  # doctest: +SKIP
@@ -253,7 +207,7 @@ class WimKernel(Shared):
         return _local(self.engine).tokenizer
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a run of document text takes."""
+        """How many tokens a run of document text has."""
         return len(self.engine.encode(Text(text)))
 
     def read(
@@ -265,19 +219,19 @@ class WimKernel(Shared):
         separator: str | None = None,
         overflow: Overflow = "volumes",
     ) -> Reading:
-        """A reading of a document. Computes nothing yet.
+        """Make a reading of a document. The model does not run yet.
 
         Args:
             document: one long string, which is split at sentence ends; or chunks, as strings or `Chunk`, in order.
-                Text that consecutive pieces of one source share is read once.
-            chunk_tokens: longest chunk, in tokens. Given chunks are split only if this is given.
-            join_small: join adjacent chunks while they fit ``chunk_tokens``.
-            separator: what stands between chunks that are not one run of one source; by default the frame's.
-            overflow: what becomes of a document that does not fit the model's window: ``"volumes"`` reads it one window
-                after another (a chunk that takes more than about half a window is then split), ``"error"`` refuses.
+                Text that consecutive chunks of one source share is read once.
+            chunk_tokens: most tokens of a chunk. Given chunks are split only if this is given.
+            join_small: whether to join adjacent chunks that fit ``chunk_tokens`` together.
+            separator: the text between chunks that do not continue each other; by default the frame's.
+            overflow: what to do with a document that does not fit the model's window: ``"volumes"`` reads it one window
+                after another (chunks of more than about half a window are then split), ``"error"`` raises.
 
         Raises:
-            EmptyDocumentError: if there is no text.
+            EmptyDocumentError: if the document has no text.
             ContextOverflowError: with ``overflow="error"``, if the document alone is longer than the window.
         """
         longest = chunk_tokens or self.chunk_tokens
@@ -293,15 +247,15 @@ class WimKernel(Shared):
             raise EmptyDocumentError
         between = self.frame.separator if separator is None else separator
         encoded = EncodedDocument.encode(self.engine, self._head, chunks, between)
-        return self._reading(self._fitting_volumes(encoded, overflow), overflow)
+        return self._reading(self._split_for_volumes(encoded, overflow), overflow)
 
     def _reading(self, document: EncodedDocument, overflow: Overflow = "volumes") -> Reading:
         reading = Reading(self.readings, document, self.frame, self.find_calibration, overflow)
         reading.kernel = self
         return reading
 
-    def _fitting_volumes(self, document: EncodedDocument, overflow: Overflow) -> EncodedDocument:
-        """The document, or the same text in chunks that each fit a volume, if it takes several volumes."""
+    def _split_for_volumes(self, document: EncodedDocument, overflow: Overflow) -> EncodedDocument:
+        """Split the chunks of a document longer than the window so that each fits a volume."""
         window, tokens = self.engine.window, document.tokens
         if window is None or overflow == "error" or tokens.total <= window - window // SHARES[0]:
             return document
@@ -317,18 +271,18 @@ class WimKernel(Shared):
         return EncodedDocument.encode(self.engine, self._head, chunks, document.separator)
 
     def load(self, path: str | Path) -> Reading:
-        """A reading that was saved; nothing of it is run through the model again.
+        """Load a saved reading. The model does not run again on its document.
 
         Args:
-            path: what `Reading.save` wrote.
+            path: a file that `Reading.save` wrote.
 
         Raises:
-            ReadingFileError: if it is damaged, or was made with another model, other weights, another type, tokenizer
-                or frame; it says which.
-            MemoryBudgetError: if it alone needs more than the budget.
+            ReadingFileError: if the file is damaged, or was made with another model, other weights, another data type,
+                tokenizer or frame; the message says which.
+            MemoryBudgetError: if the reading alone needs more than the budget.
         """
-        path = as_path(path, "path")
-        saved = read_file(path, self.engine.identity())
+        path = disk.as_path(path, "path")
+        saved = disk.read(path, self.engine.identity())
         if not saved.about:
             raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
         try:
@@ -345,12 +299,12 @@ class WimKernel(Shared):
         return self._reading(document)
 
     def ask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
-        """Read a document and answer: short for ``kernel.read(document).ask(question)``."""
+        """Read a document and answer a question: short for ``kernel.read(document).ask(question)``."""
         return self.read(document).ask(question, **options)
 
     async def aask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Like `ask`, without blocking the event loop."""
-        parse_request([question], options)  # what is wrong with these is said before the document is split
+        parse_request([question], options)  # raise for wrong options before the document is split
         return await (await in_thread(self.read, document)).aask(question, **options)
 
 

@@ -1,7 +1,7 @@
-"""A document that is being read: the algorithm of Writing in the Margins, and the ways to call it (arXiv 2408.14906).
+"""A document being read: the algorithm of Writing in the Margins (arXiv 2408.14906), and the ways to call it.
 
-`Reading._inquire` is the algorithm: read a chunk, find out what it holds for the question, note it, keep or drop the
-note, answer. What each of these does is in ``wim_kernel/run``.
+`Reading._ask` is the algorithm: read a chunk, score it, note it, keep or drop the note, answer. Its steps are in
+``wim_kernel/run``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from wim_kernel.cache.disk import as_path, write
+from wim_kernel.cache import disk
 from wim_kernel.cache.lease import Lease
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.common.concurrency import afinish, finish, iterate_in_thread
@@ -31,20 +31,22 @@ from wim_kernel.run.request import Overflow, Request, Work, parse_request
 from wim_kernel.run.run import Run
 from wim_kernel.text.prompts import Frame
 
+REMEMBERED_QUESTIONS = 256  # whose number of chunks read is kept for `Reading.answer`
+
 
 class Reading(Shared):
-    """A document that is being read. Its prefill outlives a question; any number of callers may ask at once.
+    """A document being read, made by `wim_kernel.WimKernel.read`.
 
-    `wim_kernel.WimKernel.read` makes readings.
+    The document's prefill stays cached between questions. Several threads may call a reading at once.
 
     Attributes:
-        kernel: the `wim_kernel.WimKernel` that made it.
-        engine: runs the model.
-        frame: what stands around the document.
+        kernel: the `wim_kernel.WimKernel` that made the reading.
+        engine: the engine that runs the model.
+        frame: the frame around the document.
         chunks: the document's chunks, in order.
-        document: the same with their tokens and passages.
-        tokens: how many tokens the document has, what stands between chunks included.
-        overflow: what becomes of a document that does not fit the window.
+        document: the chunks with their token ids and passages.
+        tokens: how many tokens the document has, separators included.
+        overflow: what to do with a document that does not fit the window.
     """
 
     def __init__(
@@ -64,72 +66,70 @@ class Reading(Shared):
         self.tokens = document.tokens.tokens(len(document.chunks))
         self._cache = cache
         self._calibration = calibration
-        self._through: dict[str, int] = {}  # how far the last questions' margins were read
+        self._chunks_read: dict[str, int] = {}  # by question: how many chunks its margins cover
         window, total = self.engine.window, document.tokens.total
         if overflow == "error" and window is not None and total >= window:
             advice = "Read a shorter document, or use a model with a longer window."
             fits = window - len(document.tokens.head) - 1
             raise ContextOverflowError("The document", self.tokens, fits, advice)
 
-    def tokens_through(self, chunks: int) -> int:
-        """How many tokens the first ``chunks`` chunks have, what stands between them included."""
-        return self.document.tokens.tokens(chunks)
-
     # -- the algorithm ------------------------------------------------------------------------------------------------
 
-    def _inquire(self, request: Request) -> Work[list[WimResult]]:
-        """Read each chunk once, branch margins at its end, keep or drop them, answer. Yields after every step."""
+    def _ask(self, request: Request) -> Work[list[WimResult]]:
+        """Writing in the Margins (section 3): write margins while reading, then answer from the kept ones."""
         with self._run(request) as run:
-            yield from self._read_and_note(run)
-            return (yield from self._answer(run))
+            yield from self._write_margins(run)
+            return (yield from self._write_answers(run))
 
-    def _read_and_note(self, run: Run) -> Work[list[Margin]]:
-        """Step one: chunks and their margins, until the document ends or the caller has enough."""
+    def _write_margins(self, run: Run) -> Work[list[Margin]]:
+        """Step one: read each chunk once, and branch at its end to score it and to note it if it is relevant."""
         for index in range(len(self.chunks)):
-            yield from run.read_chunk(index)
-            if run.margins_are_due():
-                yield from run.write_margins()
-                if (yield from run.has_enough()):
+            yield from run.read_chunk(index)  # prefill: shared by all questions, and cached for later ones
+            if run.margins_are_due():  # not after every chunk: branches decode faster in batches
+                yield from run.score_and_note()  # score each chunk; write a note, keep or drop it
+                if (yield from run.has_enough()):  # stop_when=, stop_after=
                     break
-        yield from run.revise()
-        yield from run.look_again()
-        yield from run.write_best()
-        self._came_to(run)
+        yield from run.revise_margins()  # scores are relative to the best chunk, which is known only now
+        yield from run.search_again()  # rounds=
+        yield from run.note_top_k()  # top_k=
+        self._remember_chunks_read(run)
         return run.states[0].in_order
 
-    def _answer(self, run: Run) -> Work[list[WimResult]]:
-        """Step two: one branch a question behind the last chunk read, all decoded together."""
-        yield from run.write_answers()
+    def _write_answers(self, run: Run) -> Work[list[WimResult]]:
+        """Step two: one branch for each question behind the chunks read, with the kept margins in its prompt."""
+        yield from run.answer()
         results = run.results()
         for position, result in enumerate(results):
             yield Answered(result, position)
         return results
 
-    # -- parts of it --------------------------------------------------------------------------------------------------
+    # -- parts of the algorithm ---------------------------------------------------------------------------------------
 
-    def _note(self, request: Request) -> Work[list[Margin]]:
+    def _ask_margins(self, request: Request) -> Work[list[Margin]]:
+        """Step one alone."""
         with self._run(request) as run:
-            margins = yield from self._read_and_note(run)
-            yield run.noted()
+            margins = yield from self._write_margins(run)
+            yield run.margins_done()
             return margins
 
-    def _answer_from(
+    def _ask_from_margins(
         self, request: Request, given: MarginsLike, chunks_read: int | None
     ) -> Work[list[WimResult]]:
+        """Step two alone, from given margins; chunks that are not cached are read again."""
         margins = margins_in(given, self.chunks)
         if chunks_read is None:
-            chunks_read = self._through.get(request.questions[0], len(self.chunks))
+            chunks_read = self._chunks_read.get(request.questions[0], len(self.chunks))
         chunks_read = chunks_in(chunks_read, len(self.chunks))
         with self._run(request) as run:
-            run.take(margins)
+            run.use_margins(margins)
             yield from run.read_through(chunks_read)
-            return (yield from self._answer(run))
+            return (yield from self._write_answers(run))
 
     def _score(self, request: Request) -> Work[list[tuple[Evidence, float]]]:
         if request.settings.judges_notes:
             raise ValueError("A second call judges written notes: ask for margins instead.")
         with self._run(request) as run:
-            return (yield from run.score())
+            return (yield from run.score_all())
 
     def _prefill(self) -> Work[Usage]:
         with self._run(parse_request([""], {"task": "summarise"})) as run:
@@ -137,83 +137,88 @@ class Reading(Shared):
                 yield from run.read_chunk(index)
             return run.usage(0)
 
-    def _came_to(self, run: Run) -> None:
+    def _remember_chunks_read(self, run: Run) -> None:
         for state in run.states:
-            self._through.pop(state.question, None)
-            self._through[state.question] = run.read
-        for question in list(self._through)[:-256]:
-            self._through.pop(question, None)
+            self._chunks_read.pop(state.question, None)
+            self._chunks_read[state.question] = run.chunks_read
+        for question in list(self._chunks_read)[:-REMEMBERED_QUESTIONS]:
+            self._chunks_read.pop(question, None)
 
     @contextmanager
     def _run(self, request: Request) -> Iterator[Run]:
+        """A run that is closed at the end; an error of a server carries the margins written before it."""
         with closing(Run(self._cache, self.document, request, self.overflow, self._calibration)) as run:
             try:
                 yield run
             except ServerError as error:
-                error.margins_by_question, error.chunks_read = run.written, run.read
+                error.margins_by_question, error.chunks_read = run.margins_by_question, run.chunks_read
                 raise
 
     # -- ways to call it ----------------------------------------------------------------------------------------------
 
+    def tokens_through(self, chunks: int) -> int:
+        """How many tokens the first ``chunks`` chunks have, separators included."""
+        return self.document.tokens.tokens(chunks)
+
     def ask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
-        """The answer to a question.
+        """Answer a question.
 
         Args:
-            question: what is asked; may be empty with ``task="summarise"``.
+            question: the question; may be empty with ``task="summarise"``.
             options: see `Options`.
 
         Raises:
             ContextOverflowError: if the document and the question do not fit the model's window.
         """
-        return finish(self._inquire(parse_request([question], options)))[0]
+        return finish(self._ask(parse_request([question], options)))[0]
 
     async def aask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
-        """Like `ask`, without blocking the event loop; so are all that begin with an ``a``."""
-        return (await afinish(self._inquire(parse_request([question], options))))[0]
+        """Like `ask`, without blocking the event loop. So are all methods whose names begin with ``a``."""
+        return (await afinish(self._ask(parse_request([question], options))))[0]
 
     def ask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
-        """Answers to several questions: one prefill, all questions' branches decoded together. See `ask`."""
-        return finish(self._inquire(parse_request(questions, options))) if questions else []
+        """Answer several questions with one prefill; their branches decode in one batch. See `ask`."""
+        return finish(self._ask(parse_request(questions, options))) if questions else []
 
     async def aask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
         """See `ask_many`."""
-        return await afinish(self._inquire(parse_request(questions, options))) if questions else []
+        return await afinish(self._ask(parse_request(questions, options))) if questions else []
 
     def stream(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Events as they happen; the last is `Answered` with the result. Closing it stops the work. See `ask`."""
-        return _events(self._inquire(parse_request([question], options, stream=True)))
+        """Yield events; the last is `Answered`. Closing the generator stops the work. See `ask`."""
+        return _events(self._ask(parse_request([question], options, stream=True)))
 
     def astream(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
         """See `stream`."""
-        return _aevents(self._inquire(parse_request([question], options, stream=True)))
+        return _aevents(self._ask(parse_request([question], options, stream=True)))
 
     def stream_many(
         self, questions: Sequence[str], **options: Unpack[Options]
     ) -> Generator[Event, None, None]:
-        """See `ask_many` and `stream`: each event says which question it is for; one `Answered` each ends it."""
-        return _events(self._inquire(parse_request(questions, options, stream=True)))
+        """Like `stream`, for several questions: each event has its question's number. See `ask_many`."""
+        return _events(self._ask(parse_request(questions, options, stream=True)))
 
     def astream_many(
         self, questions: Sequence[str], **options: Unpack[Options]
     ) -> AsyncGenerator[Event, None]:
         """See `stream_many`."""
-        return _aevents(self._inquire(parse_request(questions, options, stream=True)))
+        return _aevents(self._ask(parse_request(questions, options, stream=True)))
 
     def margins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
-        """Step one alone: every margin, in chunk order, for a person to drop, edit or add to. See `ask`."""
-        return finish(self._note(parse_request([question], options)))
+        """Write every margin, in chunk order, and no answer: for a person to drop, edit or add to. See `ask`."""
+        return finish(self._ask_margins(parse_request([question], options)))
 
     async def amargins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
         """See `margins`."""
-        return await afinish(self._note(parse_request([question], options)))
+        return await afinish(self._ask_margins(parse_request([question], options)))
 
     def stream_margins(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Step one alone, as events; the last is `MarginsDone`. See `margins`."""
-        return _events(self._note(parse_request([question], options, stream=True)))
+        """Yield the events of `margins`; the last is `MarginsDone`."""
+        return _events(self._ask_margins(parse_request([question], options, stream=True)))
 
     def astream_margins(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
         """See `stream_margins`."""
-        return _aevents(self._note(parse_request([question], options, stream=True)))
+        return _aevents(self._ask_margins(parse_request([question], options, stream=True)))
 
     def answer(
         self,
@@ -223,20 +228,20 @@ class Reading(Shared):
         chunks_read: int | None = None,
         **options: Unpack[Options],
     ) -> WimResult:
-        """Step two alone: the answer from margins as they are handed in; those with ``kept`` count.
+        """Answer from given margins, of which the ``kept`` ones are used.
 
         Args:
-            question: what is asked.
-            margins: as a person or program left them: `Margin`s, dicts as `Margin.to_dict` writes them, or strings,
-                which are notes of one's own.
-            chunks_read: how many chunks the answer stands on. By default those that this question's margins were read
-                through to, or all if they were not written on this reading.
+            question: the question.
+            margins: the margins after a person or a program has changed them: `Margin`s, dicts as `Margin.to_dict`
+                writes them, or strings, which are notes of one's own.
+            chunks_read: how many chunks stand before the answer. By default the number of chunks read for this
+                question's margins, or all chunks if the margins were not written on this reading.
             options: see `Options`.
 
         Raises:
-            MarginsError: for something that is no margin, or one of another document.
+            MarginsError: for an item that is no margin, or a margin of another document.
         """
-        return finish(self._answer_from(parse_request([question], options), margins, chunks_read))[0]
+        return finish(self._ask_from_margins(parse_request([question], options), margins, chunks_read))[0]
 
     async def aanswer(
         self,
@@ -247,7 +252,9 @@ class Reading(Shared):
         **options: Unpack[Options],
     ) -> WimResult:
         """See `answer`."""
-        return (await afinish(self._answer_from(parse_request([question], options), margins, chunks_read)))[0]
+        return (
+            await afinish(self._ask_from_margins(parse_request([question], options), margins, chunks_read))
+        )[0]
 
     def stream_answer(
         self,
@@ -257,9 +264,9 @@ class Reading(Shared):
         chunks_read: int | None = None,
         **options: Unpack[Options],
     ) -> Generator[Event, None, None]:
-        """Step two alone, as events. See `answer`."""
+        """Yield the events of `answer`."""
         return _events(
-            self._answer_from(parse_request([question], options, stream=True), margins, chunks_read)
+            self._ask_from_margins(parse_request([question], options, stream=True), margins, chunks_read)
         )
 
     def astream_answer(
@@ -272,23 +279,23 @@ class Reading(Shared):
     ) -> AsyncGenerator[Event, None]:
         """See `stream_answer`."""
         return _aevents(
-            self._answer_from(parse_request([question], options, stream=True), margins, chunks_read)
+            self._ask_from_margins(parse_request([question], options, stream=True), margins, chunks_read)
         )
 
     def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
-        """What relevance is computed from, for every chunk in order; nothing is written.
+        """Every chunk's evidence, from which relevance is computed, in order; no notes are written.
 
         Raises:
-            ValueError: for ``relevance="second-call"``, which judges what is written.
+            ValueError: for ``relevance="second-call"``, which judges written notes.
         """
         return [evidence for evidence, _ in finish(self._score(parse_request([question], options)))]
 
     def relevance(self, question: str, **options: Unpack[Options]) -> list[float]:
-        """Every chunk's relevance to a question, in order; nothing is written. See `evidence`."""
+        """Every chunk's relevance to a question, in order; no notes are written. See `evidence`."""
         return [relevance for _, relevance in finish(self._score(parse_request([question], options)))]
 
     def prefill(self) -> Usage:
-        """Read the whole document now; otherwise asking reads as it goes."""
+        """Prefill the whole document now; without this, the first question prefills it."""
         return finish(self._prefill())
 
     async def aprefill(self) -> Usage:
@@ -296,10 +303,10 @@ class Reading(Shared):
         return await afinish(self._prefill())
 
     def prompt_ids(self, of: Margin | WimResult) -> list[int]:
-        """The tokens the model saw on a branch, from position 0 to where the note's or answer's own text begins.
+        """The prompt of a branch as token ids: everything the model saw before the note's or answer's first token.
 
         Raises:
-            ValueError: for a margin that no branch of this reading wrote.
+            ValueError: for a margin or result that no branch of this reading wrote.
         """
         branch = of.branch
         if branch is not None and self.engine.shows_tokens:
@@ -309,15 +316,15 @@ class Reading(Shared):
         raise ValueError("No branch of this reading wrote this, so there are no tokens to show.")
 
     def save(self, path: str | Path) -> None:
-        """Write the reading to a file, for `WimKernel.load`; what was not read yet is read first.
+        """Write the reading to a file, for `WimKernel.load`. Chunks that were not read yet are read first.
 
-        The file is written whole or not at all, and what stands there before is replaced.
+        The file is written atomically and replaces a file of that name.
 
         Raises:
-            ReadingFileError: if it cannot be written, or the document is longer than the window: ``cache_dir=`` keeps
-                volumes.
+            ReadingFileError: if the file cannot be written, or if the document is longer than the window (a
+                ``cache_dir`` keeps volumes).
         """
-        path, tokens, window = as_path(path, "path"), self.document.tokens, self.engine.window
+        path, tokens, window = disk.as_path(path, "path"), self.document.tokens, self.engine.window
         if window is not None and tokens.total >= window:
             raise ReadingFileError(path, "the document is longer than the model's window")
         about = {
@@ -329,15 +336,15 @@ class Reading(Shared):
                 for _ in lease.read(chunk):
                     pass
             packed = self.engine.pack(lease.prefix, tokens.total)
-        write(path, tokens, packed, self.engine.identity(), about)
+        disk.write(path, tokens, packed, self.engine.identity(), about)
 
     def close(self) -> None:
-        """Forget the prefill, unless it is in use. The reading stays good: it reads again when it is asked."""
+        """Evict the document from the cache, unless it is in use. The reading stays usable, and prefills again."""
         self._cache.forget(self.document.tokens)
 
 
 def _events(steps: Work[Any]) -> Generator[Event, None, None]:
-    """Only what there is to tell. Closing this closes the steps."""
+    """The events among the steps. Closing the generator closes the steps."""
     with closing(steps):
         for event in steps:
             if event is not None:

@@ -17,7 +17,7 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import ContextOverflowError, EmptyDocumentError, WimKernel
 from wim_kernel.run.margin_prompts import question_lead
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 QUESTION = "Who owned the ship?"
 
@@ -498,7 +498,7 @@ def test_relevance_is_of_the_question_whatever_else_its_prompt_holds(
         answer_tokens=3,
     )
     request = runnable._request({**asked(documents), "audience": "child"})
-    lead, scored = question_lead(QUESTION, settle(request.options))
+    lead, scored = question_lead(QUESTION, parse_options(request.options))
     assert lead[scored].text.strip() == QUESTION
     _, answer = prompts_seen(runnable, {**asked(documents), "audience": "child"})
     assert f"For child, on {QUESTION}:\n- " in answer
@@ -540,7 +540,7 @@ def test_what_a_person_did_to_margins_reaches_the_answers_prompt(
     margins[1].update(text="Elsa Brandt owned it.", note="this is the one")
     answer = WimAnswer(kernel=kernel, answer_tokens=3)
     request = answer._request({**asked(documents), "margins": [*margins, "She bought it in 1902."]})
-    handed, _ = answer._handed_in(request)
+    handed, _ = answer._given_margins(request)
     result = request.reading.answer(QUESTION, handed)
     seen = kernel.tokenizer.decode(request.reading.prompt_ids(result))
     assert "- Elsa Brandt owned it. (reader's remark: this is the one)" in seen

@@ -109,7 +109,7 @@ def _answer_all(
     **sizes: Any,
 ) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # torch comes with these: seconds, not to be spent on --help
+    # These import torch, which takes seconds: not at the top, for --help.
     from wim_integrations.evaluation.loading import load_kernel
     from wim_integrations.evaluation.methods import Limits
     from wim_integrations.evaluation.run import Plan, parse_shard, run

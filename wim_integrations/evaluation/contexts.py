@@ -12,15 +12,15 @@ _CUE = re.compile(r"\n[ \t]*(?:answer|a)[ \t]*:[ \t]*$", re.IGNORECASE)
 
 
 def split_context(context: str, marker: str | None = None) -> tuple[str, str]:
-    """Tell a harness's context apart into a document and the question about it.
+    """Split a harness's context into a document and the question about it.
 
     The question begins at the last line that starts with "Question:", "Query:" or "Q:"; else behind the last empty
     line; else at the last line. These words and an "Answer:" at the very end are dropped, for the kernel's prompts say
     the same. Where one of the two parts would be empty, the whole context is both.
 
     Args:
-        context: what the harness gives, few-shot examples included; these become part of the document.
-        marker: the question begins behind the last occurrence of this text instead.
+        context: the harness's context; few-shot examples in it become part of the document.
+        marker: a text behind whose last occurrence the question begins; by default a line such as "Question:".
 
     Raises:
         EvaluationError: if the marker is not in the context.
@@ -42,5 +42,7 @@ def split_context(context: str, marker: str | None = None) -> tuple[str, str]:
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-    """Text up to where the first of the stops begins."""
-    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=None)]
+    """The text before the first occurrence of any stop."""
+    return text[
+        : min((position for stop in stops if stop and (position := text.find(stop)) >= 0), default=None)
+    ]

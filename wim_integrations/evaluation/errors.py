@@ -1,4 +1,4 @@
-"""The error of an evaluation that cannot be run as asked, and packages that are not there."""
+"""The error of evaluations, and imports of optional packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wim_kernel.common.errors import WimError
 
 
 class EvaluationError(WimError, ValueError):
-    """An evaluation cannot be run as asked. The message says why and what to do."""
+    """An evaluation cannot be run. The message says why and what to do."""
 
 
 def require(module: str, what: str, extra: str = "eval") -> Any:
@@ -17,8 +17,8 @@ def require(module: str, what: str, extra: str = "eval") -> Any:
 
     Args:
         module: the module's full name.
-        what: what needs it, as the subject of the error's sentence.
-        extra: the package's extra that installs it.
+        what: the part that needs the module, as the subject of the error's sentence.
+        extra: the extra that installs the module.
 
     Raises:
         EvaluationError: if the module is not installed.

@@ -1,4 +1,4 @@
-"""Tasks that need no data: documents made up from a seed, with the answers hidden in them.
+"""Generated tasks, which need no data: random documents with hidden answers.
 
 They follow the designs of RULER (arXiv 2404.06654): needles in a haystack, variable tracking, retrieval from a list
 of keys and values, and the most common words of a list. Words come from the package ``wonderwords``.
@@ -17,7 +17,7 @@ from wim_integrations.evaluation.errors import EvaluationError, require
 from wim_integrations.evaluation.tasks import SEPARATOR, Question, Task
 
 CountTokens = Callable[[str], int]
-SHORTEST = 500  # tokens: less than that does not hold what is hidden
+SHORTEST = 500  # tokens; a shorter document has no room for the hidden sentences
 _SENTENCES_A_PARAGRAPH = 6
 _LINES_A_PARAGRAPH = 10
 _COMMON, _COMMON_TIMES, _OTHER_TIMES = 10, 30, 3
@@ -33,14 +33,14 @@ class _Draft:
 
 
 def generate_task(name: str, count: int, tokens: int, count_tokens: CountTokens, seed: int = 0) -> Task:
-    """Make up a task; the same arguments and tokenizer give the same questions.
+    """Generate a task; the same arguments and tokenizer give the same questions.
 
     Args:
         name: one of `GENERATORS`.
         count: how many questions.
-        tokens: about how long each document is.
-        count_tokens: how many tokens a text has.
-        seed: of the random choices.
+        tokens: about how many tokens each document has.
+        count_tokens: a callback that counts a text's tokens.
+        seed: the seed of the random choices.
 
     Raises:
         EvaluationError: if the documents would be too short, or without the package of words.
@@ -73,7 +73,7 @@ def _words(kind: str) -> tuple[str, ...]:
 
 
 def _filler(rng: random.Random) -> str:
-    """A sentence about nothing that is ever asked."""
+    """A random sentence that no question is about."""
     noun, other = rng.sample(_words("nouns"), 2)
     first, second = rng.sample(_words("adjectives"), 2)
     return rng.choice(
@@ -90,16 +90,16 @@ def _filler(rng: random.Random) -> str:
 def _haystack(
     rng: random.Random, tokens: int, count_tokens: CountTokens, hidden: Sequence[str]
 ) -> tuple[list[str], list[int]]:
-    """Paragraphs of filler with sentences hidden in them, in order; and the paragraph of each of these."""
+    """Filler paragraphs with sentences hidden in them, in order, and the index of each hidden sentence's paragraph."""
     room = tokens - count_tokens(" ".join(hidden))
     paragraphs: list[list[str]] = []
     while room > 0 or len(paragraphs) < len(hidden):
         paragraphs.append([_filler(rng) for _ in range(_SENTENCES_A_PARAGRAPH)])
         room -= count_tokens(" ".join(paragraphs[-1]) + SEPARATOR)
-    places = sorted(rng.sample(range(len(paragraphs)), len(hidden)))
-    for place, sentence in zip(places, hidden, strict=True):
-        paragraphs[place].insert(rng.randint(0, _SENTENCES_A_PARAGRAPH), sentence)
-    return [" ".join(sentences) for sentences in paragraphs], places
+    hidden_in = sorted(rng.sample(range(len(paragraphs)), len(hidden)))
+    for paragraph, sentence in zip(hidden_in, hidden, strict=True):
+        paragraphs[paragraph].insert(rng.randint(0, _SENTENCES_A_PARAGRAPH), sentence)
+    return [" ".join(sentences) for sentences in paragraphs], hidden_in
 
 
 def needles(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draft:
@@ -107,19 +107,19 @@ def needles(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draf
     names = [f"{rng.choice(_words('adjectives'))} {noun}" for noun in rng.sample(_words("nouns"), 4)]
     numbers = [str(number) for number in rng.sample(range(1_000_000, 10_000_000), 4)]
     hidden = [f"The secret number of the {n} is {v}." for n, v in zip(names, numbers, strict=True)]
-    paragraphs, places = _haystack(rng, tokens, count_tokens, hidden)
-    asked = rng.randrange(4)
+    paragraphs, hidden_in = _haystack(rng, tokens, count_tokens, hidden)
+    target = rng.randrange(4)
     return _Draft(
-        f"What is the secret number of the {names[asked]}?",
-        (numbers[asked],),
+        f"What is the secret number of the {names[target]}?",
+        (numbers[target],),
         paragraphs,
-        (places[asked],),
+        (hidden_in[target],),
         "any-answer",
     )
 
 
 def variable_tracking(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draft:
-    """Two chains of five assignments are hidden in a haystack; asked for are all variables with one chain's value."""
+    """Two chains of five assignments are hidden in a haystack; all variables with one chain's value are asked for."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     names = list(dict.fromkeys("".join(rng.choices(letters, k=5)) for _ in range(40)))[:10]
     chains = (names[:5], names[5:])
@@ -135,14 +135,14 @@ def variable_tracking(rng: random.Random, tokens: int, count_tokens: CountTokens
     owners = [0] * 5 + [1] * 5
     rng.shuffle(owners)
     following = [iter(lines[0]), iter(lines[1])]
-    paragraphs, places = _haystack(rng, tokens, count_tokens, [next(following[owner]) for owner in owners])
-    asked = rng.randrange(2)
+    paragraphs, hidden_in = _haystack(rng, tokens, count_tokens, [next(following[owner]) for owner in owners])
+    target = rng.randrange(2)
     return _Draft(
-        f"Which five variables have the value {values[asked]}, directly or through other variables? "
+        f"Which five variables have the value {values[target]}, directly or through other variables? "
         "List their names.",
-        tuple(chains[asked]),
+        tuple(chains[target]),
         paragraphs,
-        tuple(place for place, owner in zip(places, owners, strict=True) if owner == asked),
+        tuple(paragraph for paragraph, owner in zip(hidden_in, owners, strict=True) if owner == target),
         "all-answers",
     )
 
@@ -157,13 +157,13 @@ def key_value(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Dr
         paragraphs.append("\n".join(f'"{key}": "{value}"' for key, value in fresh))
         room -= count_tokens(paragraphs[-1] + SEPARATOR)
         pairs += fresh
-    asked = rng.randrange(len(pairs))
-    key, value = pairs[asked]
+    target = rng.randrange(len(pairs))
+    key, value = pairs[target]
     return _Draft(
         f'What is the value of the key "{key}"?',
         (value,),
         paragraphs,
-        (asked // _LINES_A_PARAGRAPH,),
+        (target // _LINES_A_PARAGRAPH,),
         "any-answer",
     )
 
@@ -173,7 +173,7 @@ def _identifier(rng: random.Random) -> str:
 
 
 def common_words(rng: random.Random, tokens: int, count_tokens: CountTokens) -> _Draft:
-    """A numbered list in which ten words stand thirty times, others three times; the ten are asked for."""
+    """A numbered list with ten words thirty times and other words three times; the ten words are asked for."""
     words = list(_words("nouns") + _words("adjectives"))
     words = list(dict.fromkeys(rng.sample(words, len(words))))
     each = count_tokens("\n".join(f"{100 + i}. {word}" for i, word in enumerate(words[:200]))) / 200

@@ -1,4 +1,4 @@
-"""`model.generate` on the kernel's own model, greedy and counted: what the frameworks' chains run on."""
+"""`model.generate` on the kernel's model, greedy and with token counts, for the frameworks' chains."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from wim_integrations.evaluation.outcomes import Call, Tokens
 
 @dataclass
 class Generator:
-    """A loaded model that answers prompts, and a record of what it was asked.
+    """A loaded model that generates from prompts, and a record of its calls.
 
     Attributes:
         model: a transformers causal LM.
-        tokenizer: its tokenizer.
-        batch_size: how many prompts go through the model together.
+        tokenizer: the model's tokenizer.
+        batch_size: how many prompts are generated from in one batch.
         calls: every prompt so far, with its output.
         prompt_tokens: tokens of these prompts, without padding.
-        output_tokens: tokens written, without padding and end-of-sequence.
+        output_tokens: tokens generated, without padding and end-of-sequence.
     """
 
     model: PreTrainedModel
@@ -44,7 +44,7 @@ class Generator:
         return Tokens(prompt=self.prompt_tokens, output=self.output_tokens)
 
     def reset(self) -> None:
-        """Forget the record."""
+        """Clear the record."""
         self.calls = []
         self.prompt_tokens = self.output_tokens = 0
 
@@ -75,7 +75,7 @@ class Generator:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def as_user(self, prompt: str) -> str:
-        """A prompt as the user's turn; as it stands for a model without a chat template."""
+        """A prompt as the user's turn; unchanged for a model without a chat template."""
         return self.render([{"role": "user", "content": prompt}]) if self.has_template else prompt
 
     def generate(
@@ -84,7 +84,7 @@ class Generator:
         """Continue prompts greedily.
 
         Args:
-            prompts: rendered already; special tokens in them count as such.
+            prompts: rendered prompts; special tokens in them are encoded as such.
             new_tokens: most tokens of each output.
             min_new_tokens: fewest tokens of each output.
         """
@@ -121,7 +121,7 @@ class Generator:
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
 
     def _until_end(self, row: list[int]) -> list[int]:
-        """A row's tokens without end-of-sequence and what stands behind it."""
+        """A row's tokens before the first end-of-sequence token."""
         end = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = set(end) if isinstance(end, list) else {end}
-        return next((row[:place] for place, token in enumerate(row) if token in ends), row)
+        return next((row[:index] for index, token in enumerate(row) if token in ends), row)

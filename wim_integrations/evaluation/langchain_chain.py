@@ -21,10 +21,10 @@ class GenerateLLM(BaseLLM):
     """A loaded model as a LangChain language model.
 
     Attributes:
-        generator: runs the model; a `Generator`.
+        generator: the `Generator` that runs the model.
         new_tokens: most tokens of each output.
         min_new_tokens: fewest tokens of each output.
-        rendered: whether prompts come rendered by a chat template already; otherwise each becomes a user's turn.
+        rendered: whether prompts are rendered by a chat template already; otherwise each becomes a user's turn.
     """
 
     generator: Any
@@ -54,7 +54,7 @@ class RenderedPrompt(StringPromptTemplate):
 
     Attributes:
         chat: the prompt's messages.
-        generator: has the tokenizer; a `Generator`.
+        generator: the `Generator` with the tokenizer.
     """
 
     chat: ChatPromptTemplate
@@ -76,8 +76,8 @@ def map_reduce(
     A model with a chat template gets the chain's prompts for chat models, another one those for plain text.
 
     Args:
-        generator: runs the model.
-        note_tokens: most tokens of each chunk's note, and of notes that are collapsed.
+        generator: the `Generator` that runs the model.
+        note_tokens: most tokens of each chunk's note, and of collapsed notes.
         answer_tokens: most tokens of the answer.
 
     Returns:
@@ -92,9 +92,7 @@ def map_reduce(
             )
     rendered = generator.has_template
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # langchain-classic calls its chains deprecated; they are what is in use
+        warnings.simplefilter("ignore")  # langchain-classic's chains are deprecated, and still widely used
         chain = load_qa_chain(
             GenerateLLM(generator=generator, new_tokens=note_tokens, rendered=rendered),
             chain_type="map_reduce",

@@ -19,14 +19,14 @@ from llama_index.core.response_synthesizers import Refine, TreeSummarize
 
 from wim_integrations.evaluation.generation import Generator
 
-_LONGEST_WINDOW = 131_072  # for a model that has no limit of its own
+_LONGEST_WINDOW = 131_072  # for a model without a limit
 
 
 class GenerateCustomLLM(CustomLLM):
     """A loaded model as a LlamaIndex language model.
 
     Attributes:
-        generator: runs the model; a `Generator`.
+        generator: the `Generator` that runs the model.
         window: the model's context window, in tokens.
         new_tokens: most tokens of each output.
     """
@@ -37,7 +37,7 @@ class GenerateCustomLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex sizes its prompts by."""
+        """The window and output size, by which LlamaIndex sizes its prompts."""
         return LLMMetadata(
             context_window=self.window,
             num_output=self.new_tokens,
@@ -84,9 +84,9 @@ def synthesize(
 
     Args:
         mode: ``"refine"`` or ``"tree-summarize"``.
-        generator: runs the model.
+        generator: the `Generator` that runs the model.
         window: the model's context window, in tokens.
-        answer_tokens: most tokens of each output: the answer's, and those of the answers on the way to it.
+        answer_tokens: most tokens of each output, the answer and intermediate answers.
 
     Returns:
         Answers a question from chunks.

@@ -1,4 +1,4 @@
-"""Margins as a model of EleutherAI's lm-evaluation-harness, for its tasks of the kind ``generate_until``.
+"""The kernel as a model of EleutherAI's lm-evaluation-harness, for its tasks of the kind ``generate_until``.
 
     python -m wim_integrations.evaluation.lm_eval run --model wim --model_args pretrained=FOLDER --tasks NAME
 
@@ -37,16 +37,16 @@ class WimLM(LM):
 
     Args:
         pretrained: a hub id, a path, or ``"embedded"``.
-        kernel: a loaded kernel, instead of ``pretrained``.
+        kernel: a loaded kernel, in place of ``pretrained``.
         method: ``"wim"``, ``"wim-free"``, ``"wim-verbatim"`` or ``"plain"``; see `wim_integrations.evaluation.methods`.
-        chunk_tokens: tokens of a chunk, at most.
-        split: the text behind which a context's question begins; see `split_context`.
-        dtype: of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
-        device: where the model runs. The harness asks for a GPU by default; without one that is passed over.
+        chunk_tokens: most tokens of a chunk.
+        split: a text behind which a context's question begins; see `split_context`.
+        dtype: the type of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        device: the device. The harness asks for a GPU by default, which is ignored on a machine without one.
         gguf_file: the GGUF file within the model's repository or folder.
-        batch_size: not used; a document's margins are decoded together anyway.
-        max_batch_size: not used.
-        options: of `wim_kernel.Options`, such as ``top_k=3``.
+        batch_size: ignored; the margins of a document are decoded in batches of the engine's size.
+        max_batch_size: ignored.
+        options: options of `wim_kernel.Options`, such as ``top_k=3``.
 
     Raises:
         EvaluationError: for a method or an option that cannot be set here.
@@ -79,7 +79,7 @@ class WimLM(LM):
         self.kernel = kernel or load_kernel(pretrained, gguf_file, dtype, device)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer each request's context, up to its stops."""
+        """Answer each request's context, up to its stop texts."""
         texts = []
         for request in requests:
             context, settings = request.args
@@ -105,7 +105,7 @@ class WimLM(LM):
         return until(result.answer, [stops] if isinstance(stops, str) else stops)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Not offered.
+        """Not supported.
 
         Raises:
             NotImplementedError: always.
@@ -116,7 +116,7 @@ class WimLM(LM):
         )
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """Not offered.
+        """Not supported.
 
         Raises:
             NotImplementedError: always.

@@ -1,4 +1,4 @@
-"""A kernel on a model as a command line names it."""
+"""Loading a kernel on a model named on a command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def load_kernel(
     Args:
         model: a hub id, a path, or ``"embedded"``.
         gguf_file: the GGUF file within the model's repository or folder.
-        dtype: one of `DTYPES`; None is what the model was saved in, or suits the device.
-        device: where the model runs; None is the best there is.
+        dtype: one of `DTYPES`; None for the saved type, or one that suits the device.
+        device: the device; None for the best available one.
 
     Raises:
         EvaluationError: for an unknown dtype.

@@ -1,4 +1,4 @@
-"""The ways to answer that are compared, each on the same loaded model with the same token limits.
+"""The methods that are compared, all on the same loaded model with the same token limits.
 
 ==================  ===========================================================================================
 ``plain``           the whole document, then the question; no margins
@@ -49,7 +49,7 @@ NOTE_TOKENS = 64  # the kernel's default for margins in the model's own words
 
 
 def make_method(spec: MethodSpec, kernel: WimKernel, limits: Limits) -> Method:
-    """The method that a spec names.
+    """Make the method of a spec.
 
     Raises:
         EvaluationError: if a package that the method needs is not installed.
@@ -62,16 +62,14 @@ def make_method(spec: MethodSpec, kernel: WimKernel, limits: Limits) -> Method:
 
 
 def _read(kernel: WimKernel, document: Document) -> Reading:
-    """A reading whose chunks are the document's.
+    """Make a reading with the document's chunks.
 
     Raises:
-        EvaluationError: if the kernel had to split chunks.
+        EvaluationError: if the kernel splits chunks.
     """
     reading = kernel.read(document.chunks)
     if len(reading.chunks) != len(document.chunks):
-        raise EvaluationError(
-            "The model's window is so short that chunks had to be split: use a smaller --chunk-tokens."
-        )
+        raise EvaluationError("The model's window is too short for the chunks: use a smaller --chunk-tokens.")
     return reading
 
 
@@ -129,8 +127,8 @@ def _rag(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Metho
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_k]
         with closing(kernel.read([document.chunks[index] for index in sorted(best)])) as reading:
             result = reading.answer(question.question, [], answer_tokens=limits.answer_tokens)
-            judged = [ChunkScore(index, score, index in best) for index, score in enumerate(scores)]
-            return _outcome(kernel, reading, result, judged, read=sorted(best))
+            chunk_scores = [ChunkScore(index, score, index in best) for index, score in enumerate(scores)]
+            return _outcome(kernel, reading, result, chunk_scores, read=sorted(best))
 
     return answer
 
@@ -158,12 +156,14 @@ def _synthesizer(mode: str) -> Callable[[WimKernel, Limits], Method]:
 
 
 def _chain(generator: Generator, ask: Callable[[str, Sequence[str]], str]) -> Method:
-    """A framework's chain as a method: what it asked of the model is the record of its calls."""
+    """A framework's chain as a method; its calls of the model are recorded."""
 
     def answer(question: Question, document: Document) -> Outcome:
         generator.reset()
         text = ask(question.question, document.chunks)
-        calls = tuple(Call(_short(call.prompt, document.chunks), call.output) for call in generator.calls)
+        calls = tuple(
+            Call(_abbreviated(call.prompt, document.chunks), call.output) for call in generator.calls
+        )
         return Outcome(text, generator.tokens, calls)
 
     return answer
@@ -190,12 +190,12 @@ def _outcome(
     """A kernel's result as an outcome.
 
     Args:
-        kernel: what read and answered.
-        reading: what was asked.
-        result: what it answered.
-        chunks: how the method judged each chunk.
-        calibrated: whether these scores are meant as probabilities.
-        read: which of the document's chunks the reading holds; None is all.
+        kernel: the kernel.
+        reading: the reading.
+        result: the reading's result.
+        chunks: the method's score of each chunk.
+        calibrated: whether these scores are probabilities.
+        read: the indexes of the document's chunks in the reading; None for all chunks.
     """
     usage = result.usage
     tokens = Tokens(usage.prefill_tokens, usage.cached_tokens or 0, usage.prompt_tokens, usage.output_tokens)
@@ -204,22 +204,22 @@ def _outcome(
     calls = []
     written = [(margin.branch, margin.text, margin.index + 1) for margin in result.margins]
     for branch, output, end in [*written, (result.branch, result.answer, len(names))]:
-        if branch is not None:  # otherwise nothing was asked of the model
+        if branch is not None:  # otherwise the model was not called
             suffix = kernel.tokenizer.decode(list(branch.suffix_ids))
             calls.append(Call(head + "".join(names[branch.first_chunk : end]) + str(suffix), output))
     return Outcome(result.answer, tokens, tuple(calls), tuple(chunks), calibrated)
 
 
 def _head(kernel: WimKernel, reading: Reading, result: WimResult) -> str:
-    """What stands before the document in every prompt on a reading."""
+    """The text before the document in every prompt on a reading."""
     if result.branch is None or result.volumes > 1:
         return "[head]"
     length = result.branch.prefix_tokens - reading.tokens
     return str(kernel.tokenizer.decode(reading.prompt_ids(result)[:length]))
 
 
-def _short(prompt: str, chunks: Sequence[str]) -> str:
-    """A prompt with the document's chunks named instead of repeated."""
+def _abbreviated(prompt: str, chunks: Sequence[str]) -> str:
+    """A prompt with names in place of the document's chunks."""
     for index, chunk in sorted(enumerate(chunks), key=lambda pair: -len(pair[1])):
         prompt = prompt.replace(chunk, f"[chunk {index}]")
     return prompt

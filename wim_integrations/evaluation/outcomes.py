@@ -1,4 +1,4 @@
-"""What a method gives back for one question. Plain values, no tensors."""
+"""Outcomes: a method's answer to one question, with its calls, tokens and scores. Plain values, no tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Call:
-    """One prompt given to the model, and what the model wrote.
+    """One prompt given to the model, and its output.
 
     Attributes:
-        prompt: the prompt. Chunks of the document are named, as in ``[chunk 3]``, and not repeated.
-        output: what was written; empty where only a score was read off.
+        prompt: the prompt, with names such as ``[chunk 3]`` in place of the document's chunks.
+        output: the output; empty if the model only scored.
     """
 
     prompt: str
@@ -26,7 +26,7 @@ class Tokens:
         prefill: document tokens run through the model as part of a reading.
         cached: document tokens found in the cache.
         prompt: tokens of prompts run through the model. A chain's prompts include the document's text.
-        output: tokens written.
+        output: tokens generated.
     """
 
     prefill: int = 0
@@ -37,11 +37,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ChunkScore:
-    """How a method judged one chunk.
+    """A method's score of one chunk.
 
     Attributes:
-        index: the chunk's position in the document, from 0.
-        score: how useful the method takes the chunk to be: a margin's relevance, or a retriever's score.
+        index: the chunk's index in the document.
+        score: a margin's relevance, or a retriever's score.
         kept: whether the chunk, or the margin about it, was chosen for the answer's prompt.
         text: the margin's text; empty for a retriever.
     """
@@ -60,8 +60,8 @@ class Outcome:
         answer: the text that is scored.
         tokens: tokens by kind.
         calls: every prompt given to the model.
-        chunks: how the method judged each chunk; empty for a method that judges none.
-        calibrated: whether the chunks' scores are meant as probabilities.
+        chunks: the method's score of each chunk; empty for a method without scores.
+        calibrated: whether the chunks' scores are probabilities.
     """
 
     answer: str

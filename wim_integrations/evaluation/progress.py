@@ -1,4 +1,4 @@
-"""How far a run has come, and about how long it will take."""
+"""The progress of a run, and an estimate of its remaining time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class TimeLeft:
-    """Estimates a run's remaining time from how long each method has taken so far.
+    """Estimates a run's remaining time by each method's mean time so far.
 
     Args:
-        methods: the method of every answer that is still to be given.
+        methods: the method of each remaining answer.
     """
 
     def __init__(self, methods: Sequence[str]) -> None:
@@ -26,12 +26,12 @@ class TimeLeft:
         self._took: dict[str, list[float]] = defaultdict(list)
 
     def finished(self, method: str, seconds: float) -> None:
-        """An answer was given."""
+        """Record a finished answer."""
         self._left[method] -= 1
         self._took[method].append(seconds)
 
     def seconds(self) -> float | None:
-        """Seconds left; None before anything is known. A method that was not timed yet counts as the mean of others."""
+        """Seconds left; None before the first answer. A method without a time yet is taken to need the others' mean."""
         means = {method: sum(took) / len(took) for method, took in self._took.items()}
         if not means:
             return None
@@ -40,11 +40,11 @@ class TimeLeft:
 
 
 class ProgressDisplay:
-    """A progress bar on a terminal, or a line now and then, on standard error. A context manager.
+    """A context with a progress bar on a terminal, or a line every 30 seconds, on standard error.
 
     Args:
-        methods: the method of every answer that is still to be given.
-        clock: seconds.
+        methods: the method of each remaining answer.
+        clock: a callback that returns seconds.
     """
 
     def __init__(self, methods: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class ProgressDisplay:
             self._bar.stop()
 
     def finished(self, method: str, seconds: float) -> None:
-        """An answer was given."""
+        """Record a finished answer."""
         self._done += 1
         self._left.finished(method, seconds)
         left = f"about {_duration(self._left.seconds() or 0.0)} left"

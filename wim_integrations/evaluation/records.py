@@ -1,4 +1,4 @@
-"""The records of a run: one JSON line an answer, written as it goes and read again to go on from."""
+"""The records of a run: one JSON line for each answer, from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Record:
 
     Attributes:
         task: the question's task.
-        id: the question's name within the task.
-        method: the method, as it was named.
-        question: what was asked.
+        id: the question's id within the task.
+        method: the method's name on the command line.
+        question: the question.
         answers: the gold answers.
-        metric: how the answer was scored.
-        answer: what the method answered.
-        score: 0 to 1; None if the method failed.
-        seconds: how long the method took.
+        metric: the metric of the score.
+        answer: the method's answer.
+        score: the score, 0 to 1; None if the method failed.
+        seconds: the seconds that the method took.
         tokens: tokens by kind; see `wim_integrations.evaluation.outcomes.Tokens`.
         calls: every prompt given to the model, with its output.
-        chunks: how the method judged each chunk, and whether the chunk is gold.
-        calibrated: whether the chunks' scores are meant as probabilities.
-        gold_known: whether it is known which chunks hold the evidence.
-        error: why the method failed; empty if it did not.
+        chunks: the method's score of each chunk, and whether the chunk is gold.
+        calibrated: whether the chunks' scores are probabilities.
+        gold_known: whether the gold chunks are known.
+        error: the method's error; empty without one.
     """
 
     task: str
@@ -61,18 +61,18 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """Which answer it is: task, question and method."""
+        """The record's key: task, question and method."""
         return self.task, self.id, self.method
 
 
 class RecordFile:
-    """A folder's records, of which one shard's file is open for more.
+    """A folder's records, with one shard's file open for appending.
 
     Args:
-        folder: where results go; made if it is not there.
-        options: what all records of the folder share; those of a folder that has some must be the same.
-        tasks: digest of each task's data, likewise. Tasks may be added.
-        shard: this process's share, from 1, and the number of shares.
+        folder: the folder; created if it does not exist.
+        options: the options of all records, which must equal those of the folder's records.
+        tasks: the digest of each task's data, which must equal that of the folder's records. Tasks may be added.
+        shard: the number of this process's shard, from 1, and the number of shards.
 
     Raises:
         EvaluationError: if the folder's records were made with other options or data, or another process is writing
@@ -99,8 +99,8 @@ class RecordFile:
             ) from error
         try:
             with FileLock(folder / f".{OPTIONS_FILE}.lock"):
-                _agree(folder, options, tasks)
-            _drop_torn_line(self.path)
+                _check_same_run(folder, options, tasks)
+            _drop_unfinished_line(self.path)
             self.done = {record.key for record in read_records(folder) if not record.error}
             self._file: TextIO = self.path.open("a", encoding="utf-8")
         except BaseException:
@@ -108,20 +108,20 @@ class RecordFile:
             raise
 
     def add(self, record: Record) -> None:
-        """Write a record, and see to it that it outlives the process."""
+        """Write a record and flush it, so that it survives the process."""
         self._file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
         self._file.flush()
         if not record.error:
             self.done.add(record.key)
 
     def close(self) -> None:
-        """Let others write the shard."""
+        """Close the file, so that other processes may write the shard."""
         self._file.close()
         self._lock.release()
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of all of a folder's shards: for each question and method the last one, failures before successes.
+    """The records of a folder's shards: the last one for each question and method, where a success replaces failures.
 
     Raises:
         EvaluationError: if a line cannot be read.
@@ -136,7 +136,7 @@ def read_records(folder: Path) -> list[Record]:
 
 def _every_record(folder: Path) -> Iterator[Record]:
     for path in sorted(folder.glob(RECORDS)):
-        lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line's end was torn off
+        lines = path.read_bytes().split(b"\n")[:-1]  # text behind the last line end is an unfinished line
         for number, line in enumerate(lines, 1):
             try:
                 yield _frozen(json.loads(line))
@@ -149,15 +149,15 @@ def _frozen(row: Mapping[str, Any]) -> Record:
     return Record(**{**row, **lists})
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of its last line."""
+def _drop_unfinished_line(path: Path) -> None:
+    """Remove the unfinished last line of a killed process."""
     with suppress(FileNotFoundError), path.open("rb+") as file:
         data = file.read()
         file.truncate(data.rfind(b"\n") + 1)
 
 
-def _agree(folder: Path, options: Mapping[str, Any], tasks: Mapping[str, str]) -> None:
-    """Check options and tasks against those of the folder's records, and write them down."""
+def _check_same_run(folder: Path, options: Mapping[str, Any], tasks: Mapping[str, str]) -> None:
+    """Check options and tasks against those of the folder's records, and write them to the folder."""
     path = folder / OPTIONS_FILE
     before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known = before.pop(_TASKS, {})
@@ -184,7 +184,7 @@ def _changed(folder: Path, what: Iterable[str]) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

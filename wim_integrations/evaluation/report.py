@@ -1,4 +1,4 @@
-"""A summary as JSON and as Markdown, with its plots."""
+"""The report: a summary as JSON and Markdown, with plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_report(folder: Path) -> tuple[Summary, list[Path], str]:
     """Write ``summary.json``, ``summary.md`` and plots of the records in a folder.
 
     Returns:
-        The summary, the files written, and why there are no plots; empty if there are.
+        The summary, the files written, and why there are no plots (empty if there are plots).
 
     Raises:
         EvaluationError: if there are no records.
@@ -53,7 +53,7 @@ def markdown(summary: Summary, options: Mapping[str, Any], plots: Sequence[str] 
         "# Evaluation",
         _workload(summary, options),
         overall_table(summary),
-        "Means a question; seconds are the median. The difference is paired with plain, question by question, with a "
+        "Means per question; seconds are the median. The difference is paired with plain, question by question, with a "
         "95% bootstrap interval; bold where the interval excludes zero.",
         *_task_part(summary),
         *_choice_part(summary),
@@ -76,7 +76,7 @@ def _workload(summary: Summary, options: Mapping[str, Any]) -> str:
 
 
 def overall_table(summary: Summary) -> str:
-    """All methods over all tasks, as a Markdown table."""
+    """A Markdown table of all methods over all tasks."""
     header = [
         "method",
         "tasks",
@@ -170,6 +170,6 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are set to the right."""
+    """A Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))

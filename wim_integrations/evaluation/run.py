@@ -22,24 +22,24 @@ from wim_integrations.evaluation.specs import MethodSpec
 from wim_integrations.evaluation.tasks import Document, Question, Task, chunked, load_task
 from wim_kernel import WimError, WimKernel
 
-_MOST_FAILURES = 10  # in a row: after that the rest would most likely fail as well
+_MOST_FAILURES = 10  # in a row; the other answers would most likely fail, too
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate.
+    """The plan of an evaluation.
 
     Attributes:
         data: data files, or names of generated tasks.
-        methods: what answers the questions.
+        methods: the methods to compare.
         out: the folder for records and reports.
-        count: how many questions of each task, at most.
-        chunk_tokens: how long chunks are, about.
+        count: most questions of each task.
+        chunk_tokens: about how many tokens a chunk has.
         limits: token limits that all methods share.
-        tokens: how long generated documents are, about.
-        seed: of generated tasks.
-        shard: this process's share of the questions, from 1, and the number of shares.
-        model: what the records say of the model.
+        tokens: about how many tokens a generated document has.
+        seed: the seed of generated tasks.
+        shard: the number of this process's shard, from 1, and the number of shards.
+        model: the model's description in the records.
     """
 
     data: tuple[str, ...]
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What all records of a folder have to share."""
+        """The options that all records of a folder have to share."""
         return {
             **dict(self.model),
             "chunk_tokens": self.chunk_tokens,
@@ -65,10 +65,10 @@ class Plan:
         }
 
     def check(self) -> None:
-        """See that the data can be read, which takes no model.
+        """Check the data, which needs no model.
 
         Raises:
-            EvaluationError: if it cannot.
+            EvaluationError: if a data file cannot be read, or two have the same name.
         """
         names = [name if name in GENERATORS else Path(name).name.removesuffix(".jsonl") for name in self.data]
         if not names:
@@ -82,14 +82,14 @@ class Plan:
 
 
 def run(plan: Plan, kernel: WimKernel) -> int:
-    """Answer a plan's questions by every method, except what the folder's records hold already.
+    """Answer a plan's questions by every method, except answers that are in the folder's records already.
 
     Args:
-        plan: what to do.
-        kernel: whose model answers.
+        plan: the plan.
+        kernel: the kernel, whose model all methods use.
 
     Returns:
-        How many answers failed. The records say why, and another run tries them again.
+        How many answers failed. The records have the errors, and another run tries these questions again.
 
     Raises:
         EvaluationError: if a method lacks a package, or the folder's records were made with other options.
@@ -136,7 +136,7 @@ def _task(name: str, plan: Plan, kernel: WimKernel) -> Task:
 
 
 def _write_questions(folder: Path, task: Task) -> None:
-    """Write a generated task as a data file, unless one with these questions and more is there."""
+    """Write a generated task as a data file, unless the folder has one that begins with these questions."""
     path = folder / f"{task.name}.questions.jsonl"
     lines = [json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in task.questions]
     if not path.exists() or not path.read_text(encoding="utf-8").startswith("".join(lines)):
@@ -144,20 +144,20 @@ def _write_questions(folder: Path, task: Task) -> None:
 
 
 def _share(tasks: Sequence[Task], plan: Plan) -> list[Question]:
-    """This shard's questions: the tasks' in turn, so that what is there after a while is of all tasks."""
+    """This shard's questions, of all tasks in turn, so that an unfinished run has answers of all tasks."""
     number, shares = plan.shard
-    turns = zip_longest(*(task.questions[: plan.count] for task in tasks))
+    rounds = zip_longest(*(task.questions[: plan.count] for task in tasks))
     return [
         question
-        for turn, questions in enumerate(turns)
+        for number_of_round, questions in enumerate(rounds)
         for position, question in enumerate(questions)
-        # by turn and position, so that a shard has questions of every task
-        if question is not None and (turn + position) % shares == number - 1
+        # by round and position, so that every shard has questions of every task
+        if question is not None and (number_of_round + position) % shares == number - 1
     ]
 
 
 def _applies(spec: MethodSpec, question: Question, file: RecordFile) -> bool:
-    """Whether a method has a question still to answer."""
+    """Whether a method can answer a question, and the records have no answer yet."""
     possible = spec.kind != "gold" or bool(question.gold)
     return possible and (question.task, question.id, spec.name) not in file.done
 
@@ -172,7 +172,7 @@ def _document(question: Question, plan: Plan, kernel: WimKernel) -> Document:
 def _answer(
     name: str, method: Method, question: Question, document: Document, labels: Sequence[str]
 ) -> Record:
-    """A method's answer as a record. A failure is a record too, so that one question does not end a long run."""
+    """A method's answer as a record. An error becomes a record, too, so that it does not end a long run."""
     blank = Record(
         question.task,
         question.id,
@@ -209,7 +209,7 @@ def _chunk_rows(outcome: Outcome, document: Document) -> list[dict[str, Any]]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """A share such as ``2/4``: the second of four.
+    """Parse a shard such as ``2/4``, the second of four.
 
     Raises:
         EvaluationError: for anything else.

@@ -1,4 +1,4 @@
-"""Scores of answers, each as the makers of its benchmark compute it.
+"""Metrics of answers, each as its benchmark's authors compute it.
 
 ========================  ==============================================================================
 metric                    an answer's score
@@ -17,19 +17,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-# A letter by itself. "A" and "I" that a word in small letters follows are words themselves.
+# A letter by itself. "A" and "I" before a lower-case word are words.
 _LETTER = re.compile(r"(?<![\w'])(?!A\s+[a-z]|I\s+[a-z]|I')([A-J])(?![\w'])")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _OPTION = re.compile(r"^\s*\(?A[.):]", re.MULTILINE)
 
 
 def any_answer(output: str, answers: Sequence[str], question: str = "", labels: Sequence[str] = ()) -> float:
-    """1 if any gold answer is in the output, whatever the case."""
+    """1 if any gold answer is in the output, ignoring case."""
     return float(any(answer.lower() in output.lower() for answer in answers))
 
 
 def all_answers(output: str, answers: Sequence[str], question: str = "", labels: Sequence[str] = ()) -> float:
-    """The share of the gold answers that are in the output, whatever the case."""
+    """The share of the gold answers that are in the output, ignoring case."""
     return sum(answer.lower() in output.lower() for answer in answers) / len(answers)
 
 
@@ -73,7 +73,7 @@ METRICS: dict[str, Callable[[str, Sequence[str], str, Sequence[str]], float]] = 
 
 
 def default_metric(task: str, question: str, answers: Sequence[str]) -> str:
-    """The metric of a question that names none itself: by the task's name, or by the form of the answers."""
+    """The metric of a question without one: by the task's name, or by the form of the answers."""
     if task.startswith("babilong"):
         return "first-sentence"
     if task.startswith(("cwe", "common-words", "common_words")):

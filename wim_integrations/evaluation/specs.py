@@ -1,4 +1,4 @@
-"""The methods that a command line names, with their options."""
+"""Method specs: parsing of the command line's methods with their options."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wim_integrations.evaluation.errors import EvaluationError
-from wim_kernel.run.options import Options, settle
+from wim_kernel.run.options import Options, parse_options
 
 BASELINE = "plain"
 _WIM = {"wim": {}, "wim-free": {"margin_style": "free"}, "wim-verbatim": {"margin_style": "verbatim"}}
 _OTHERS = ("plain", "gold", "rag", "map-reduce", "refine", "tree-summarize")
 NAMES = ("plain", *_WIM, *_OTHERS[1:])
-# Options that are objects or functions, or that all methods have to share.
-_NOT_HERE = {
+# Options that are objects or functions, or that have to be the same for all methods.
+_EXCLUDED = {
     *("keep", "stop_when", "prompts", "variables", "margin_config", "answer_config", "answer_schema"),
     *("answer_tokens", "task"),
 }
@@ -23,12 +23,12 @@ _NOT_HERE = {
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as it was named.
+    """A method of the command line.
 
     Attributes:
-        name: as it was written, which is what records and tables call it.
-        kind: which of the methods it is; all ``wim`` ones are ``"wim"``.
-        options: its options.
+        name: the method as it was written, which is its name in records and tables.
+        kind: the method's kind; ``"wim"`` for all ``wim`` methods.
+        options: the method's options.
     """
 
     name: str
@@ -37,12 +37,12 @@ class MethodSpec:
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """The methods of a list with commas, such as ``plain,wim:top_k=3,relevance=decision,rag``.
+    """Parse a comma-separated list of methods, such as ``plain,wim:top_k=3,relevance=decision,rag``.
 
-    An option belongs to the method before it. A method that is named twice counts once.
+    An option belongs to the method before it. Repeated methods are dropped.
 
     Raises:
-        EvaluationError: for an unknown method or option, or a value that makes no sense.
+        EvaluationError: for an unknown method or option, or an invalid value.
     """
     parts: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -91,13 +91,13 @@ def _option(text: str, part: str) -> tuple[str, Any]:
 
 
 def _check_wim(text: str, options: dict[str, Any]) -> None:
-    known = sorted(set(Options.__annotations__) - _NOT_HERE)
+    known = sorted(set(Options.__annotations__) - _EXCLUDED)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise EvaluationError(
             f"{text}: {', '.join(unknown)} cannot be set here. Options are {', '.join(known)}."
         )
     try:
-        settle(options)  # type: ignore[arg-type]
+        parse_options(options)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{text}: {error}") from error

@@ -1,4 +1,4 @@
-"""Means with paired bootstrap intervals, and how well chunks were chosen."""
+"""Statistics: means with paired bootstrap intervals, and the quality of chosen chunks."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def bootstrap(
     Args:
         groups: values, such as differences of two methods' scores question by question, grouped by task. Empty groups
             do not count.
-        resamples: how many times questions are drawn.
-        seed: of the drawing.
+        resamples: the number of bootstrap samples.
+        seed: the seed of the samples.
 
     Returns:
         The interval, or None if there are no values.
@@ -58,7 +58,7 @@ def bootstrap(
 
 
 def auc(scores: Sequence[float], gold: Sequence[bool]) -> float | None:
-    """The chance that a gold chunk is scored above another one; ties count half.
+    """The probability that a gold chunk has a higher score than another chunk; ties count half.
 
     Returns:
         None where all chunks are gold, or none is.
@@ -73,7 +73,7 @@ def auc(scores: Sequence[float], gold: Sequence[bool]) -> float | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """How well chunks were chosen, over some questions whose gold chunks are known.
+    """The quality of chosen chunks, over questions with known gold chunks.
 
     Attributes:
         precision: share of the kept chunks that are gold; None if none was kept.
@@ -123,11 +123,11 @@ class CalibrationBin:
     """Chunks whose relevance is within a range.
 
     Attributes:
-        low: where the range begins.
-        high: where it ends.
-        count: how many chunks there are.
-        relevance: their mean relevance.
-        gold: the share of them that is gold.
+        low: the lower bound of the range.
+        high: the upper bound of the range.
+        count: the number of chunks.
+        relevance: the chunks' mean relevance.
+        gold: the share of gold chunks.
     """
 
     low: float
@@ -140,10 +140,10 @@ class CalibrationBin:
 def calibration(relevance: Sequence[float], gold: Sequence[bool], bins: int = 10) -> list[CalibrationBin]:
     """A reliability table: chunks by relevance, in ranges of equal width. Empty ranges are left out."""
     values, is_gold = np.asarray(relevance, dtype=np.float64), np.asarray(gold, dtype=bool)
-    place = np.minimum((values * bins).astype(int), bins - 1)
+    bin_of = np.minimum((values * bins).astype(int), bins - 1)
     table = []
     for index in range(bins):
-        inside = place == index
+        inside = bin_of == index
         if inside.any():
             table.append(
                 CalibrationBin(

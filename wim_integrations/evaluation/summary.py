@@ -1,4 +1,4 @@
-"""What a run's records come to: scores with intervals, costs, and how well chunks were chosen."""
+"""The summary of a run's records: scores with intervals, costs, and the quality of chosen chunks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TOKEN_KINDS = tuple(Tokens.__annotations__)
 
 @dataclass(frozen=True)
 class Line:
-    """A method on one task, or on all.
+    """A method's figures on one task, or on all tasks.
 
     Attributes:
         method: the method.
-        tasks: how many tasks it answered questions of.
-        questions: how many questions it answered.
-        failed: how many it failed on. These count nowhere else.
-        score: mean score; over all tasks, the mean of the tasks' means.
-        difference: of its scores from the baseline's on the questions that both answered; None for the baseline, and
-            without it.
-        seconds: median seconds a question.
-        calls: mean number of prompts given to the model for a question.
-        tokens: mean tokens a question, by kind.
+        tasks: the number of tasks with answered questions.
+        questions: the number of answered questions.
+        failed: the number of failed questions, which are in no other figure.
+        score: the mean score; over all tasks, the mean of the tasks' means.
+        difference: the difference from the baseline's scores on questions that both answered; None for the baseline,
+            and without a baseline.
+        seconds: the median of the seconds per question.
+        calls: the mean number of prompts per question.
+        tokens: the mean number of tokens per question, by kind.
     """
 
     method: str
@@ -53,13 +53,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a method chose chunks.
+    """The quality of a method's chosen chunks.
 
     Attributes:
         method: the method.
-        overall: over all tasks whose gold chunks are known.
-        tasks: for each of these tasks.
-        calibration: chunks by relevance; empty where scores are not meant as probabilities.
+        overall: the selection over all tasks with known gold chunks.
+        tasks: the selection of each of these tasks.
+        calibration: chunks by relevance; empty if the scores are no probabilities.
         calibration_error: the expected calibration error.
     """
 
@@ -76,10 +76,10 @@ class Summary:
 
     Attributes:
         questions: how many questions each task has.
-        metrics: how each task's answers were scored.
+        metrics: the metrics of each task.
         overall: a line for each method.
         tasks: for each task, a line for each method.
-        choices: how methods chose chunks.
+        choices: the quality of each method's chosen chunks.
     """
 
     questions: Mapping[str, int]
@@ -90,7 +90,7 @@ class Summary:
 
 
 def summarise(records: Sequence[Record]) -> Summary:
-    """Sum up records."""
+    """Summarise records."""
     methods = list(dict.fromkeys(record.method for record in records))
     methods.sort(key=lambda method: method != BASELINE)  # the baseline is the first line
     tasks = sorted({record.task for record in records})
@@ -148,14 +148,14 @@ def _difference(scores: Mapping[str, Mapping[str, float]], records: Sequence[Rec
 
 
 def _choice(method: str, records: Sequence[Record]) -> Choice | None:
-    judged = [record for record in records if record.chunks and record.gold_known]
-    overall = _selection(judged)
+    scored = [record for record in records if record.chunks and record.gold_known]
+    overall = _selection(scored)
     if overall is None:
         return None
     by_task = {
-        task: _selection([r for r in judged if r.task == task]) for task in sorted({r.task for r in judged})
+        task: _selection([r for r in scored if r.task == task]) for task in sorted({r.task for r in scored})
     }
-    chunks = [chunk for record in judged if record.calibrated for chunk in record.chunks]
+    chunks = [chunk for record in scored if record.calibrated for chunk in record.chunks]
     table = calibration([chunk["score"] for chunk in chunks], [chunk["gold"] for chunk in chunks])
     return Choice(
         method,

@@ -14,7 +14,7 @@ from wim_integrations.evaluation.errors import EvaluationError
 from wim_integrations.evaluation.scoring import METRICS, default_metric
 
 SEPARATOR = "\n\n"
-# A paragraph this many times as long as a chunk is split, unless it is gold: of its parts some would not be.
+# A paragraph this many times as long as a chunk is split, unless it is gold: some of its parts would not be gold.
 _LONGEST_PARAGRAPH = 1.5
 
 
@@ -23,13 +23,13 @@ class Question:
     """A question about a document, and its gold answers.
 
     Attributes:
-        task: which task it belongs to.
-        id: its name within the task.
-        question: what is asked.
+        task: the question's task.
+        id: the question's id within the task.
+        question: the question.
         answers: the gold answers.
-        paragraphs: the document, in order.
-        gold: indices of the paragraphs that hold the evidence; None where that is not known.
-        metric: how answers are scored; see `wim_integrations.evaluation.scoring`.
+        paragraphs: the document's paragraphs, in order.
+        gold: the indexes of the paragraphs with the evidence; None if not known.
+        metric: the metric of answers; see `wim_integrations.evaluation.scoring`.
     """
 
     task: str
@@ -53,8 +53,8 @@ class Task:
 
     Attributes:
         name: the task's name: its file's, without the suffix, or its generator's.
-        questions: in order.
-        digest: of the data, so that records of other data are not taken for this one's.
+        questions: the questions, in order.
+        digest: a digest of the data, which distinguishes its records from those of other data.
         labels: every answer that the task's questions have.
     """
 
@@ -72,12 +72,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Document:
-    """A question's document as every method is given it.
+    """A question's document, the same for every method.
 
     Attributes:
-        chunks: the text, in order.
-        gold: which chunks hold a gold paragraph; None where that is not known.
-        evidence: the gold paragraphs of each chunk as one text; empty where there are none.
+        chunks: the chunks' texts, in order.
+        gold: whether each chunk has a gold paragraph; None if not known.
+        evidence: the gold paragraphs of each chunk as one text; empty without any.
     """
 
     chunks: tuple[str, ...]
@@ -103,12 +103,12 @@ def load_task(path: Path) -> Task:
     questions = [_question(task, line, f"{path}, line {number}") for number, line in numbered]
     if not questions:
         raise EvaluationError(f"{path} holds no questions.")
-    questions = _with_ids_of_their_own(questions)
+    questions = _with_unique_ids(questions)
     return Task.of(task, questions, hashlib.sha256(data).hexdigest())
 
 
-def _with_ids_of_their_own(questions: Sequence[Question]) -> list[Question]:
-    """Questions in which an id that was there before has its number behind it: ``7``, ``7#2``, ``7#3``."""
+def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
+    """Questions with numbers appended to repeated ids: ``7``, ``7#2``, ``7#3``."""
     seen: Counter[str] = Counter()
     renamed = []
     for question in questions:
@@ -137,12 +137,12 @@ def _question(task: str, line: str, where: str) -> Question:
     indices = gold if isinstance(gold, list) else [None]
     if gold is not None and not all(isinstance(i, int) and 0 <= i < len(chunks) for i in indices):
         raise EvaluationError(f"{where}: gold is a list of indices of its {len(chunks)} chunks.")
-    answers, asked = tuple(row["answers"]), str(row["question"])
-    metric = row.get("metric") or default_metric(task, asked, answers)
+    answers, question = tuple(row["answers"]), str(row["question"])
+    metric = row.get("metric") or default_metric(task, question, answers)
     if metric not in METRICS:
         raise EvaluationError(f"{where}: metric is one of {', '.join(METRICS)}, not {metric!r}.")
     evidence = None if gold is None else tuple(gold)
-    return Question(task, str(row["id"]), asked, answers, tuple(chunks), evidence, metric)
+    return Question(task, str(row["id"]), question, answers, tuple(chunks), evidence, metric)
 
 
 def chunked(
@@ -154,11 +154,11 @@ def chunked(
     """Join a document's paragraphs, in order, to chunks of about so many tokens.
 
     Args:
-        question: whose document.
-        chunk_tokens: how long a chunk is at most, unless a single paragraph is longer.
-        count_tokens: how many tokens a text has.
-        split: cuts a text into texts of at most ``chunk_tokens`` tokens. Paragraphs without evidence that are much
-            longer are cut.
+        question: the question with the document.
+        chunk_tokens: most tokens of a chunk, unless a single paragraph is longer.
+        count_tokens: a callback that counts a text's tokens.
+        split: a callback that cuts a text into texts of at most ``chunk_tokens`` tokens, for much longer paragraphs
+            without evidence.
     """
     texts: list[list[str]] = []
     evidence: list[list[str]] = []

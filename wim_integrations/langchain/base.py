@@ -1,4 +1,4 @@
-"""What the runnables have in common: inputs, the kernel's options as fields, and every way LangChain calls them."""
+"""The base of the runnables: inputs, the kernel's options as fields, and every way LangChain calls them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,22 @@ from wim_integrations.langchain.events import Emitter, Manager
 from wim_integrations.langchain.fields import RunnableFields
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import DOCUMENTS_KEYS, QUESTION_KEYS, PromptSet
-from wim_integrations.langchain.requests import Request, Sources, added, first, missing, someone_watches
+from wim_integrations.langchain.requests import (
+    Request,
+    Sources,
+    first,
+    joined_input,
+    missing,
+    someone_watches,
+)
 from wim_kernel import EmptyDocumentError, Event, Options
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle, together
+from wim_kernel.run.options import parse_options, unwatched_options
 
 
 class DocumentRunnable(RunnableFields):
-    """A runnable that reads documents for a question; `WimRunnable` says what its fields are."""
+    """A runnable that reads documents for a question; `WimRunnable` documents its fields."""
 
     question_key: str | None = None
     documents_key: str | None = None
@@ -54,15 +61,15 @@ class DocumentRunnable(RunnableFields):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        settle(self.given_options())  # mistakes are said here, not at the first question
+        parse_options(self.given_options())  # raise now, not at the first question
         self._prompts()
         return self
 
     def _with(self, options: Mapping[str, Any]) -> Self:
-        """This runnable with options that are given with a call, as ``bind`` gives them.
+        """A copy of this runnable with fields of one call, as ``bind`` passes them.
 
         Raises:
-            UnknownOptionError: if one is no field.
+            UnknownOptionError: for a name that is no field.
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**given, **options})
@@ -70,7 +77,7 @@ class DocumentRunnable(RunnableFields):
     # -- LangChain's ways to call it ----------------------------------------------------------------------------------
 
     def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Outputs:
-        """The whole output; ``kwargs`` are fields that are set for this call alone."""
+        """Run and return the whole output; ``kwargs`` are fields for this call only."""
         if kwargs:
             return self._with(kwargs).invoke(input, config)
         return self._call_with_config(self._invoke, input, config)
@@ -82,7 +89,7 @@ class DocumentRunnable(RunnableFields):
         return await self._acall_with_config(self._ainvoke, input, config)
 
     def stream(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Outputs]:
-        """Parts of the output as they come; added up they are the output, margins in the order they were written."""
+        """Yield chunks of the output; their sum is the output, with margins in the order they were written."""
         yield from self.transform(iter([input]), config, **kwargs)
 
     async def astream(
@@ -100,7 +107,7 @@ class DocumentRunnable(RunnableFields):
     def transform(
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Outputs]:
-        """See `stream`; the input may come in parts."""
+        """Like `stream`; the input may come in chunks."""
         if kwargs:
             yield from self._with(kwargs).transform(input, config)
             return
@@ -119,7 +126,7 @@ class DocumentRunnable(RunnableFields):
                 yield chunk
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """The question and the documents under their names."""
+        """The input's fields: the question, the documents, and further variables of the prompts."""
         names: dict[str, Any] = {
             self.question_key or QUESTION_KEYS[0]: (str, ... if self.task == "answer" else ""),
             self.documents_key or DOCUMENTS_KEYS[0]: (Documents, ...),
@@ -128,7 +135,7 @@ class DocumentRunnable(RunnableFields):
         return create_model(self.get_name("Input"), **names)
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """See the class."""
+        """The output's fields; see the class."""
         return create_model(self.get_name("Output"), **_fields_of(self.output_type))
 
     # -- one input ----------------------------------------------------------------------------------------------------
@@ -151,7 +158,7 @@ class DocumentRunnable(RunnableFields):
     def _transform(
         self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Outputs]:
-        request, last = self._request(added(list(inputs))), None
+        request, last = self._request(joined_input(list(inputs))), None
         yield self._first_chunk(request)
         with closing(self._relayed(request, run_manager.get_child(), config, live=True)) as events:
             for event in events:
@@ -166,7 +173,7 @@ class DocumentRunnable(RunnableFields):
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
     ) -> AsyncIterator[Outputs]:
-        request, last = await self._arequest(added([part async for part in inputs])), None
+        request, last = await self._arequest(joined_input([part async for part in inputs])), None
         yield self._first_chunk(request)
         async with aclosing(self._arelayed(request, run_manager.get_child(), config, live=True)) as events:
             async for event in events:
@@ -183,7 +190,7 @@ class DocumentRunnable(RunnableFields):
     def _relayed(
         self, request: Request, manager: CallbackManager, config: RunnableConfig, *, live: bool
     ) -> Generator[Event, None, None]:
-        """The kernel's events, each passed on after LangChain's callbacks were told of it."""
+        """The kernel's events, each yielded after LangChain's callbacks were called for it."""
         if request.source is not None:
             events = self._events(request, self._paced(request, live))
             yield from relay(events, self._emitter(request, manager, config))
@@ -198,7 +205,7 @@ class DocumentRunnable(RunnableFields):
                     yield event
 
     def _emitter(self, request: Request, manager: Manager, config: RunnableConfig) -> Emitter:
-        assert request.source is not None, "nothing is told where there is nothing to read"
+        assert request.source is not None, "without documents there are no events"
         return Emitter(
             manager, config, request.source, request.question, tags=self.answer_tags, options=request.options
         )
@@ -207,7 +214,7 @@ class DocumentRunnable(RunnableFields):
 
     @abstractmethod
     def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
-        """The kernel's events for a request that has documents."""
+        """The kernel's events for a request with documents."""
 
     @abstractmethod
     def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
@@ -215,24 +222,24 @@ class DocumentRunnable(RunnableFields):
 
     @abstractmethod
     def _output(self, request: Request, last: Event | None) -> Outputs:
-        """The whole output, given the last event; None if there was nothing to read."""
+        """The whole output, given the last event; the event is None if there was nothing to read."""
 
     @abstractmethod
     def _first_chunk(self, request: Request) -> Outputs:
-        """What a stream begins with, before anything is read."""
+        """The first chunk of a stream, before anything is read."""
 
     @abstractmethod
     def _chunk(self, request: Request, event: Event) -> Outputs | None:
-        """What an event adds to a stream, if anything."""
+        """The chunk for an event; None for events without one."""
 
     @abstractmethod
     def _streamed(self) -> tuple[str, ...]:
-        """The parts of the output that `_chunk` brought; a stream ends with the others."""
+        """The keys of the output that `_chunk` streams; the last chunk has the others."""
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
     def _request(self, inputs: Any, sources: Sources | None = None) -> Request:
-        """Understand an input; ``sources`` are the readings of documents seen before."""
+        """Parse an input; ``sources`` are readings of earlier inputs' documents, for reuse."""
         inputs = self._as_mapping(inputs)
         question_key = first(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
         question = self._question(inputs, question_key)
@@ -273,14 +280,14 @@ class DocumentRunnable(RunnableFields):
             return given.text
         if isinstance(given, str):
             return given
-        if self.task == "summarise":  # whatever it is, it is no question, and none is needed
+        if self.task == "summarise":  # a value that is no question; a summary needs none
             return ""
         if given is not None:
             raise TypeError(f"The question is a string, not a {type(given).__name__}.")
-        asked = self._prompts().as_question(inputs)
-        if asked is None:
+        question = self._prompts().as_question(inputs)
+        if question is None:
             raise missing(inputs, [self.question_key] if self.question_key else QUESTION_KEYS)
-        return asked
+        return question
 
     async def _arequest(self, inputs: Inputs) -> Request:
         return await in_thread(self._request, inputs)  # splitting and encoding a book takes seconds
@@ -290,8 +297,8 @@ class DocumentRunnable(RunnableFields):
         return PromptSet(self.task, self.prompts, [*DOCUMENTS_KEYS, *own])
 
     def _paced(self, request: Request, live: bool) -> Options:
-        """The options; where nobody watches, margins are written together."""
-        return request.options if live else together(request.options, len(request.reading.chunks))
+        """The options; if nobody watches the events, all margins are written in one batch."""
+        return request.options if live else unwatched_options(request.options, len(request.reading.chunks))
 
 
 def _fields_of(kind: Any) -> dict[str, Any]:

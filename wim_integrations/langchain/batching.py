@@ -1,4 +1,4 @@
-"""A batch of inputs: questions about the same documents are answered together, each telling its own listeners."""
+"""Batches: inputs about the same documents are answered in one run, each with the callbacks of its own config."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from wim_kernel.common.relay import Calls, arelay, relay
 
 @dataclass
 class Member:
-    """One input that is answered with others.
+    """One input of a group.
 
     Attributes:
-        place: its place in the batch.
-        request: what was made of it.
-        emitter: tells its listeners.
-        live: whether somebody watches.
+        index: the input's index in the batch.
+        request: the parsed input.
+        emitter: the emitter to the input's callbacks.
+        live: whether a consumer watches the input's events.
     """
 
-    place: int
+    index: int
     request: Request
     emitter: Emitter
     live: bool
 
 
 class Group:
-    """Tells the listeners of inputs that are answered together."""
+    """Inputs that are answered in one run, as a listener: passes events on to each input's emitter."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = members
 
     def emit(self, event: Event) -> Calls:
-        """Tell those whom an event is for: what is read is read for all."""
+        """Emit an event to the input that it belongs to; chunks are emitted to all inputs."""
         question = getattr(event, "question", 0)
         for member in self.members if isinstance(event, ChunkRead) else [self.members[question]]:
             yield from member.emitter.emit(event)
 
     def fail(self, error: BaseException) -> Calls:
-        """Tell all of them."""
+        """Emit an error to all inputs."""
         for member in self.members:
             yield from member.emitter.fail(error)
 
 
 class Batch:
-    """Inputs of one call of ``batch``, and what became of them.
+    """One call of ``batch``.
 
     Args:
-        runnable: whose batch it is.
+        runnable: the runnable.
         inputs: the inputs.
-        run_managers: the run of each.
-        configs: the config of each; the first one's ``max_concurrency`` bounds how many are answered together.
+        run_managers: each input's run manager.
+        configs: each input's config; ``max_concurrency`` of the first limits the size of a group.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Batch:
         self.outputs: list[Exception | Outputs] = [{} for _ in inputs]
 
     def run(self) -> list[Exception | Outputs]:
-        """The output of each input, or what went wrong with it."""
+        """Run the batch; returns each input's output or exception."""
         waiting = deque(self._groups())
         while waiting:
             group = waiting.popleft()
@@ -87,9 +87,9 @@ class Batch:
                 events = _reading(group).stream_many(_questions(group), **self._options(group))
                 with closing(relay(events, Group(group))) as relayed:
                     for event in relayed:
-                        self._take(group, event)
+                        self._record(group, event)
             except BaseException as error:
-                waiting.extendleft(self._failed(group, error))
+                waiting.extendleft(self._handle_error(group, error))
         return self.outputs
 
     async def arun(self) -> list[Exception | Outputs]:
@@ -101,33 +101,33 @@ class Batch:
                 events = _reading(group).astream_many(_questions(group), **self._options(group))
                 async with aclosing(arelay(events, Group(group))) as relayed:
                     async for event in relayed:
-                        self._take(group, event)
+                        self._record(group, event)
             except BaseException as error:
-                waiting.extendleft(self._failed(group, error))
+                waiting.extendleft(self._handle_error(group, error))
         return self.outputs
 
     def _groups(self) -> list[list[Member]]:
-        """Inputs that are answered together: the same documents, and the same data in their prompts."""
+        """Group the inputs that have the same documents and the same prompts."""
         groups: list[list[Member]] = []
         limit = self.configs[0].get("max_concurrency") or len(self.inputs)
         if self.runnable.stop_when is not None or self.runnable.stop_after is not None:
-            limit = 1  # each stops where it has enough
+            limit = 1  # each input stops reading at a chunk of its own
         sources: Sources = {}
-        for place, (item, run_manager, config) in enumerate(
+        for index, (item, run_manager, config) in enumerate(
             zip(self.inputs, self.run_managers, self.configs, strict=True)
         ):
             try:
                 request = self.runnable._request(item, sources)
             except Exception as error:
-                self.outputs[place] = error
+                self.outputs[index] = error
                 continue
             if request.source is None:
-                self.outputs[place] = self.runnable._output(request, None)
+                self.outputs[index] = self.runnable._output(request, None)
                 continue
             emitter = self.runnable._emitter(request, run_manager.get_child(), config)
-            member = Member(place, request, emitter, someone_watches(run_manager, config))
+            member = Member(index, request, emitter, someone_watches(run_manager, config))
             for group in groups:
-                if len(group) < limit and _alike(group[0].request, request):
+                if len(group) < limit and _can_share_run(group[0].request, request):
                     group.append(member)
                     break
             else:
@@ -137,20 +137,20 @@ class Batch:
     def _options(self, group: Sequence[Member]) -> Options:
         return self.runnable._paced(group[0].request, live=any(member.live for member in group))
 
-    def _take(self, group: Sequence[Member], event: Event) -> None:
+    def _record(self, group: Sequence[Member], event: Event) -> None:
         if isinstance(event, Answered):
             member = group[event.question]
-            self.outputs[member.place] = self.runnable._output(member.request, event)
+            self.outputs[member.index] = self.runnable._output(member.request, event)
 
-    def _failed(self, group: Sequence[Member], error: BaseException) -> Iterator[list[Member]]:
-        """Inputs of which one was wrong are tried alone, so that it does not take the others with it."""
+    def _handle_error(self, group: Sequence[Member], error: BaseException) -> Iterator[list[Member]]:
+        """Record a group's error; a group of several is split, so that one wrong input does not fail the others."""
         if not isinstance(error, Exception) or _is_control_flow(error):
             raise error
         if len(group) > 1 and isinstance(error, WimError | ValueError):
             return ([member] for member in reversed(group))
         for member in group:
-            if not self.outputs[member.place]:
-                self.outputs[member.place] = error
+            if not self.outputs[member.index]:
+                self.outputs[member.index] = error
         return iter(())
 
 
@@ -162,12 +162,12 @@ def _questions(group: Sequence[Member]) -> list[str]:
     return [member.request.question for member in group]
 
 
-def _alike(one: Request, other: Request) -> bool:
+def _can_share_run(one: Request, other: Request) -> bool:
     same_prompts = all(one.options.get(name) == other.options.get(name) for name in ("prompts", "variables"))
     return same_prompts and (one.source is other.source or one.reading.chunks == other.reading.chunks)
 
 
 def _is_control_flow(error: Exception) -> bool:
-    """Whether LangGraph raised it to leave the node, as an interrupt does."""
+    """Whether LangGraph raised the error to leave the node, as an interrupt does."""
     errors = sys.modules.get("langgraph.errors")
     return errors is not None and isinstance(error, errors.GraphBubbleUp)

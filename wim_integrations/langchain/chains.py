@@ -31,19 +31,19 @@ def create_wim_documents_chain(
     document_variable_name: str = "context",
     **options: Any,
 ) -> Runnable[Inputs, Any]:
-    """A chain from a question and documents to the answer's text, in the place of `create_stuff_documents_chain`.
+    """A chain from a question and documents to the answer's text, which replaces `create_stuff_documents_chain`.
 
     Args:
-        kernel: reads and answers.
-        prompt: asks for the answer; its variable for the documents stands for "the document above", since they are read
-            before any prompt; variables beyond that and the question are inputs. Where no input is a question, what
-            the prompt says is.
-        output_parser: what is made of the answer's text; by default it stays text, streamed piece by piece.
-        document_prompt: what is read of each document; by default its page content.
-        document_separator: what stands between documents; by default a blank line.
-        document_variable_name: the input that has the documents.
-        options: further fields of `WimRunnable`. Without documents the answer is ``empty_response``, by default that
-            there are none.
+        kernel: the kernel.
+        prompt: the answer's prompt. Its variable for the documents becomes "the document above", since documents are
+            read before any prompt; its further variables are inputs. If no input is the question, the prompt's own
+            text is.
+        output_parser: the parser of the answer's text; by default the text is streamed piece by piece.
+        document_prompt: the template of each document's text; by default its page content.
+        document_separator: the text between documents; by default a blank line.
+        document_variable_name: the input's key of the documents.
+        options: further fields of `WimRunnable`. The default of ``empty_response``, the answer without documents, says
+            that no documents were found.
 
     Raises:
         ValueError: if the prompt has no variable for the documents.
@@ -56,7 +56,7 @@ def create_wim_documents_chain(
     if prompt is not None and document_variable_name not in prompt.input_variables:
         raise ValueError(
             f"The prompt has no variable {document_variable_name!r} for the documents; it has "
-            f"{prompt.input_variables}: say which of them it is with document_variable_name=."
+            f"{prompt.input_variables}: name one of them with document_variable_name=."
         )
     if prompt is not None:
         options["prompts"] = {**as_templates(options), "answer": prompt}
@@ -74,22 +74,22 @@ def create_wim_documents_chain(
 
 
 class _DocumentsReader(WimRunnable):
-    """Announces the inputs that `create_stuff_documents_chain` has."""
+    """A `WimRunnable` with the input schema of `create_stuff_documents_chain`."""
 
     def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
-        """As the class that it stands for."""
+        """The name of the public class."""
         return super().get_name(suffix, name=name or self.name or "WimRunnable")
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """The documents, the question under the name that the prompt has for it, and the prompt's other variables."""
+        """The input's fields: the documents, the question as the prompt names it, and the prompt's other variables."""
         prompts = self._prompts()
         answer = prompts.templates.get("answer")
-        asked = [name for name in QUESTION_KEYS if answer is not None and name in answer.input_variables]
+        questions = [name for name in QUESTION_KEYS if answer is not None and name in answer.input_variables]
         if answer is None:
-            asked = [self.question_key or "input"]
+            questions = [self.question_key or "input"]
         names: dict[str, Any] = {
             self.documents_key or "context": (Documents, ...),
-            **{name: (str, ... if self.task == "answer" else "") for name in asked},
+            **{name: (str, ... if self.task == "answer" else "") for name in questions},
             **{name: (Any, ...) for name in prompts.variables},
         }
         return create_model(self.get_name("Input"), **names)
@@ -116,37 +116,38 @@ def create_wim_map_reduce_chain(
     task: str = "answer",
     **options: Any,
 ) -> WimMapReduceChain:
-    """A chain with the keys of `MapReduceDocumentsChain`, as ``load_qa_chain`` and ``load_summarize_chain`` make them.
+    """A chain with the keys of `MapReduceDocumentsChain`; replaces ``load_qa_chain`` and ``load_summarize_chain``.
 
     Args:
-        kernel: reads and answers.
-        question_prompt: asks for the note on a chunk (the map step's prompt).
-        map_prompt: the same, by the name that ``load_summarize_chain`` has for it.
-        combine_prompt: asks for the answer; a variable ``summaries`` or ``text`` is the list of notes.
+        kernel: the kernel.
+        question_prompt: the prompt of a chunk's note, as ``load_qa_chain`` names it (the map step's prompt).
+        map_prompt: the prompt of a chunk's note, as ``load_summarize_chain`` names it.
+        combine_prompt: the prompt of the answer; its variable ``summaries`` or ``text`` is the list of notes.
         map_reduce_document_variable_name: the map prompt's variable for the document, if it has another name.
-        combine_document_variable_name: the combine prompt's variable for the notes, likewise.
-        document_prompt: what is read of each document; by default its page content.
-        input_key: the input that has the documents.
-        output_key: the output that has the answer.
-        return_intermediate_steps: also give ``intermediate_steps``: one text a document, its notes.
-        return_map_steps: the same, by the name that ``load_qa_chain`` has for it.
-        task: ``"answer"``, as ``load_qa_chain``, or ``"summarise"``, as ``load_summarize_chain``, which needs no
+        combine_document_variable_name: the combine prompt's variable for the notes, if it has another name.
+        document_prompt: the template of each document's text; by default its page content.
+        input_key: the input's key of the documents.
+        output_key: the output's key of the answer.
+        return_intermediate_steps: whether the output has ``intermediate_steps``: for each document, its notes as one
+            text.
+        return_map_steps: ``return_intermediate_steps``, as ``load_qa_chain`` names it.
+        task: ``"answer"``, as in ``load_qa_chain``, or ``"summarise"``, as in ``load_summarize_chain``, which needs no
             question.
         options: further fields of `WimRunnable`.
 
     Returns:
-        A runnable; where langchain-classic is installed, one of its chains that combine documents, with
-        ``combine_docs``, ``memory``, ``callbacks`` and ``verbose``. Input: a dict with documents and, unless for a
-        summary, a ``question``. Output: the inputs, the answer and, if wanted, the intermediate steps.
+        A runnable; if langchain-classic is installed, one of its `BaseCombineDocumentsChain`s, with ``combine_docs``,
+        ``memory``, ``callbacks`` and ``verbose``. Input: a dict with documents and, unless for a summary, a
+        ``question``. Output: the inputs, the answer and, if configured, the intermediate steps.
     """
     kind = _chain_class()
     check_names(options, [*kind.model_fields, *_MAP_REDUCE_ARGUMENTS], "create_wim_map_reduce_chain")
     prompts = as_templates(options)
     if question_prompt is not None and map_prompt is not None:
-        raise TypeError("question_prompt and map_prompt are two names for one thing: give one of them.")
-    asked = map_prompt if question_prompt is None else question_prompt
-    if asked is not None:
-        prompts["margin"] = asked
+        raise TypeError("question_prompt and map_prompt are two names of the same prompt: give one of them.")
+    margin_prompt = map_prompt if question_prompt is None else question_prompt
+    if margin_prompt is not None:
+        prompts["margin"] = margin_prompt
     if combine_prompt is not None:
         prompts["answer"] = combine_prompt
     if prompts:
@@ -165,7 +166,7 @@ def create_wim_map_reduce_chain(
 
 
 def _chain_class() -> type[WimMapReduceChain]:
-    """The chain, of langchain-classic's kind where that is installed."""
+    """The chain's class: a langchain-classic chain if that package is installed."""
     try:
         from wim_integrations.langchain.classic import WimMapReduceDocumentsChain
     except ImportError:

@@ -1,4 +1,4 @@
-"""The replacement for map-reduce chains as one of langchain-classic's own, for what is built on those."""
+"""The replacement for map-reduce chains as a langchain-classic chain, for code that is built on those chains."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from langchain_core.runnables.config import (
 
 from wim_integrations.langchain.map_reduce import Configs, WimMapReduceChain
 from wim_integrations.langchain.outputs import Inputs, Outputs
-from wim_integrations.langchain.requests import Request, added, someone_watches
+from wim_integrations.langchain.requests import Request, joined_input, someone_watches
 from wim_kernel import Event, MissingInputError
 
 
 class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
-    """A `WimMapReduceChain` that goes where langchain-classic wants a chain that combines documents.
+    """A `WimMapReduceChain` that is a langchain-classic `BaseCombineDocumentsChain`.
 
-    `AnalyzeDocumentChain`, `RetrievalQA`, `ConversationalRetrievalChain` and the like take it. It has their fields too:
-    ``memory``, ``callbacks``, ``verbose``, ``tags``, ``metadata``.
+    `AnalyzeDocumentChain`, `RetrievalQA`, `ConversationalRetrievalChain` and similar chains accept it. It has the
+    fields of a chain, too: ``memory``, ``callbacks``, ``verbose``, ``tags``, ``metadata``.
     """
 
     # -- as langchain-classic calls it --------------------------------------------------------------------------------
@@ -41,16 +41,16 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
     def combine_docs(
         self, docs: list[Document], callbacks: Callbacks = None, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
-        """The answer, and the intermediate steps if they are wanted.
+        """Answer from documents; returns the answer and, if configured, the intermediate steps.
 
         Args:
-            docs: what is read.
-            callbacks: told of chunks, margins and the answer, as children of their run.
-            kwargs: the question, and what else the prompts ask for.
+            docs: the documents.
+            callbacks: callbacks for chunks, margins and the answer, as children of their run.
+            kwargs: the question, and further variables of the prompts.
         """
         config = _config(callbacks)
         inputs = {**kwargs, self.input_key: docs}
-        return self._parted(self._combine(inputs, get_callback_manager_for_config(config), config))
+        return self._split_answer(self._combine(inputs, get_callback_manager_for_config(config), config))
 
     async def acombine_docs(
         self, docs: list[Document], callbacks: Callbacks = None, **kwargs: Any
@@ -59,7 +59,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         config = _config(callbacks)
         inputs = {**kwargs, self.input_key: docs}
         manager = get_async_callback_manager_for_config(config)
-        return self._parted(await self._acombine(inputs, manager, config))
+        return self._split_answer(await self._acombine(inputs, manager, config))
 
     def _call(
         self, inputs: dict[str, Any], run_manager: CallbackManagerForChainRun | None = None
@@ -77,7 +77,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         request, last = self._request(inputs), None
         for event in self._relayed(request, manager, config, live=someone_watches(manager, config)):
             last = event
-        return self._new(request, last)
+        return self._new_outputs(request, last)
 
     async def _acombine(
         self, inputs: Inputs, manager: AsyncCallbackManager, config: RunnableConfig
@@ -87,13 +87,13 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         async with aclosing(self._arelayed(request, manager, config, live=live)) as events:
             async for event in events:
                 last = event
-        return self._new(request, last)
+        return self._new_outputs(request, last)
 
-    def _new(self, request: Request, last: Event | None) -> dict[str, Any]:
+    def _new_outputs(self, request: Request, last: Event | None) -> dict[str, Any]:
         output = self._output(request, last)
         return {name: output[name] for name in self.output_keys}
 
-    def _parted(self, output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _split_answer(self, output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return output.pop(self.output_key), output
 
     def _validate_inputs(self, inputs: Any) -> None:
@@ -117,7 +117,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         include_run_info: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The inputs, the answer and, if wanted, the intermediate steps; or only what is new."""
+        """The inputs, the answer and, if configured, the intermediate steps; or only the outputs."""
         chain = self._with(kwargs) if kwargs else self
         return BaseCombineDocumentsChain.invoke(
             chain,
@@ -149,8 +149,8 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
     def transform(
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Outputs]:
-        """See `stream`; the input may come in parts."""
-        kwargs.pop("include_run_info", None)  # a stream tells of its run by its callbacks
+        """Like `stream`; the input may come in chunks."""
+        kwargs.pop("include_run_info", None)  # a stream's run is known from its callbacks
         yield from super().transform(input, self._with_own(config), **kwargs)
 
     async def atransform(
@@ -170,7 +170,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Outputs for several inputs; together, unless there is a memory, which is asked and told of each."""
+        """Outputs for several inputs, in shared runs; one by one with a memory, which each input loads and saves."""
         kwargs["return_exceptions"] = return_exceptions
         if self.memory is not None:
             return Runnable.batch(self, inputs, config, **kwargs)
@@ -194,7 +194,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         self, inputs: Iterator[Inputs], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Outputs]:
         output: dict[str, Any] = {}
-        given = self.prep_inputs(_as_dict(added(list(inputs))))
+        given = self.prep_inputs(_as_dict(joined_input(list(inputs))))
         for chunk in super()._transform(iter([given]), run_manager, config):
             _add(output, chunk)
             yield chunk
@@ -208,7 +208,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
     ) -> AsyncIterator[Outputs]:
         parts = [part async for part in inputs]
         output: dict[str, Any] = {}
-        given = await self.aprep_inputs(_as_dict(added(parts)))
+        given = await self.aprep_inputs(_as_dict(joined_input(parts)))
         async for chunk in super()._atransform(_once(given), run_manager, config):
             _add(output, chunk)
             yield chunk
@@ -219,8 +219,8 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         own = RunnableConfig(tags=self.tags or [], metadata=self.metadata or {})
         if self.callbacks is not None:
             own["callbacks"] = self.callbacks
-        loud = RunnableConfig(callbacks=[StdOutCallbackHandler()]) if self.verbose else None
-        return merge_configs(own, loud, config)
+        printing = RunnableConfig(callbacks=[StdOutCallbackHandler()]) if self.verbose else None
+        return merge_configs(own, printing, config)
 
     def _with_own_each(self, config: Configs) -> Configs:
         if isinstance(config, list):
@@ -229,7 +229,7 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
 
 
 def _config(callbacks: Callbacks) -> RunnableConfig:
-    """The surrounding run's config, with the callbacks that were given."""
+    """The surrounding run's config with the given callbacks."""
     return ensure_config(None if callbacks is None else {"callbacks": callbacks})
 
 
@@ -238,7 +238,7 @@ def _as_dict(inputs: Any) -> Any:
 
 
 def _add(output: dict[str, Any], chunk: Outputs) -> None:
-    """Add a part of a stream to those before it."""
+    """Add a stream's chunk to the output so far."""
     for name, value in chunk.items():
         output[name] = output[name] + value if name in output and isinstance(value, str) else value
 

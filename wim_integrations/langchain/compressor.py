@@ -1,4 +1,4 @@
-"""A document compressor: of what a retriever found, the margins that help."""
+"""A document compressor: replaces retrieved documents by the margins that help."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ from wim_integrations.options import check_kernel, leaning_to_recall
 from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle, together
+from wim_kernel.run.options import parse_options, unwatched_options
 
 
 class WimDocumentCompressor(CompressorFields):
-    """Margins in place of the documents they are about, for `ContextualCompressionRetriever`.
+    """Replaces documents by their kept margins, for `ContextualCompressionRetriever`.
 
-    All documents are read as one, in their order, so that a margin is written in the light of those before it. Each
-    kept margin becomes a document with its source's metadata, ``relevance_score``, and ``wim``, which says where in the
-    source it stands. By default margins are whole sentences of the source, copied.
+    All documents are read as one, in their order, so that the model has read the earlier ones when it writes a margin.
+    Each kept margin becomes a document with its source's metadata, ``relevance_score``, and ``wim``, the margin's place
+    in the source. By default margins are verbatim: whole sentences of the source.
 
-    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
-    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
-    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
-    ``top_k`` or ``keep`` choose.
+    The next step sees kept margins only, so that a dropped passage is lost. The default of ``threshold`` therefore
+    favours recall: 0.1 if relevance is a probability of evidence, as by default (the kernel's default is 0.25, for
+    answers behind the whole document). With other scores, ``top_k`` or ``keep`` it is the kernel's default.
 
     Args:
-        kernel: reads.
-        document_prompt: what is read of each document; by default its page content.
-        document_separator: what stands between documents; by default the kernel's own.
-        chunk_tokens: longest chunk, in tokens.
+        kernel: the kernel.
+        document_prompt: the template of each document's text; by default its page content.
+        document_separator: the text between documents; by default the kernel's separator.
+        chunk_tokens: most tokens of a chunk.
         prompts: `Prompts`, or prompt templates by the names of its fields.
-        options: the kernel's `Options` in a dict, as they may be given by name too.
+        options: the kernel's `Options` as a dict, in addition to options given by name.
 
     The other fields are the kernel's `Options`, such as ``threshold``.
 
@@ -64,12 +63,12 @@ class WimDocumentCompressor(CompressorFields):
 
     @classmethod
     def from_kernel(cls, kernel: WimKernel, prompt: PromptLike | None = None, **fields: Any) -> Self:
-        """A compressor, as `LLMChainExtractor.from_llm` makes one.
+        """Make a compressor, as `LLMChainExtractor.from_llm` does.
 
         Args:
-            kernel: reads; it stands where a language model stood.
-            prompt: asks for a margin. Margins that a prompt asks for are in the model's own words.
-            fields: see the class.
+            kernel: the kernel, in place of a language model.
+            prompt: the prompt of margins. With a prompt, margins are in the model's own words.
+            fields: the fields of the class.
         """
         check_kernel(kernel, cls.__name__)
         if prompt is not None:
@@ -81,12 +80,12 @@ class WimDocumentCompressor(CompressorFields):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        settle(self._options("", None))  # mistakes are said here, not at the first query
+        parse_options(self._options("", None))  # raise now, not at the first query
         return self
 
     @property
     def options(self) -> dict[str, Any]:
-        """The kernel's options that were given."""
+        """The kernel's options that are set."""
         return {**self.given_options()}
 
     def compress_documents(
@@ -95,9 +94,9 @@ class WimDocumentCompressor(CompressorFields):
         """The kept margins, in the order of the documents.
 
         Args:
-            documents: what was found.
+            documents: the retrieved documents.
             query: the question.
-            callbacks: told of chunks and margins, as children of their run.
+            callbacks: callbacks for chunks and margins, as children of their run.
 
         Raises:
             ContextOverflowError: if the question leaves no room for the documents in the model's window.
@@ -138,14 +137,14 @@ class WimDocumentCompressor(CompressorFields):
     def _options(self, query: str, source: DocumentReading | None) -> Options:
         options: Options = {"margin_style": "verbatim", **self.given_options()}
         if source is not None:
-            options = together(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
+            options = unwatched_options(leaning_to_recall(options, self.kernel), len(source.reading.chunks))
         prompts = PromptSet(self.task, self.prompts).for_call(query, "question", {"question": query})
         variables = {**(self.variables or {}), **prompts.variables}
         return {**options, "prompts": prompts.prompts, "variables": variables}
 
 
 def _config(callbacks: Callbacks | None) -> RunnableConfig:
-    """The surrounding run's config, with the callbacks that were given."""
+    """The surrounding run's config with the given callbacks."""
     return ensure_config(None if callbacks is None else {"callbacks": callbacks})
 
 

@@ -1,4 +1,4 @@
-"""LangChain documents as a reading, and margins as plain data that says where in those documents they stand."""
+"""LangChain documents as a reading, and margins as plain data with their place in the documents."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _prompt_template(value: object) -> object:
     return value
 
 
-# A template class with its type filled in, which Pydantic would compare with, has no instances.
+# No validation of the type: a parametrised generic, which Pydantic would check against, has no instances.
 DocumentPrompt = Annotated[
     BasePromptTemplate[Any] | None, SkipValidation(), BeforeValidator(_prompt_template)
 ]
 
-_CONTENT = "\ue000page content\ue001"  # stands for a document's text while its prompt is formatted
+_CONTENT = "\ue000page content\ue001"  # a placeholder for the page content in a formatted prompt
 
 
 @dataclass(frozen=True)
 class _Formatted:
-    """A document as it is read: ``text``, where its page content begins at ``offset`` (None if that cannot be told)."""
+    """A formatted document: ``text`` has the page content at ``offset`` (None if the prompt changes the content)."""
 
     text: str
     offset: int | None
@@ -46,16 +46,16 @@ class DocumentReading:
     """A reading of LangChain documents.
 
     Args:
-        kernel: reads.
-        documents: what to read, in order; strings are documents without metadata.
-        document_prompt: what is read of each document; by default its page content.
-        separator: what stands between documents; by default the kernel's own.
-        chunk_tokens: longest chunk; longer documents are split at sentence ends. By default the kernel's own.
+        kernel: the kernel.
+        documents: the documents, in order; strings are documents without metadata.
+        document_prompt: the template of each document's text; by default its page content.
+        separator: the text between documents; by default the kernel's separator.
+        chunk_tokens: most tokens of a chunk; longer documents are split at sentence ends. By default the kernel's.
 
     Raises:
-        EmptyDocumentError: if no document holds text.
-        ContextOverflowError: when asked, if the question leaves no room for them in the model's window.
-        ValueError: if the prompt asks for metadata that a document lacks.
+        EmptyDocumentError: if no document has text.
+        ContextOverflowError: at a question that leaves no room for the documents in the model's window.
+        ValueError: if the prompt has a variable for metadata that a document lacks.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DocumentReading:
         self._starts = self._chunk_starts()
 
     def document_of(self, margin: Margin) -> int:
-        """Which document a margin is about, from 0."""
+        """The index of the document that a margin is about."""
         position: int = self.reading.chunks[margin.index].metadata["document"]
         return position
 
@@ -85,10 +85,10 @@ class DocumentReading:
         """A margin as plain JSON data.
 
         Returns:
-            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, what its relevance
-            is made of, by signal; ``document``, which of the documents it is about, with that document's
-            ``metadata``; ``start`` and ``end``, the characters of its page content that the margin's chunk holds (None
-            where the document's prompt hides them); ``quotes``, the characters of each sentence of a verbatim margin.
+            ``index``, ``text``, ``relevance``, ``kept`` and ``note`` of the margin; ``evidence``, the signals of its
+            relevance by name; ``document``, the index of its document, and that document's ``metadata``; ``start`` and
+            ``end``, the characters of the page content that the margin's chunk holds (None if the document prompt
+            changes the content); ``quotes``, the characters of each sentence of a verbatim margin.
         """
         place = self._place(margin.index)
         quotes = [
@@ -110,14 +110,14 @@ class DocumentReading:
         }
 
     def margins(self, given: object, written: Sequence[Margin] | None = None) -> list[Margin]:
-        """Read back what `margin_data` wrote and a person may have changed; see `margins_in`.
+        """Parse margins that `margin_data` wrote and a person may have changed; see `margins_in`.
 
         Args:
-            given: the margins, or an approval of those that were ``written``.
-            written: the margins that a person was shown, where they are known.
+            given: the margins, or an approval of ``written``.
+            written: the margins that the person was shown, if they are known.
 
         Raises:
-            MarginsError: for what is no margin, or one that was written on other chunks.
+            MarginsError: for an item that is no margin, or a margin written on other chunks.
         """
         return margins_in(given, self.reading.chunks, written=written, find_spans=self._checked_spans)
 
@@ -130,7 +130,7 @@ class DocumentReading:
         return self._spans(index, data)
 
     def margin_document(self, margin: Margin) -> Document:
-        """A margin as a document of its own: its source's metadata, ``relevance_score``, and where it stands."""
+        """A margin as a document with its source's metadata, ``relevance_score``, and ``wim``, its place."""
         data = self.margin_data(margin)
         names = ("index", "evidence", "document", "start", "end", "quotes")
         place = {name: item for name, item in data.items() if name in names}
@@ -140,19 +140,19 @@ class DocumentReading:
         )
 
     def _place(self, chunk: int) -> dict[str, Any]:
-        """Which characters of which document a chunk holds."""
+        """A chunk's document, and the characters of its page content that the chunk holds."""
         document = self.reading.chunks[chunk].metadata["document"]
         start, end = self._within(document, chunk, 0, len(self.reading.chunks[chunk].text))
         return {"document": document, "start": start, "end": end}
 
     def _spans(self, chunk: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
-        """Where a verbatim margin's sentences stand, if it still says what stands there."""
+        """The spans of a verbatim margin's sentences; none if the margin's text was changed."""
         document = self.reading.chunks[chunk].metadata["document"]
         content, offset = self.documents[document].page_content, self._formatted[document].offset
         try:
             quotes = [(int(quote["start"]), int(quote["end"])) for quote in data.get("quotes") or ()]
         except (KeyError, TypeError, ValueError) as error:
-            if offset is None:  # they were not known when it was written, either
+            if offset is None:  # the quotes were written without positions
                 return ()
             raise MarginsError(
                 f"The 'quotes' of margin {chunk} are not as they were written: leave them out."
@@ -168,7 +168,7 @@ class DocumentReading:
         return tuple(span for spans in located for span in spans)
 
     def _chunk_starts(self) -> list[int]:
-        """Where each chunk begins in its document's formatted text: chunks are all of it but a head already said."""
+        """The offset of each chunk in its document's formatted text, whose head is left out if it overlaps."""
         lengths = [0] * len(self.documents)
         for chunk in self.reading.chunks:
             lengths[chunk.metadata["document"]] += len(chunk.text)
@@ -182,7 +182,7 @@ class DocumentReading:
         return starts
 
     def _within(self, document: int, chunk: int, start: int, end: int) -> tuple[int | None, int | None]:
-        """Characters ``start`` to ``end`` of a chunk as characters of the document's page content."""
+        """Map characters ``start`` to ``end`` of a chunk to characters of the document's page content."""
         offset = self._formatted[document].offset
         if offset is None:
             return None, None
@@ -191,7 +191,7 @@ class DocumentReading:
 
 
 def as_documents(documents: Documents) -> list[Document]:
-    """Documents in any of the forms that are accepted.
+    """Documents from any of the accepted forms.
 
     Raises:
         TypeError: for anything else.
@@ -210,7 +210,7 @@ def _as_document(index: int, item: object) -> Document:
         return item
     if isinstance(item, str):
         return Document(page_content=item)
-    if isinstance(item, Mapping) and "page_content" in item:  # as JSON clients send them
+    if isinstance(item, Mapping) and "page_content" in item:  # the form of JSON clients
         return Document(page_content=item["page_content"], metadata=item.get("metadata") or {})
     raise TypeError(
         f"Documents are Documents or strings; the one at index {index} is a {type(item).__name__}."
@@ -218,8 +218,8 @@ def _as_document(index: int, item: object) -> Document:
 
 
 def plain(value: Any) -> Any:
-    """Anything as plain JSON data; what has no JSON form becomes its text."""
-    if isinstance(value, dict):  # one entry without a JSON form does not take the others with it
+    """A value as plain JSON data; a value without a JSON form becomes its text."""
+    if isinstance(value, dict):  # convert each entry alone, so that an unusual one does not affect the others
         return {str(name): _plain(item) for name, item in value.items()}
     return _plain(value)
 
@@ -227,7 +227,7 @@ def plain(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     try:
         return _plain_inside(to_jsonable_python(value, fallback=str, bytes_mode="base64"))
-    except (ValueError, RecursionError):  # it holds itself, or what has no text either
+    except (ValueError, RecursionError):  # a reference cycle, or a value without text
         return repr(value)
 
 
@@ -245,7 +245,7 @@ def _format(document: Document, prompt: BasePromptTemplate[Any] | None) -> _Form
     text = str(format_document(document, prompt))
     marked = Document(page_content=_CONTENT, metadata=document.metadata)
     before, _, after = str(format_document(marked, prompt)).partition(_CONTENT)
-    if before + document.page_content + after != text:  # the template does something with the text
+    if before + document.page_content + after != text:  # the template changes the content
         return _Formatted(text, None)
     return _Formatted(text, len(before))
 
@@ -263,11 +263,12 @@ def _chunk(index: int, document: Document, formatted: _Formatted) -> Chunk:
 
 
 def _source_id(index: int, document: Document) -> str:
-    """What pieces of one text have in common, so that what they share is read once."""
+    """The source of a document, the same for all parts of one text, so that their overlaps are read once."""
     metadata = document.metadata
     if metadata.get("source") is None:
-        return f"at {index}"  # an id is one document's, and two that have the same are still two
-    own = {"start_index", "id", "_id", "chunk", "chunk_index", "chunk_id"}  # of the piece, as scores are
+        return f"at {index}"  # an id does not say that two documents are parts of one text
+    # These differ between parts of one text, as scores do.
+    own = {"start_index", "id", "_id", "chunk", "chunk_index", "chunk_id"}
     common = {
         name: item for name, item in metadata.items() if name not in own and not isinstance(item, float)
     }

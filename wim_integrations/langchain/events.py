@@ -1,4 +1,4 @@
-"""What a reading does, told to everyone in LangChain and LangGraph who listens."""
+"""The kernel's events as LangChain callbacks, LangChain custom events and LangGraph stream events."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from wim_kernel import (
 from wim_kernel.common.relay import Calls
 from wim_kernel.run.transcripts import Transcript
 
-NO_STREAM = "nostream"  # LangGraph's tag for what stays out of the stream of messages
+NO_STREAM = "nostream"  # LangGraph's tag for runs whose tokens stay out of the message stream
 
 Manager = CallbackManager | AsyncCallbackManager
 
 
 class Emitter:
-    """Tells of one question's events.
+    """Emits one question's events.
 
-    Chunks, margins and the answer go out as custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain
-    JSON data: to callback handlers and event streams if there is a run, and to the graph's stream writer if there is a
-    graph. A margin that takes the place of the one with the same index, once more of the documents is known, goes out
-    as ``wim_margin_revised``. The answer's prompt, its tokens and the whole call's usage go out as a chat model's run.
-    Each margin is a run of its own beside it, with its prompt and its text; its tokens are not told.
+    Chunks, margins and the answer become custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain JSON
+    data. Callback handlers and event streams get them within a run, and the graph's stream writer within a graph. A
+    revised margin, which replaces the margin with the same index, becomes ``wim_margin_revised``. The answer's prompt,
+    its tokens and the whole call's usage become a chat model run. Each margin becomes a chain run with its prompt and
+    its text, without tokens.
 
     Args:
-        manager: callbacks, as a child of the run that the events belong to.
+        manager: the callback manager, a child of the run that the events belong to.
         config: the run's config.
-        source: the documents.
-        question: what is asked.
-        options: how; they say what the model is asked.
-        tags: tags of the chat model's run.
+        source: the documents' reading.
+        question: the question.
+        options: the kernel's options, from which the prompts are made.
+        tags: tags of the chat model run.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class Emitter:
         self.question = question
         self.tags = list(tags)
         self.model_name = source.reading.engine.model_name
-        self.margins: list[Margin] = []  # that the answer will stand on, each as it was told last
+        self.margins: list[Margin] = []  # the answer's margins, in their last version
         self._transcript = Transcript(
             source.reading.engine, source.reading.frame, source.reading.document, question, options
         )
         self._chunks_read = 0
         self._run: Any = None
 
-    # -- what is yielded is awaited if it can be ----------------------------------------------------------------------
+    # -- generators of callbacks: what they yield is awaited if it is awaitable, and its value is sent back -----------
 
     def emit(self, event: Event) -> Calls:
-        """Tell of an event."""
+        """Emit an event."""
         match event:
             case ChunkRead(index):
                 self._chunks_read = index + 1
@@ -94,8 +94,8 @@ class Emitter:
                 yield from self._margin_run(margin)
                 yield from self._custom("wim_margin", self.source.margin_data(margin))
             case MarginRevised(margin):
-                place = [known.index for known in self.margins].index(margin.index)
-                before, self.margins[place] = self.margins[place], margin
+                position = [known.index for known in self.margins].index(margin.index)
+                before, self.margins[position] = self.margins[position], margin
                 if (before.text, before.kept) != (margin.text, margin.kept):
                     yield from self._margin_run(margin)
                 yield from self._custom("wim_margin_revised", self.source.margin_data(margin))
@@ -126,17 +126,17 @@ class Emitter:
             self.write({"event": name, "data": data})
 
     def _margin_run(self, margin: Margin) -> Calls:
-        """A run that shows what was asked at the chunk's end, and what was written."""
+        """Emit a chain run with the prompt at the chunk's end and the margin's text."""
         if not self.manager.handlers:
             return
         prompt = self._transcript.margin(margin.index)
         run = yield self.manager.on_chain_start(
             {"name": "WimMargin"}, {"prompt": prompt, "chunk": margin.index}, name="WimMargin"
         )
-        said = {"margin": margin.text, "relevance": margin.relevance, "kept": margin.kept}
-        yield run.on_chain_end(said)
+        outputs = {"margin": margin.text, "relevance": margin.relevance, "kept": margin.kept}
+        yield run.on_chain_end(outputs)
 
-    def _asked(self, answers: bool) -> str:
+    def _prompt(self, answers: bool) -> str:
         if answers:
             return self._transcript.answer(self.margins, self._chunks_read)
         return self._transcript.margin(max(0, self._chunks_read - 1))
@@ -148,7 +148,7 @@ class Emitter:
         manager.add_tags(list(tags), inherit=False)
         runs = yield manager.on_chat_model_start(
             {"name": "WimKernel", "kwargs": {"model_name": self.model_name}},
-            [[SystemMessage(self._transcript.system), HumanMessage(self._asked(answers))]],
+            [[SystemMessage(self._transcript.system), HumanMessage(self._prompt(answers))]],
             invocation_params={"model": self.model_name},
             name="WimKernel",
         )
@@ -171,7 +171,7 @@ class Emitter:
         yield run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
 
     def fail(self, error: BaseException) -> Calls:
-        """Tell that the answer did not come to its end."""
+        """End an open chat model run with an error."""
         run, self._run = self._run, None
         if run is not None:
             yield run.on_llm_error(error)
@@ -182,7 +182,7 @@ class Emitter:
 
 
 def answer_data(event: Answered) -> dict[str, Any]:
-    """An answer without its margins, which were told before, as plain JSON data."""
+    """An answer as plain JSON data, without its margins, which were emitted before."""
     result = event.result
     return {
         "question": result.question,
@@ -194,17 +194,17 @@ def answer_data(event: Answered) -> dict[str, Any]:
 
 
 def stream_writer(config: RunnableConfig) -> Callable[[Any], None] | None:
-    """The writer of the LangGraph run that this is part of; None outside of one."""
-    if "langgraph" not in sys.modules:  # whoever runs a graph has loaded it
+    """The stream writer of the surrounding LangGraph run; None outside of one."""
+    if "langgraph" not in sys.modules:  # a running graph has imported it
         return None
     try:
         from langgraph.config import get_stream_writer
-    except ImportError:  # a part of it alone is installed
+    except ImportError:  # only a part of langgraph is installed
         return None
     try:
         return get_stream_writer()
     except (RuntimeError, KeyError):
-        # no run, a run that is no graph's, or a task on Python 3.10: the config may know
+        # no run, a run outside a graph, or a task on Python 3.10: the config may have the writer
         runtime = (config.get("configurable") or {}).get("__pregel_runtime")
         return getattr(runtime, "stream_writer", None)
 

@@ -1,4 +1,4 @@
-"""The kernel's options as fields of LangChain's models: whatever `Options` has, the models have."""
+"""The kernel's options as fields of LangChain's models: every key of `Options` is a field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wim_kernel.common.copying import refuse_to_pickle
 
 
 class ReadingFields(BaseModel):
-    """What every part is given that reads documents; a mixin."""
+    """The fields of every part that reads documents; a mixin."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -31,26 +31,26 @@ class ReadingFields(BaseModel):
         refuse_to_pickle(self)
 
     def given_options(self) -> Options:
-        """The kernel's options that were given, but for ``prompts``, which are made for each call."""
+        """The kernel's options that are set, without ``prompts``, which are made for each call."""
         given = {name: getattr(self, name) for name in OPTION_NAMES if name != "prompts"}
         options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
         return options
 
     @classmethod
     def check_fields(cls, given: dict[str, Any]) -> None:
-        """See that all fields exist.
+        """Check that all fields exist.
 
         Raises:
-            UnknownOptionError: if one does not.
+            UnknownOptionError: for an unknown field.
         """
         check_names(given, cls.model_fields, cls.__name__, "Extra inputs are not permitted: ")
 
 
 def _with_options(name: str, base: type[BaseModel]) -> type[BaseModel]:
-    """A model of fields that are left open: every option that `ReadingFields` has not."""
+    """A model with every option as a field that defaults to None, on top of `ReadingFields`."""
     hints = get_type_hints(Options)
     fields: dict[str, Any] = {
-        option: (Optional[hints[option]], None)  # noqa: UP045 - hints are made at run time
+        option: (Optional[hints[option]], None)  # noqa: UP045 - the hint is evaluated at run time
         for option in OPTION_NAMES
         if option not in ReadingFields.model_fields
     }
@@ -60,7 +60,7 @@ def _with_options(name: str, base: type[BaseModel]) -> type[BaseModel]:
 if TYPE_CHECKING:
 
     class RunnableFields(ReadingFields, RunnableSerializable[Any, Outputs]):
-        """A runnable with the kernel's options as fields; its input is Any, so that graphs of any state take it."""
+        """A runnable with the kernel's options as fields. Its input is Any, so that graphs of any state accept it."""
 
         stop_when: Any = None
         stop_after: Any = None

@@ -1,4 +1,4 @@
-"""The documents that an agent may read: those it is given by name, or the files of a folder."""
+"""The documents that an agent's tool may read: documents by name, files of a folder, or a retriever's results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Library:
         raise NotImplementedError
 
     def get(self, name: str) -> list[Document]:
-        """A document's parts.
+        """A document's parts, by its name.
 
         Raises:
             ToolException: if there is no such document, or it cannot be read.
@@ -37,7 +37,7 @@ class Library:
         raise ToolException(f"There is no document called {name!r}.")
 
     def find(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
-        """The parts that a question is asked of; ``name`` is None where there is one document.
+        """The documents for a question; ``name`` is None if there is only one document.
 
         Raises:
             ToolException: if there is no such document, or it cannot be read.
@@ -49,9 +49,9 @@ class Library:
         return await in_thread(self.find, question, name, config)
 
     def explain(self, error: Any) -> str:
-        """What an agent's model got wrong in its arguments."""
+        """The message to the agent's model for wrong arguments."""
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        return f"Ask a question about {self.described()}. What was given is wrong: {wrong}"
+        return f"Ask a question about {self.described()}. These arguments are wrong: {wrong}"
 
     def described(self) -> str:
         """The documents in words."""
@@ -59,15 +59,15 @@ class Library:
         return names[0] if len(names) == 1 else "one of these documents: " + ", ".join(names)
 
     def arguments(self) -> type[BaseModel]:
-        """What the agent's model fills in."""
-        asked: dict[str, Any] = {
+        """The tool's arguments, which the agent's model fills in."""
+        fields: dict[str, Any] = {
             "question": (str, Field(description="A plain question, complete in itself."))
         }
         names = self.names()
         if len(names) > 1:
             kind: Any = Literal[tuple(names)]
-            asked["document"] = (kind, Field(description="Which document to read."))
-        return create_model("AskDocument", **asked)
+            fields["document"] = (kind, Field(description="Which document to read."))
+        return create_model("AskDocument", **fields)
 
 
 class Named(Library):
@@ -93,9 +93,10 @@ class Named(Library):
 
 
 class Folder(Library):
-    """Text, Markdown, HTML and PDF files in a folder and below it, by their paths from there.
+    """Text, Markdown, HTML and PDF files in a folder and its subfolders, by their relative paths.
 
-    Nothing outside it and nothing hidden, by whatever name or link. The files read last stay in memory.
+    Hidden files and files outside the folder cannot be read, not even through links. The last files read stay in
+    memory.
     """
 
     MOST_NAMES = 100
@@ -136,7 +137,7 @@ class Folder(Library):
         return f"one of these documents: {self._listed()}"
 
     def arguments(self) -> type[BaseModel]:
-        """What the agent's model fills in."""
+        """The tool's arguments, which the agent's model fills in."""
         return create_model(
             "AskDocument",
             question=(str, Field(description="A plain question, complete in itself.")),
@@ -149,7 +150,7 @@ class Folder(Library):
         return ", ".join(names[: self.MOST_NAMES]) + more
 
     def _file(self, name: str) -> Path | None:
-        """The file of that name, if agents may read it."""
+        """The path of a name; None for a file that agents may not read."""
         if not name or not name.isprintable() or ".." in PurePosixPath(name).parts:
             return None
         try:
@@ -162,14 +163,14 @@ class Folder(Library):
 
 
 def _may_be_text(path: Path) -> bool:
-    """Whether a file's name does not say that it is something else."""
-    kind, packed = mimetypes.guess_type(path.name)
+    """Whether a file may have text: false if its name has the suffix of another type."""
+    kind, compression = mimetypes.guess_type(path.name)
     textual = ("text/", "application/pdf", "application/json", "application/xhtml+xml", "application/xml")
-    return packed is None and (kind is None or kind.startswith(textual))
+    return compression is None and (kind is None or kind.startswith(textual))
 
 
 class Retrieved(Library):
-    """What a retriever finds for the question."""
+    """A retriever's results for each question."""
 
     def __init__(self, retriever: Retriever) -> None:
         if not isinstance(retriever, Runnable):
@@ -180,11 +181,11 @@ class Retrieved(Library):
         self.retriever = retriever
 
     def names(self) -> list[str]:
-        """What is searched, in words."""
+        """A phrase for the tool's description."""
         return ["the documents that a search finds for it"]
 
     def find(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:
-        """The documents found, in the retriever's order."""
+        """The retrieved documents, in the retriever's order."""
         return self._checked(question, self.retriever.invoke(question, config))
 
     async def afind(self, question: str, name: str | None, config: RunnableConfig) -> list[Document]:

@@ -1,4 +1,4 @@
-"""A replacement for map-reduce chains, as ``load_qa_chain`` and ``load_summarize_chain`` make them."""
+"""The replacement for map-reduce chains of ``load_qa_chain`` and ``load_summarize_chain``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from wim_integrations.langchain.requests import Request
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_kernel import Answered, AnswerToken, Event, WimKernel
 
-_NEW = "return_only_outputs"
+_ONLY_OUTPUTS = "return_only_outputs"
 Configs = RunnableConfig | list[RunnableConfig] | None
 
 
 class WimMapReduceChain(WimRunnable):
-    """A map-reduce chain whose map step reads on instead of starting afresh; see `create_wim_map_reduce_chain`."""
+    """A map-reduce chain whose map step continues one shared prefix; see `create_wim_map_reduce_chain`."""
 
     documents_key: str | None = "input_documents"
     input_key: str = "input_documents"
@@ -38,7 +38,7 @@ class WimMapReduceChain(WimRunnable):
     @model_validator(mode="before")
     @classmethod
     def _one_key(cls, given: Any) -> Any:
-        """``input_key``, as the replaced chains call it, is ``documents_key``."""
+        """Set ``documents_key`` from ``input_key``, the name in the replaced chains."""
         if not isinstance(given, dict):
             return given
         key = given.get("input_key") or given.get("documents_key") or "input_documents"
@@ -46,15 +46,15 @@ class WimMapReduceChain(WimRunnable):
 
     @property
     def input_keys(self) -> list[str]:
-        """Names of the inputs."""
+        """The inputs' keys."""
         return [self.input_key]
 
     @property
     def output_keys(self) -> list[str]:
-        """Names of the outputs, beside the inputs, which are echoed."""
+        """The outputs' keys, without the inputs, which are returned, too."""
         return [self.output_key, *(["intermediate_steps"] if self.return_intermediate_steps else [])]
 
-    def invoke(  # type: ignore[override]  # its outputs are called as they are configured
+    def invoke(  # type: ignore[override]  # the outputs' keys are configured
         self,
         input: Inputs,
         config: RunnableConfig | None = None,
@@ -62,8 +62,8 @@ class WimMapReduceChain(WimRunnable):
         return_only_outputs: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The inputs, the answer and, if wanted, the intermediate steps; or only what is new."""
-        output: dict[str, Any] = self._wanted(super().invoke(input, config, **kwargs), return_only_outputs)
+        """The inputs, the answer and, if configured, the intermediate steps; or only the outputs."""
+        output: dict[str, Any] = self._select(super().invoke(input, config, **kwargs), return_only_outputs)
         return output
 
     async def ainvoke(  # type: ignore[override]
@@ -75,7 +75,7 @@ class WimMapReduceChain(WimRunnable):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """See `invoke`."""
-        output: dict[str, Any] = self._wanted(
+        output: dict[str, Any] = self._select(
             await super().ainvoke(input, config, **kwargs), return_only_outputs
         )
         return output
@@ -83,19 +83,19 @@ class WimMapReduceChain(WimRunnable):
     def transform(
         self, input: Iterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Outputs]:
-        """See `stream`; the input may come in parts."""
-        new = kwargs.pop(_NEW, False)
+        """Like `stream`; the input may come in chunks."""
+        only_outputs = kwargs.pop(_ONLY_OUTPUTS, False)
         for chunk in super().transform(input, config, **kwargs):
-            yield self._wanted(chunk, new)
+            yield self._select(chunk, only_outputs)
 
     async def atransform(
         self, input: AsyncIterator[Inputs], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncGenerator[Outputs, None]:
         """See `transform`."""
-        new = kwargs.pop(_NEW, False)
+        only_outputs = kwargs.pop(_ONLY_OUTPUTS, False)
         async with aclosing(super().atransform(input, config, **kwargs)) as chunks:
             async for chunk in chunks:
-                yield self._wanted(chunk, new)
+                yield self._select(chunk, only_outputs)
 
     def batch(
         self,
@@ -105,10 +105,10 @@ class WimMapReduceChain(WimRunnable):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Outputs for several inputs; questions about the same documents are answered together."""
-        new = kwargs.pop(_NEW, False)
+        """Outputs for several inputs; questions about the same documents are answered in one run."""
+        only_outputs = kwargs.pop(_ONLY_OUTPUTS, False)
         outputs = super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        return [self._wanted(output, new) for output in outputs]
+        return [self._select(output, only_outputs) for output in outputs]
 
     async def abatch(
         self,
@@ -119,17 +119,17 @@ class WimMapReduceChain(WimRunnable):
         **kwargs: Any,
     ) -> list[Any]:
         """See `batch`."""
-        new = kwargs.pop(_NEW, False)
+        only_outputs = kwargs.pop(_ONLY_OUTPUTS, False)
         outputs = await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        return [self._wanted(output, new) for output in outputs]
+        return [self._select(output, only_outputs) for output in outputs]
 
-    def _wanted(self, output: Any, return_only_outputs: bool) -> Any:
+    def _select(self, output: Any, return_only_outputs: bool) -> Any:
         if not return_only_outputs or not isinstance(output, Mapping):
             return output
         return AddableDict({name: output[name] for name in self.output_keys if name in output})
 
     def get_output_schema(self, config: Any = None) -> type[BaseModel]:
-        """The outputs beside the echoed inputs."""
+        """The outputs' fields, without the inputs."""
         kinds: dict[str, Any] = {self.output_key: (str, ...)}
         if self.return_intermediate_steps:
             kinds["intermediate_steps"] = (list[str], ...)
@@ -156,7 +156,7 @@ class WimMapReduceChain(WimRunnable):
         return output
 
     def _steps(self, request: Request, last: Event | None) -> list[str]:
-        """One text a document, in their order: its margins; empty where it says nothing that helps."""
+        """For each document, in order, its margins as one text; empty without a relevant margin."""
         if request.source is None or not isinstance(last, Answered):
             return []
         steps: list[list[str]] = [[] for _ in request.source.documents]
@@ -173,8 +173,8 @@ class WimMapReduceChain(WimRunnable):
 
     def _last_chunk(self, request: Request, last: Event | None) -> Outputs:
         output = self._output(request, last)
-        wanted = self.output_keys if request.source is None else self.output_keys[1:]
-        return AddableDict({name: output[name] for name in wanted})
+        names = self.output_keys if request.source is None else self.output_keys[1:]
+        return AddableDict({name: output[name] for name in names})
 
     def _streamed(self) -> tuple[str, ...]:
         return (self.output_key,)

@@ -1,4 +1,4 @@
-"""The types of what goes into the runnables and what comes out. At run time they are plain dicts."""
+"""The types of the runnables' inputs and outputs. At run time they are plain dicts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Outputs = Mapping[str, Any]
 
 
 class Quote(TypedDict):
-    """Characters of a document's page content; None where the document's prompt hides them."""
+    """A range of characters of a document's page content; None if the ``document_prompt`` changes the text."""
 
     start: int | None
     end: int | None
 
 
 class Margins(list["MarginData"]):
-    """Margins in a stream: when parts are added up, a revised margin takes the place of the one it revises.
+    """The margins of a stream's chunk. In a sum, a revised margin replaces the margin with the same index.
 
-    Elsewhere, and to everyone else, it is a list like any other.
+    In all other respects it is a plain list.
     """
 
     def __add__(self, other: Any) -> Margins:  # type: ignore[override]
         by_index: dict[Any, MarginData] = {}
         for margin in (*self, *other):
-            by_index[margin["index"]] = margin  # which keeps the place of the first
+            by_index[margin["index"]] = margin  # a dict keeps the first one's position
         return Margins(by_index.values())
 
     def __radd__(self, other: list[Any]) -> Margins:
@@ -51,12 +51,12 @@ class MarginData(TypedDict):
 
 
 class WimOutput(TypedDict):
-    """What `WimRunnable` and `WimAnswer` give.
+    """The output of `WimRunnable` and `WimAnswer`.
 
     Attributes:
         answer: the answer's text.
         margins: every margin, in reading order.
-        usage: tokens the call cost; see `wim_kernel.Usage`.
+        usage: tokens that the call cost; see `wim_kernel.Usage`.
         timings: seconds the call took; see `wim_kernel.Timings`.
         stopped_early: whether reading stopped before the documents' end.
     """
@@ -69,7 +69,7 @@ class WimOutput(TypedDict):
 
 
 class WimMarginsOutput(TypedDict):
-    """What `WimMargins` gives: as `WimOutput`, and ``chunks_read`` for `WimAnswer`."""
+    """The output of `WimMargins`; ``chunks_read`` is for `WimAnswer`."""
 
     margins: list[MarginData]
     usage: dict[str, Any]

@@ -1,4 +1,4 @@
-"""LangChain prompt templates as prompts of the kernel, formatted for each call with what the call brings."""
+"""LangChain prompt templates as the kernel's prompts, formatted for each call with the call's inputs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ _ANSWERING = ("answer", "notes")
 class PromptSet:
     """Prompt templates by the names of `Prompts`' fields.
 
-    What a template's own variables and text come to is data: control tokens in it stay characters, braces in it stay
-    braces.
+    A formatted LangChain template is data: control tokens and braces in it stay plain characters.
 
     Attributes:
-        task: whose prompts stand where none is given.
-        given: `Prompts` as they are, or templates by name; strings are the kernel's own templates.
-        documents_keys: variables that stand for the documents.
-        notes_keys: variables that stand for the kept margins in the answer's prompt.
+        task: the task, whose prompts are the defaults.
+        given: `Prompts`, or templates by name; strings are templates of the kernel.
+        documents_keys: names of variables for the documents.
+        notes_keys: names of variables for the kept margins in the answer's prompt.
 
     Raises:
-        ValueError: for a name that is not a prompt's, or something that is no template.
+        ValueError: for an unknown name, or a value that is no template.
     """
 
     task: str
@@ -59,29 +58,29 @@ class PromptSet:
 
     @property
     def templates(self) -> dict[str, BasePromptTemplate[Any]]:
-        """Those that are LangChain's, by name."""
+        """The LangChain templates, by name."""
         if not isinstance(self.given, Mapping):
             return {}
         return {name: item for name, item in self.given.items() if isinstance(item, BasePromptTemplate)}
 
     @property
     def variables(self) -> list[str]:
-        """Inputs that the templates ask for beyond the question and the documents."""
+        """The templates' variables other than the question, the documents and the notes: inputs of the call."""
         known = {*QUESTION_KEYS, *self.documents_keys, *self.notes_keys, "note"}
-        asked = (name for template in self.templates.values() for name in template.input_variables)
-        return sorted(set(asked) - known)
+        names = (name for template in self.templates.values() for name in template.input_variables)
+        return sorted(set(names) - known)
 
     def for_call(self, question: str, question_key: str | None, inputs: Mapping[str, Any]) -> CallPrompts:
-        """The prompts for one call.
+        """Format the prompts for one call.
 
         Args:
-            question: what is asked.
-            question_key: the input that it came from.
-            inputs: all inputs; a variable that is none of them is the question, the documents or the notes by its
+            question: the question.
+            question_key: the input's key of the question.
+            inputs: all inputs. A variable that is not among them is the question, the documents or the notes, by its
                 name.
 
         Raises:
-            KeyError: if a variable is none of these.
+            KeyError: for a variable that is none of these.
         """
         base = PROMPTS["summarise" if self.task == "summarise" else "answer"]
         if self.given is None:
@@ -96,7 +95,7 @@ class PromptSet:
         return adopt(base, kernels, formatted)
 
     def as_question(self, inputs: Mapping[str, Any]) -> str | None:
-        """What the answer's template asks where no input is called a question; None without such a template."""
+        """The answer's template, formatted, as the question of an input without one; None without such a template."""
         template = self.templates.get("answer")
         if template is None:
             return None
@@ -140,21 +139,21 @@ class PromptSet:
 
 
 def _formatted(template: BasePromptTemplate[Any], values: dict[str, Any]) -> str:
-    """The template's text; a chat's system messages first, and one other message without its role."""
+    """The formatted template; of a chat template, system messages come first, and a single turn has no role."""
     if not isinstance(template, BaseChatPromptTemplate):
         return str(template.format(**values))
     messages = template.format_messages(**values)
     rules = [message.text for message in messages if isinstance(message, SystemMessage)]
     turns = [message for message in messages if not isinstance(message, SystemMessage)]
-    said = turns[0].text if len(turns) == 1 else get_buffer_string(turns)
-    return "\n\n".join(part for part in (*rules, said) if part)
+    conversation = turns[0].text if len(turns) == 1 else get_buffer_string(turns)
+    return "\n\n".join(part for part in (*rules, conversation) if part)
 
 
 def as_templates(options: dict[str, Any]) -> dict[str, PromptLike]:
-    """The prompts given by name, free to be added to.
+    """Take ``prompts`` out of options, as templates by name, to add further ones.
 
     Raises:
-        TypeError: if they are given as the kernel's `Prompts`, which nothing can be mixed with.
+        TypeError: for the kernel's `Prompts`, which cannot be combined with templates.
     """
     prompts = options.pop("prompts", None) or {}
     if not isinstance(prompts, Mapping):

@@ -1,4 +1,4 @@
-"""What a runnable makes of an input before anything is read."""
+"""Requests: a runnable's input, parsed before anything is read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from wim_integrations.langchain.outputs import MarginData
 from wim_kernel import Margin, MissingInputError, Options, Reading
 
 Sources = dict[int, tuple[Any, DocumentReading]]
-"""Readings by the identity of the documents given, which are kept alive beside them."""
+"""Readings by ``id()`` of the documents given, with the documents, so that the ids stay valid."""
 
 
 @dataclass
 class Request:
-    """One input, understood.
+    """One parsed input.
 
     Attributes:
-        inputs: as given.
-        question: what is asked.
-        source: the documents; None if none holds text and the runnable has an answer for that.
-        options: for the kernel.
+        inputs: the input as given.
+        question: the question.
+        source: the documents' reading; None if no document has text and the runnable has an ``empty_response``.
+        options: the kernel's options.
     """
 
     inputs: Mapping[str, Any]
@@ -37,27 +37,27 @@ class Request:
     @property
     def reading(self) -> Reading:
         """The documents' reading."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
+        assert self.source is not None, "the request has no documents with text"
         return self.source.reading
 
     def margins_data(self, margins: Iterable[Margin]) -> list[MarginData]:
         """Margins as plain JSON data."""
-        assert self.source is not None, "nothing is read where there is nothing to read"
+        assert self.source is not None, "the request has no documents with text"
         return [self.source.margin_data(margin) for margin in margins]
 
 
 def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:
-    """Whether events of a call that is not a stream are seen while it runs."""
-    # what tells an event stream's handler from others; langgraph relies on it too
+    """Whether a consumer sees the events of a call while it runs, although the call itself does not stream."""
+    # Only handlers of event streams have this attribute; langgraph relies on it, too.
     streaming = any(hasattr(handler, "tap_output_aiter") for handler in run_manager.handlers)
     return streaming or stream_writer(config) is not None
 
 
-def added(parts: Sequence[Any]) -> Any:
-    """An input that came in parts.
+def joined_input(parts: Sequence[Any]) -> Any:
+    """The sum of the chunks of an input.
 
     Raises:
-        ValueError: if none came.
+        ValueError: for no chunks.
     """
     if not parts:
         raise ValueError("There is no input.")
@@ -68,12 +68,12 @@ def added(parts: Sequence[Any]) -> Any:
 
 
 def first(inputs: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of several names that an input goes by."""
+    """The first of several names under which the input has a value."""
     return next((name for name in names if inputs.get(name) is not None), None)
 
 
 def missing(inputs: Mapping[str, Any], names: Sequence[str]) -> MissingInputError:
-    """The error for an input that has nothing by any of several names."""
+    """The error for an input without a value under any of several names."""
     return MissingInputError(
         f"The input has {sorted(map(str, inputs))}, and nothing called {' or '.join(names)}."
     )

@@ -1,4 +1,4 @@
-"""What comes back from a person who was shown margins: the margins as changed, or an approval of them as they are."""
+"""Reviews: a person's reply to margins, which is either changed margins or an approval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wim_kernel.common import forks
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.given_margins import is_approval
 
-MOST = 256
+REMEMBERED = 256  # most questions of one engine whose margins are remembered
 Key = tuple[str, tuple[str, ...]]
 
 
@@ -28,9 +28,9 @@ _written: WeakKeyDictionary[AnyEngine, OrderedDict[Key, tuple[Margin, ...]]] = W
 
 
 def reviewed(written: Sequence[Any], reply: Any) -> Sequence[Any]:
-    """The margins that a person's reply leaves: ``written`` if it approves them (True, ``"approve"``), or the reply.
+    """The margins after a review: ``written`` if the reply approves them (True, ``"approve"``), otherwise the reply.
 
-    For the node of a graph that shows margins; unlike an approval that is handed on, it survives a restart.
+    For a graph's node that shows margins. Unlike an approval passed to `WimAnswer`, it works after a restart.
 
     Example:
         >>> builder.add_node(  # doctest: +SKIP
@@ -42,18 +42,18 @@ def reviewed(written: Sequence[Any], reply: Any) -> Sequence[Any]:
 
 
 def remember(reading: Reading, question: str, margins: Sequence[Margin]) -> None:
-    """Keep margins, for an approval of them in this process."""
+    """Remember margins in this process, for an approval."""
     with _lock:
-        mine = _written.setdefault(reading.engine, OrderedDict())
+        by_question = _written.setdefault(reading.engine, OrderedDict())
         key = _key(reading, question)
-        mine.pop(key, None)
-        mine[key] = tuple(margins)
-        while len(mine) > MOST:
-            mine.popitem(last=False)
+        by_question.pop(key, None)
+        by_question[key] = tuple(margins)
+        while len(by_question) > REMEMBERED:
+            by_question.popitem(last=False)
 
 
 def remembered(reading: Reading, question: str) -> tuple[Margin, ...] | None:
-    """The margins that were last written for a question about the same chunks, if they are known."""
+    """The margins that were written last for a question about the same chunks; None if not remembered."""
     with _lock:
         return _written.get(reading.engine, OrderedDict[Key, tuple[Margin, ...]]()).get(
             _key(reading, question)

@@ -32,33 +32,33 @@ from wim_kernel import (
 
 
 class WimRunnable(DocumentRunnable):
-    """Reads documents once, notes in margins what helps with the question, and answers from them.
+    """Reads documents once, writes margins on what helps with the question, and answers from them.
 
     The input has a question (``question``, ``input`` or ``query``) and documents (``documents``, ``context`` or
-    ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, every one in reading
-    order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call;
-    and ``stopped_early``. A stream brings margins and pieces of the answer as they are written; a margin may come
-    again, revised, and takes the place of the one with the same index when parts are added up.
+    ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, all margins in
+    reading order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call; and
+    ``stopped_early``. A stream yields margins and pieces of the answer as they are written. A margin may be yielded
+    again after a revision; in the sum of the chunks it replaces the margin with the same index.
 
-    Questions of a batch that are about the same documents are answered together, and documents that the kernel has
-    read are not read again.
+    Questions of a batch about the same documents are answered in one run, and documents in the kernel's cache are not
+    read again.
 
     Args:
-        kernel: the model and the readings it holds.
-        question_key: which input is the question; by default the first that there is of those named above.
-        documents_key: which input has the documents; likewise.
-        document_prompt: what is read of each document; by default its page content.
-        document_separator: what stands between documents; by default the kernel's own.
-        chunk_tokens: longest chunk, in tokens; longer documents are split at sentence ends.
+        kernel: the kernel.
+        question_key: the input's key of the question; by default the first present one of the keys above.
+        documents_key: the input's key of the documents; by default the first present one of the keys above.
+        document_prompt: the template of each document's text; by default its page content.
+        document_separator: the text between documents; by default the kernel's separator.
+        chunk_tokens: most tokens of a chunk; longer documents are split at sentence ends.
         prompts: `Prompts`, or prompt templates by the names of its fields; see `PromptSet`.
-        empty_response: the answer where no document holds text; by default that is an error.
-        answer_tags: tags of the chat model's run that the answer's tokens are told in.
+        empty_response: the answer if no document has text; by default that raises.
+        answer_tags: tags of the chat model run that has the answer's tokens.
 
     The other fields are the kernel's `Options`.
 
     Raises:
         KeyError: if the input has no question or no documents.
-        EmptyDocumentError: if no document holds text.
+        EmptyDocumentError: if no document has text.
         ContextOverflowError: if the question leaves no room for the documents in the model's window.
 
     Example:
@@ -88,7 +88,7 @@ class WimRunnable(DocumentRunnable):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Outputs]:
-        """Outputs for several inputs; questions about the same documents are answered together."""
+        """Outputs for several inputs; questions about the same documents are answered in one run."""
         runnable = self._with(kwargs) if kwargs else self
         return runnable._batch_with_config(
             runnable._batch, inputs, config, return_exceptions=return_exceptions
@@ -159,10 +159,10 @@ class WimRunnable(DocumentRunnable):
 
 
 class WimMargins(DocumentRunnable):
-    """Reads documents and writes margins, for a person or a program to drop, edit, approve or add to; no answer yet.
+    """Reads documents and writes margins, without an answer: for a person or a program to drop, edit or add to.
 
-    Input as for `WimRunnable`. The output has ``margins``, ``usage``, ``timings``, and ``chunks_read``, which
-    `WimAnswer` wants where reading stopped early.
+    The input is that of `WimRunnable`. The output has ``margins``, ``usage``, ``timings``, and ``chunks_read``, which
+    `WimAnswer` needs if reading stopped early.
     """
 
     output_type: ClassVar[Any] = WimMarginsOutput
@@ -211,15 +211,16 @@ class WimMargins(DocumentRunnable):
 
 
 class WimAnswer(WimRunnable):
-    """Answers from margins as they are handed in, by `WimMargins` and whoever went over them since.
+    """Answers from given margins, such as margins by `WimMargins` that a person has reviewed.
 
-    Input as for `WimRunnable`, and ``margins``: those with ``kept`` count, a ``note`` is the reader's remark on one, a
-    string is a margin of the reader's own; and optionally ``chunks_read``. True or ``"approve"`` in the place of the
-    list means the margins that `WimMargins` wrote last for this question, in the same process; `reviewed` does the same
-    across processes. In the process that wrote the margins the documents are not read again; elsewhere they are.
+    The input is that of `WimRunnable` with ``margins`` and, optionally, ``chunks_read``. Margins with ``kept`` are
+    used, ``note`` is the reader's remark on a margin, and a string is a margin of the reader's own. True or
+    ``"approve"`` in place of the list approves the margins that `WimMargins` wrote last for this question in the same
+    process; `reviewed` does this across processes. The documents are read again only if the kernel's cache no longer
+    holds them, as in another process.
 
     Raises:
-        MarginsError: for something that is no margin, or one of other documents.
+        MarginsError: for an item that is no margin, or a margin of other documents.
     """
 
     margins_key: str = "margins"
@@ -230,14 +231,14 @@ class WimAnswer(WimRunnable):
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question, the documents and the margins."""
-        handed: dict[str, Any] = {
+        given: dict[str, Any] = {
             self.margins_key: (list[dict[str, Any] | str] | str | bool, ...),
             "chunks_read": (int | None, None),
         }
-        return create_model(self.get_name("Input"), __base__=super().get_input_schema(config), **handed)
+        return create_model(self.get_name("Input"), __base__=super().get_input_schema(config), **given)
 
     def batch(self, *args: Any, **kwargs: Any) -> list[Outputs]:
-        """One after another, side by side: margins differ from input to input."""
+        """Outputs for several inputs, each in a run of its own, since each input has its own margins."""
         return super(WimRunnable, self).batch(*args, **kwargs)
 
     async def abatch(self, *args: Any, **kwargs: Any) -> list[Outputs]:
@@ -245,16 +246,16 @@ class WimAnswer(WimRunnable):
         return await super(WimRunnable, self).abatch(*args, **kwargs)
 
     def _events(self, request: Request, options: Options) -> Generator[Event, None, None]:
-        margins, chunks_read = self._handed_in(request)
+        margins, chunks_read = self._given_margins(request)
         return request.reading.stream_answer(request.question, margins, chunks_read=chunks_read, **options)
 
     def _aevents(self, request: Request, options: Options) -> AsyncGenerator[Event, None]:
-        margins, chunks_read = self._handed_in(request)
+        margins, chunks_read = self._given_margins(request)
         return request.reading.astream_answer(request.question, margins, chunks_read=chunks_read, **options)
 
     def _emitter(self, request: Request, manager: Manager, config: RunnableConfig) -> Emitter:
         emitter = super()._emitter(request, manager, config)
-        emitter.margins, _ = self._handed_in(request)
+        emitter.margins, _ = self._given_margins(request)
         return emitter
 
     def _first_chunk(self, request: Request) -> Outputs:
@@ -263,7 +264,7 @@ class WimAnswer(WimRunnable):
     def _streamed(self) -> tuple[str, ...]:
         return ("answer",)
 
-    def _handed_in(self, request: Request) -> tuple[list[Margin], int | None]:
+    def _given_margins(self, request: Request) -> tuple[list[Margin], int | None]:
         assert request.source is not None
         if self.margins_key not in request.inputs:
             raise MissingInputError(

@@ -1,4 +1,4 @@
-"""A tool with which an agent asks about long documents that it may name but not choose freely."""
+"""A tool for agents, which answers questions about documents that the application chose."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ def create_wim_tool(
 ) -> StructuredTool:
     """A tool that answers questions about documents.
 
-    The agent's model chooses the question and, where there are several documents, one of their names; never a path of
-    its own. Content is the answer and the notes it stands on; the artifact is the whole output as plain JSON data.
-    Margins are told while the tool runs: as its output deltas, to the graph's stream writer, and as custom events.
-    What goes wrong with a document comes back as the tool's message, so that the agent can go on.
+    The agent's model chooses the question and, if there are several documents, one of their names, but no path outside
+    them. The tool's content is the answer and the kept notes; its artifact is the whole output as plain JSON data.
+    While the tool runs, margins are emitted as output deltas, to the graph's stream writer, and as custom events.
+    Errors about a question or a document are returned as the tool's message, so that the agent can continue.
 
     Args:
-        kernel: reads and answers.
-        documents: one document (its parts in order), or several by name.
-        folder: a folder of text, Markdown, HTML or PDF files, instead; the agent names a file in it or below it. Files
-            added later can be asked about too.
-        retriever: finds the documents that a question is asked of, instead; it may be given as ``documents``, too.
+        kernel: the kernel.
+        documents: one document (its parts in order), or several documents by name.
+        folder: a folder of text, Markdown, HTML or PDF files, in place of ``documents``. The agent names a file in it
+            or its subfolders, including files added later.
+        retriever: a retriever that finds the documents for each question, in place of ``documents``; it may be given as
+            ``documents``, too.
         name: the tool's name.
-        description: what the agent's model is told of the tool; by default says what it does and names the documents.
-        max_output_chars: longest content, in characters.
+        description: the tool's description for the agent's model; the default names the documents.
+        max_output_chars: most characters of the content.
         options: further fields of `WimRunnable`.
 
     Raises:
-        TypeError: unless either documents, a folder or a retriever are given.
+        TypeError: unless exactly one of documents, folder and retriever is given.
         ValueError: if there are no documents.
     """
     check_names(options, [*WimRunnable.model_fields, *_ARGUMENTS], "create_wim_tool")
@@ -61,23 +62,21 @@ def create_wim_tool(
     if not library.names():
         raise ValueError("There are no documents to ask about.")
     if {"question_key", "documents_key"} & set(options):
-        raise TypeError(
-            "The tool's inputs have their own names: question_key and documents_key are not for it."
-        )
+        raise TypeError("The tool's arguments have fixed names: leave out question_key and documents_key.")
     if max_output_chars <= len(TRUNCATED):
         raise ValueError(f"max_output_chars is more than {len(TRUNCATED)}, not {max_output_chars}.")
     reader = WimRunnable(kernel=kernel, **{"answer_tags": [NO_STREAM], **options})
-    asker = _Asker(library, reader, max_output_chars)
+    answerer = _Answerer(library, reader, max_output_chars)
 
     def ask(
         question: str, document: str | None = None, callbacks: Callbacks = None, runtime: Any = None
     ) -> Any:
-        return asker.ask(question, document, _config(callbacks, runtime))
+        return answerer.ask(question, document, _config(callbacks, runtime))
 
     async def aask(
         question: str, document: str | None = None, callbacks: Callbacks = None, runtime: Any = None
     ) -> Any:
-        return await asker.aask(question, document, _config(callbacks, runtime))
+        return await answerer.aask(question, document, _config(callbacks, runtime))
 
     for function in (ask, aask):
         function.__annotations__["runtime"] = _runtime_type()
@@ -95,7 +94,7 @@ def create_wim_tool(
 
 
 class WimTool(StructuredTool):
-    """A tool that holds a kernel: a copy shares it."""
+    """A tool with a kernel, which its copies share."""
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_to_pickle(self)
@@ -120,8 +119,8 @@ def _library(
     return Named({"the document": documents})
 
 
-class _Asker:
-    """What the tool does."""
+class _Answerer:
+    """Answers the tool's calls."""
 
     def __init__(self, library: Library, reader: WimRunnable, max_output_chars: int) -> None:
         self.library = library
@@ -129,7 +128,7 @@ class _Asker:
         self.max_output_chars = max_output_chars
 
     def ask(self, question: str, document: str | None, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
-        """Content and artifact."""
+        """Answer a question; returns the content and the artifact."""
         with _as_messages():
             documents = self.library.find(question, document, config)
             output = self.reader.invoke({"question": question, "documents": documents}, config)
@@ -138,7 +137,7 @@ class _Asker:
     async def aask(
         self, question: str, document: str | None, config: RunnableConfig
     ) -> tuple[str, dict[str, Any]]:
-        """Content and artifact."""
+        """Answer a question; returns the content and the artifact."""
         with _as_messages():
             documents = await self.library.afind(question, document, config)
             output = await self.reader.ainvoke({"question": question, "documents": documents}, config)
@@ -148,27 +147,27 @@ class _Asker:
         return self._content(output), {"question": question, **output}
 
     def _content(self, output: Mapping[str, Any]) -> str:
-        told = [margin for margin in output["margins"] if margin["kept"] and margin["text"].strip()]
-        notes = [margin["text"].strip() + _place(margin) for margin in told]
+        kept = [margin for margin in output["margins"] if margin["kept"] and margin["text"].strip()]
+        notes = [margin["text"].strip() + _location(margin) for margin in kept]
         return report(str(output["answer"]), notes, self.max_output_chars)
 
 
 class _Deltas(BaseCallbackHandler):
-    """Passes custom events on as a tool's output deltas."""
+    """A callback handler that emits custom events as the tool's output deltas."""
 
-    run_inline = True  # the writer is known by context, which other threads do not have
+    run_inline = True  # the writer is in a context variable, which other threads do not have
 
     def __init__(self, emit: Callable[[Any], None]) -> None:
         self.emit = emit
 
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
-        """Pass an event on."""
+        """Emit the event."""
         self.emit({"event": name, "data": data})
 
 
 def _config(callbacks: Callbacks, runtime: Any) -> RunnableConfig:
     config = RunnableConfig()
-    if runtime is not None:  # tasks of Python 3.10 do not know it by themselves
+    if runtime is not None:  # asyncio tasks of Python 3.10 do not inherit it
         config["configurable"] = runtime.config.get("configurable") or {}
     if callbacks is not None:
         config["callbacks"] = callbacks
@@ -182,7 +181,7 @@ def _config(callbacks: Callbacks, runtime: Any) -> RunnableConfig:
 
 @contextmanager
 def _as_messages() -> Iterator[None]:
-    """What is wrong with a question or a document is said to the agent, not raised through it."""
+    """Turn errors about a question or a document into messages to the agent."""
     try:
         yield
     except EmptyDocumentError as error:
@@ -192,7 +191,7 @@ def _as_messages() -> Iterator[None]:
 
 
 def _runtime_type() -> Any:
-    """What LangGraph, where it is installed, injects into a tool's ``runtime`` parameter."""
+    """The type of a tool's ``runtime`` parameter, by which LangGraph injects it; Any without LangGraph."""
     try:
         from langgraph.prebuilt import ToolRuntime
     except ImportError:
@@ -200,7 +199,7 @@ def _runtime_type() -> Any:
     return ToolRuntime
 
 
-def _place(margin: Mapping[str, Any]) -> str:
+def _location(margin: Mapping[str, Any]) -> str:
     source = margin["metadata"].get("source")
     if source is None or margin["start"] is None:
         return ""

@@ -1,4 +1,4 @@
-"""The kernel's model as a LlamaIndex language model, for engines that want one beside a synthesizer."""
+"""The kernel's model as a LlamaIndex language model, for engines that need one besides a synthesizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wim_kernel import Options, WimKernel
 from wim_kernel.common.concurrency import iterate_in_thread
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.run.completion import Completed, Turn, complete, is_chat_model
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,16 +44,15 @@ _STRUCTURED_TOKENS = 512
 
 
 class WimLLM(CustomLLM):
-    """A kernel's model, which answers by its chat template, greedily by default.
+    """A kernel's model as a language model: it replies by its chat template, greedily by default.
 
-    Chat engines, selectors, question generators and query transforms take it, so that all of an application works on
-    the one model that is loaded. What a selector or a structured prediction has to fit is decoded under its schema, so
-    that it parses, whatever the model.
+    Chat engines, selectors, question generators and query transforms accept it, so that an application loads one model
+    only. Output for a selector or a structured prediction is decoded under its JSON schema, so that it always parses.
 
     Args:
-        kernel: whose model it is.
+        kernel: the kernel.
         max_tokens: most tokens of a reply.
-        generation_config: how replies are generated.
+        generation_config: the generation config of replies.
         fields: further fields of `LLM`: ``callback_manager``, ``system_prompt``, ...
 
     Example:
@@ -74,7 +73,7 @@ class WimLLM(CustomLLM):
 
     @classmethod
     def class_name(cls) -> str:
-        """The model's name."""
+        """The class's name."""
         return "WimLLM"
 
     @property
@@ -92,18 +91,18 @@ class WimLLM(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The reply to a prompt, which is the user's turn.
+        """Reply to a prompt, which becomes the user's turn.
 
         Args:
-            prompt: what is asked.
-            formatted: whether LlamaIndex formatted it; the model's template is put around it all the same.
-            kwargs: ``max_tokens``, ``generation_config``, and ``json_schema``, which the reply has to fit.
+            prompt: the prompt.
+            formatted: ignored; the model's chat template is applied in any case.
+            kwargs: ``max_tokens``, ``generation_config``, and ``json_schema``, the schema of the reply.
         """
         return _last(self._completions([Turn("user", prompt)], kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """See `complete`; piece by piece."""
+        """Like `complete`, piece by piece."""
         return self._completions([Turn("user", prompt)], kwargs)
 
     @llm_completion_callback()
@@ -122,12 +121,12 @@ class WimLLM(CustomLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The reply to a conversation; see `complete`."""
+        """Reply to a conversation; see `complete`."""
         return _as_chat(_last(self._completions(_turns(messages), kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """See `chat`; piece by piece."""
+        """Like `chat`, piece by piece."""
 
         def pieces() -> ChatResponseGen:
             with closing(self._completions(_turns(messages), kwargs)) as responses:
@@ -152,22 +151,22 @@ class WimLLM(CustomLLM):
 
         return pieces()
 
-    # -- replies of a shape -------------------------------------------------------------------------------------------
+    # -- replies under a JSON schema ----------------------------------------------------------------------------------
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """The reply to a template; where its parser wants JSON of a shape it knows, JSON of that shape."""
-        shape = self._possible(shape_of(prompt, prompt_args))
-        if shape is None:
+        """Reply to a template; if the output of its parser has a known JSON schema, the reply is decoded under it."""
+        schema = self._supported_schema(shape_of(prompt, prompt_args))
+        if schema is None:
             return str(super().predict(prompt, **prompt_args))
-        response = self.chat(self._get_messages(prompt, **prompt_args), json_schema=shape)
+        response = self.chat(self._get_messages(prompt, **prompt_args), json_schema=schema)
         return str(self._parse_output(response.message.content or ""))
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """See `predict`."""
-        shape = self._possible(shape_of(prompt, prompt_args))
-        if shape is None:
+        schema = self._supported_schema(shape_of(prompt, prompt_args))
+        if schema is None:
             return str(await super().apredict(prompt, **prompt_args))
-        response = await self.achat(self._get_messages(prompt, **prompt_args), json_schema=shape)
+        response = await self.achat(self._get_messages(prompt, **prompt_args), json_schema=schema)
         return str(self._parse_output(response.message.content or ""))
 
     def structured_predict(
@@ -200,25 +199,25 @@ class WimLLM(CustomLLM):
         prompt_args: dict[str, Any],
     ) -> tuple[list[ChatMessage], dict[str, Any]]:
         schema = output_cls.model_json_schema()
-        asked = ChatMessage(role=MessageRole.USER, content=f"Reply in JSON that fits this schema: {schema}")
+        request = ChatMessage(role=MessageRole.USER, content=f"Reply in JSON that fits this schema: {schema}")
         options = {"max_tokens": max(self.max_tokens, _STRUCTURED_TOKENS), **(llm_kwargs or {})}
-        return [*self._get_messages(prompt, **prompt_args), asked], {
+        return [*self._get_messages(prompt, **prompt_args), request], {
             **options,
-            "json_schema": self._possible(schema),
+            "json_schema": self._supported_schema(schema),
         }
 
-    def _possible(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The schema, if the engine can write to one."""
+    def _supported_schema(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The schema if the engine can decode under it, otherwise None."""
         if schema is None:
             return None
         try:
-            engine, settings = self._kernel.engine, settle({"answer_schema": schema})
+            engine, settings = self._kernel.engine, parse_options({"answer_schema": schema})
             engine.check_schema(settings.answer_schema or "", settings.answer_config)
-        except (ValueError, ImportError):  # then the model's own words have to do
+        except (ValueError, ImportError):  # decode freely, and let the parser try
             return None
         return schema
 
-    # -- what they share ----------------------------------------------------------------------------------------------
+    # -- shared by all ------------------------------------------------------------------------------------------------
 
     def _options(self, given: dict[str, Any]) -> Options:
         check_names(given, _CALL_OPTIONS, "WimLLM")
@@ -289,6 +288,6 @@ def _parsed(output_cls: type[Model], response: ChatResponse) -> Model:
         return output_cls.model_validate_json(text)
     except ValidationError as error:
         raise ValueError(
-            f"The reply does not fit {output_cls.__name__}: {text!r}. Give it more max_tokens, or a schema that says "
-            "all that is asked of a value."
+            f"The reply does not fit {output_cls.__name__}: {text!r}. Give it more max_tokens, or a schema "
+            "without constraints that JSON schemas cannot express."
         ) from error

@@ -1,4 +1,4 @@
-"""Margins as nodes, in place of the nodes they are about, for any synthesizer."""
+"""A node postprocessor that replaces nodes by their margins, for any synthesizer."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from wim_kernel import EmptyDocumentError, Event, Margin, MarginsDone, Options, 
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 
 class WimNodePostprocessor(BaseNodePostprocessor):
-    """Reads nodes as one document and gives kept margins as new nodes, with their relevance as score.
+    """Reads nodes as one document, and replaces them by kept margins as new nodes, with their relevance as score.
 
-    A margin's node has its source nodes' metadata and, as ``SOURCE``, the first of them; ``metadata["wim"]`` says
-    where it stands (see `NodeReading.margin_data`). By default margins are whole sentences, copied.
+    A margin's node has its first source node's metadata, and that node as ``SOURCE``; ``metadata["wim"]`` is the
+    margin's place (see `NodeReading.margin_data`). By default margins are verbatim: whole sentences of the nodes.
 
-    Whoever reads on sees the kept margins alone, so that a passage dropped here is lost. Therefore ``threshold`` leans
-    to recall where it is left open: 0.1 where relevance is a probability of evidence, as by default (the kernel's own
-    is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
-    ``top_k`` or ``keep`` choose.
+    The synthesizer sees kept margins only, so that a dropped passage is lost. The default of ``threshold`` therefore
+    favours recall: 0.1 if relevance is a probability of evidence, as by default (the kernel's default is 0.25, for
+    answers behind the whole document). With other scores, ``top_k`` or ``keep`` it is the kernel's default.
 
     Args:
-        kernel: reads.
-        callback_manager: the older callbacks.
-        order: nodes ``"given"`` as they come, or in ``"document"`` order.
-        chunk_tokens: longest chunk; longer nodes are split.
-        join_small: small neighbours of one document share a chunk.
-        options: the kernel's `Options`, which may be given as keyword arguments too.
+        kernel: the kernel.
+        callback_manager: the manager of LlamaIndex's older callbacks.
+        order: ``"given"``, or ``"document"`` to sort nodes by document and position.
+        chunk_tokens: most tokens of a chunk; longer nodes are split.
+        join_small: whether small adjacent nodes of one document share a chunk.
+        options: the kernel's `Options` as a dict, in addition to options given by name.
     """
 
     order: Order = "given"
@@ -60,7 +59,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         check_kernel(kernel, "WimNodePostprocessor")
         options = {**(options or {}), **more}
         check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimNodePostprocessor")
-        settle({**options})  # type: ignore[typeddict-item]
+        parse_options({**options})  # type: ignore[typeddict-item]
         check_reading_options(order, chunk_tokens)
         fields: dict[str, Any] = {"order": order, "chunk_tokens": chunk_tokens, "join_small": join_small}
         fields |= {"options": options, "callback_manager": callback_manager or CallbackManager()}

@@ -1,4 +1,4 @@
-"""LlamaIndex prompt templates as prompts of the kernel, formatted for each call with what the call brings."""
+"""LlamaIndex prompt templates as the kernel's prompts, formatted for each call with the call's variables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FIELDS = {ANSWER: "answer", MARGIN: "margin"}
 
 
 class Templates:
-    """The templates that ``get_prompts`` shows and ``update_prompts`` replaces: one for the answer, one for margins.
+    """The templates of ``get_prompts`` and ``update_prompts``: one for the answer, one for margins.
 
     Args:
-        base: all of the kernel's prompts; those that no template replaces stay.
+        base: the kernel's prompts, of which templates replace some.
         given: templates, by LlamaIndex's names.
     """
 
@@ -33,14 +33,14 @@ class Templates:
         self.update({name: template for name, template in given.items() if template is not None})
 
     def update(self, prompts: Mapping[str, BasePromptTemplate]) -> None:
-        """Replace templates; ``summary_template``, as summarising synthesizers call it, is the answer's."""
+        """Replace templates. ``summary_template``, its name in summarising synthesizers, is the answer's template."""
         for name, template in prompts.items():
             name = ANSWER if name == "summary_template" else name
             if name in _FIELDS:
                 self.shown[name] = template
 
     def for_call(self, question: str, variables: Mapping[str, Any]) -> CallPrompts:
-        """The kernel's prompts for one call, whose templates' other variables are ``variables``."""
+        """Format the kernel's prompts for one call; ``variables`` are the templates' further variables."""
         formatted = {
             _FIELDS[name]: self._formatted(name, template, question, variables)
             for name, template in self.shown.items()
@@ -62,7 +62,7 @@ class Templates:
         rules = [message.content or "" for message in messages if message.role == MessageRole.SYSTEM]
         turns = [message for message in messages if message.role != MessageRole.SYSTEM]
         if len(turns) == 1:
-            said = turns[0].content or ""
+            conversation = turns[0].content or ""
         else:
-            said = "\n".join(f"{message.role.value}: {message.content}" for message in turns)
-        return "\n\n".join(part for part in (*rules, said) if part)
+            conversation = "\n".join(f"{message.role.value}: {message.content}" for message in turns)
+        return "\n\n".join(part for part in (*rules, conversation) if part)

@@ -1,4 +1,4 @@
-"""What LlamaIndex's output parsers want to read, as JSON schemas."""
+"""The JSON schemas of the output that LlamaIndex's output parsers accept."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MOST_QUESTIONS = 8
 
 
 def shape_of(prompt: BasePromptTemplate, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The JSON schema of what a prompt's parser takes; None if it has none, or one that is not known.
+    """The JSON schema of the output that a prompt's parser accepts; None without a parser, or with an unknown one.
 
     Args:
-        prompt: with its parser.
-        values: what the prompt is formatted with: the number of choices, the tools.
+        prompt: the prompt, which has the parser.
+        values: the values that the prompt is formatted with, such as the number of choices or the tools.
     """
     parser = prompt.output_parser
     if isinstance(parser, SelectionOutputParser):
         choice = {"type": "integer", "minimum": 1, "maximum": max(1, int(values.get("num_choices") or 1))}
-        # a single selection asks for no number of outputs
+        # the prompt of a single selection has no max_outputs
         return _list({"choice": choice, "reason": _REASON}, int(values.get("max_outputs") or 1))
     if isinstance(parser, SubQuestionOutputParser):
         name: dict[str, Any] = {"type": "string"}
@@ -42,13 +42,13 @@ def shape_of(prompt: BasePromptTemplate, values: Mapping[str, Any]) -> dict[str,
 
 
 def _list(properties: dict[str, Any], most: int) -> dict[str, Any]:
-    """One object or more, up to ``most``."""
+    """The schema of a list of one to ``most`` objects."""
     item = {"type": "object", "properties": properties, "required": list(properties)}
     return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
 
 
 def _names(tools: Any) -> list[str]:
-    """The tools' names, which a prompt lists as a JSON object's keys."""
+    """The tools' names, from a JSON object with these as its keys; none if it cannot be parsed."""
     try:
         listed = json.loads(tools)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""A response synthesizer that reads nodes once, notes in margins what helps, and answers from them."""
+"""A response synthesizer that reads nodes once, writes margins on the way, and answers from them."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from wim_kernel import (
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import HoldsShared
 from wim_kernel.common.relay import arelay, relay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 
 dispatcher = get_dispatcher(__name__)
 
 
 @dataclass
-class Call:
-    """What one call of ``synthesize`` knows beyond the texts that ``get_response`` is given.
+class SynthesisState:
+    """The state of one call of ``synthesize``, which ``get_response`` needs and does not get as arguments.
 
     Attributes:
-        owner: whose call it is.
+        owner: the synthesizer that was called.
         nodes: the nodes.
-        source: their reading, once there is one.
+        source: the nodes' reading; None before it is made.
         margins: the margins so far.
-        metadata: what the response's metadata has beside the node map; filled as it becomes known.
+        metadata: the response's metadata besides the node map; filled during the call.
     """
 
     owner: BaseSynthesizer
@@ -68,7 +68,7 @@ class Call:
     metadata: dict[str, Any] = field(default_factory=lambda: {"margins": [], "usage": {}, "timings": {}})
 
 
-_call: ContextVar[Call | None] = ContextVar("wim_call", default=None)
+_state: ContextVar[SynthesisState | None] = ContextVar("wim_synthesis", default=None)
 _synthesize: Any = getattr(BaseSynthesizer.synthesize, "__wrapped__", BaseSynthesizer.synthesize)
 _asynthesize: Any = getattr(BaseSynthesizer.asynthesize, "__wrapped__", BaseSynthesizer.asynthesize)
 
@@ -76,24 +76,25 @@ _asynthesize: Any = getattr(BaseSynthesizer.asynthesize, "__wrapped__", BaseSynt
 class WimSynthesizer(HoldsShared, BaseSynthesizer):
     """Reads nodes once, in order, and answers from margins written on the way.
 
-    For every query engine that takes a response synthesizer. The response's ``metadata`` has, beside the map of nodes,
-    ``margins`` (every one, in reading order; see `NodeReading.margin_data`), ``usage``, ``timings`` and
-    ``stopped_early``; its source nodes have their relevance as score. When streaming, margins are written before the
-    response is returned, and usage and timings are there once the stream has ended.
+    Every query engine that takes a response synthesizer accepts it. The response's ``metadata`` has, besides the map of
+    nodes, ``margins`` (all margins in reading order; see `NodeReading.margin_data`), ``usage``, ``timings`` and
+    ``stopped_early``. Its source nodes have their relevance as score. In streaming mode margins are written before the
+    response is returned, and usage and timings are set when the stream ends.
 
     Args:
-        kernel: the model and the readings it holds.
-        llm: not called here; a `StructuredLLM` says what the answer is to be. ``synthesizer.llm``, by default the
-            kernel's own model as a `WimLLM`, is for engines that want a language model beside the synthesizer.
-        callback_manager: the older callbacks.
+        kernel: the kernel.
+        llm: a language model, which is not called here; the class of a `StructuredLLM` is the answer's class. It is
+            ``synthesizer.llm`` for engines that need a language model besides the synthesizer; by default the kernel's
+            own model as a `WimLLM`.
+        callback_manager: the manager of LlamaIndex's older callbacks.
         streaming: whether the answer streams.
-        output_cls: what the answer is to be an object of; it is decoded so that it always fits.
-        empty_response: the answer where there is nothing to read.
-        order: nodes ``"given"`` as they come, or in ``"document"`` order.
-        chunk_tokens: longest chunk; longer nodes are split.
-        join_small: small neighbours of one document share a chunk.
-        text_qa_template: asks for the answer (``query_str``; ``context_str`` stands for "the document above").
-        margin_template: asks for a margin.
+        output_cls: the answer's class; the answer is decoded under its schema.
+        empty_response: the answer if no node has text.
+        order: ``"given"``, or ``"document"`` to sort nodes by document and position.
+        chunk_tokens: most tokens of a chunk; longer nodes are split.
+        join_small: whether small adjacent nodes of one document share a chunk.
+        text_qa_template: the answer's prompt, with ``query_str``; ``context_str`` becomes "the document above".
+        margin_template: the prompt of a margin.
         options: the kernel's `Options`.
 
     Example:
@@ -129,7 +130,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
             output_cls=output_cls,
             empty_response=empty_response,
         )
-        settle(options)  # mistakes are said here, not at the first question
+        parse_options(options)  # raise now, not at the first question
         check_reading_options(order, chunk_tokens)
         self.kernel = kernel
         self.order: Order = order
@@ -141,7 +142,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
 
     @property
     def llm(self) -> LLM:
-        """A language model for engines that want one: by default the kernel's own, as a `WimLLM`."""
+        """The language model for engines that need one: by default the kernel's own, as a `WimLLM`."""
         return self._llm
 
     # -- LlamaIndex's ways to call it ---------------------------------------------------------------------------------
@@ -153,8 +154,8 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
-        """A response from nodes."""
-        with _knowing(self, nodes):  # the undecorated one, for there is a span already
+        """Answer a query from nodes."""
+        with _synthesis(self, nodes):  # the undecorated method, since a span is open already
             response: RESPONSE_TYPE = _synthesize(
                 self, query, nodes, additional_source_nodes, **response_kwargs
             )
@@ -168,28 +169,28 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """See `synthesize`."""
-        with _knowing(self, nodes):
-            asked = _asynthesize(self, query, nodes, additional_source_nodes, **response_kwargs)
-            response: RESPONSE_TYPE = await asked
+        with _synthesis(self, nodes):
+            coroutine = _asynthesize(self, query, nodes, additional_source_nodes, **response_kwargs)
+            response: RESPONSE_TYPE = await coroutine
             return response
 
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer's text, a generator of its pieces, or an object of ``output_cls``."""
+        """Answer a query; returns the answer's text, a generator of its pieces, or an object of ``output_cls``."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        call, streams = self._known_call(text_chunks), self._streams
+        state, streams = self._state_for(text_chunks), self._streams
         try:
-            call.source = self._read(call.nodes)
+            state.source = self._read(state.nodes)
         except EmptyDocumentError:
             dispatcher.event(GetResponseEndEvent())
             return self._empty_response_generator() if streams else self._empty_response
-        told = self._pieces(call, query_str, self._asked(query_str, response_kwargs), streams)
+        pieces = self._pieces(state, query_str, self._call_options(query_str, response_kwargs), streams)
         if streams:
-            response: RESPONSE_TEXT_TYPE = _after(next(told, ""), told)
+            response: RESPONSE_TEXT_TYPE = _after(next(pieces, ""), pieces)
         else:
-            with closing(told):
-                response = self._shaped("".join(told))
+            with closing(pieces):
+                response = self._shaped("".join(pieces))
         dispatcher.event(GetResponseEndEvent())
         return response
 
@@ -198,33 +199,33 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """See `get_response`."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        call, streams = self._known_call(text_chunks), self._streams
+        state, streams = self._state_for(text_chunks), self._streams
         try:
-            call.source = await in_thread(self._read, call.nodes)
+            state.source = await in_thread(self._read, state.nodes)
         except EmptyDocumentError:
             dispatcher.event(GetResponseEndEvent())
             return self._empty_response_agenerator() if streams else self._empty_response
-        told = self._apieces(call, query_str, self._asked(query_str, response_kwargs), streams)
+        pieces = self._apieces(state, query_str, self._call_options(query_str, response_kwargs), streams)
         if streams:
-            response: RESPONSE_TEXT_TYPE = _aafter(await anext(told, ""), told)
+            response: RESPONSE_TEXT_TYPE = _aafter(await anext(pieces, ""), pieces)
         else:
-            async with aclosing(told):
-                response = self._shaped("".join([piece async for piece in told]))
+            async with aclosing(pieces):
+                response = self._shaped("".join([piece async for piece in pieces]))
         dispatcher.event(GetResponseEndEvent())
         return response
 
     def _prepare_response_output(
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
     ) -> RESPONSE_TYPE:
-        call = _call.get()
-        assert call is not None, "responses are made within synthesize"
-        scored = scored_nodes(call.source, call.margins, source_nodes)
-        if call.source is None and self._shape is not None:
-            # nothing was read, and what is said of that is no object
-            return Response(self._empty_response, source_nodes=scored, metadata=call.metadata)
+        state = _state.get()
+        assert state is not None, "responses are made within synthesize"
+        scored = scored_nodes(state.source, state.margins, source_nodes)
+        if state.source is None and self._shape is not None:
+            # nothing was read, and the empty response is no object of the class
+            return Response(self._empty_response, source_nodes=scored, metadata=state.metadata)
         response = super()._prepare_response_output(response_str, scored)
-        call.metadata.update(response.metadata or {})
-        response.metadata = call.metadata  # a stream's end is still to add to it
+        state.metadata.update(response.metadata or {})
+        response.metadata = state.metadata  # a stream adds to it at its end
         return response
 
     def _get_prompts(self) -> PromptDictType:
@@ -244,7 +245,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
             join_small=self.join_small,
         )
 
-    def _asked(self, question: str, variables: dict[str, Any]) -> Options:
+    def _call_options(self, question: str, variables: dict[str, Any]) -> Options:
         prompts = self._templates.for_call(question, variables)
         known = {**(self.options.get("variables") or {}), **prompts.variables}
         options: Options = {**self.options, "prompts": prompts.prompts, "variables": known}
@@ -257,12 +258,12 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
 
     @property
     def _shape(self) -> type[BaseModel] | None:
-        """What the answer is to be an object of."""
+        """The answer's class; None for plain text."""
         return self._llm.output_cls if isinstance(self._llm, StructuredLLM) else self._output_cls
 
     @property
     def _streams(self) -> bool:
-        return self._streaming and self._shape is None  # half an object is none
+        return self._streaming and self._shape is None  # part of an object cannot be parsed
 
     def _shaped(self, answer: str) -> RESPONSE_TEXT_TYPE:
         if self._output_cls is None or isinstance(self._llm, StructuredLLM):
@@ -272,70 +273,74 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         except ValidationError as error:
             raise ValueError(
                 f"The answer does not fit {self._output_cls.__name__}: {answer!r}. Give it more "
-                "answer_tokens, or a schema that says all that is asked of a value."
+                "answer_tokens, or a schema without constraints that JSON schemas cannot express."
             ) from error
 
     def _pieces(
-        self, call: Call, question: str, options: Options, streams: bool
+        self, state: SynthesisState, question: str, options: Options, streams: bool
     ) -> Generator[str, None, None]:
-        """The answer's pieces; everything else is reported, and noted in the call."""
-        assert call.source is not None
-        emitter = Emitter(self._callback_manager, call.source, question, options)
-        options = paced(call.source, options, self._callback_manager, streams=streams)
-        with closing(relay(call.source.reading.stream(question, **options), emitter)) as events:
+        """Yield the answer's pieces; emit all events, and record margins and results in the state."""
+        assert state.source is not None
+        emitter = Emitter(self._callback_manager, state.source, question, options)
+        options = paced(state.source, options, self._callback_manager, streams=streams)
+        with closing(relay(state.source.reading.stream(question, **options), emitter)) as events:
             for event in events:
-                _note(call, event)
+                _record(state, event)
                 if isinstance(event, AnswerToken):
                     yield event.text
 
     async def _apieces(
-        self, call: Call, question: str, options: Options, streams: bool
+        self, state: SynthesisState, question: str, options: Options, streams: bool
     ) -> AsyncGenerator[str, None]:
-        assert call.source is not None
-        emitter = Emitter(self._callback_manager, call.source, question, options)
-        options = paced(call.source, options, self._callback_manager, streams=streams)
-        async with aclosing(arelay(call.source.reading.astream(question, **options), emitter)) as events:
+        assert state.source is not None
+        emitter = Emitter(self._callback_manager, state.source, question, options)
+        options = paced(state.source, options, self._callback_manager, streams=streams)
+        async with aclosing(arelay(state.source.reading.astream(question, **options), emitter)) as events:
             async for event in events:
-                _note(call, event)
+                _record(state, event)
                 if isinstance(event, AnswerToken):
                     yield event.text
 
-    def _known_call(self, texts: Sequence[str]) -> Call:
-        """The call that this is part of, if these are its nodes' texts; others are nodes of their own."""
-        call = _call.get()
-        mine = call is not None and call.owner is self and call.source is None
-        if call and mine and list(texts) == [item.node.get_content(MetadataMode.LLM) for item in call.nodes]:
-            return call
-        nodes = [TextNode(text=text, id_=str(place)) for place, text in enumerate(texts)]
-        return Call(self, [NodeWithScore(node=node) for node in nodes])
+    def _state_for(self, texts: Sequence[str]) -> SynthesisState:
+        """The current call's state if ``texts`` are its nodes' texts; otherwise a new one, with a node per text."""
+        state = _state.get()
+        is_own = state is not None and state.owner is self and state.source is None
+        if (
+            state
+            and is_own
+            and list(texts) == [item.node.get_content(MetadataMode.LLM) for item in state.nodes]
+        ):
+            return state
+        nodes = [TextNode(text=text, id_=str(index)) for index, text in enumerate(texts)]
+        return SynthesisState(self, [NodeWithScore(node=node) for node in nodes])
 
 
 @contextmanager
-def _knowing(owner: BaseSynthesizer, nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
-    """Within, ``get_response`` knows which nodes its texts are of."""
-    token = _call.set(Call(owner, nodes))
+def _synthesis(owner: BaseSynthesizer, nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
+    """A context in which ``get_response`` finds the nodes of its texts."""
+    token = _state.set(SynthesisState(owner, nodes))
     try:
         yield
     finally:
-        _call.reset(token)
+        _state.reset(token)
 
 
-def _note(call: Call, event: Event) -> None:
-    assert call.source is not None
+def _record(state: SynthesisState, event: Event) -> None:
+    assert state.source is not None
     if isinstance(event, MarginWritten):
-        call.margins.append(event.margin)
-        call.metadata["margins"].append(call.source.margin_data(event.margin))
-        call.metadata["margins"].sort(key=lambda data: data["index"])
+        state.margins.append(event.margin)
+        state.metadata["margins"].append(state.source.margin_data(event.margin))
+        state.metadata["margins"].sort(key=lambda data: data["index"])
     elif isinstance(event, MarginRevised):
-        place = [margin.index for margin in call.margins].index(event.margin.index)
-        call.margins[place] = event.margin
-        data = call.source.margin_data(event.margin)
-        call.metadata["margins"] = [
-            data if other["index"] == data["index"] else other for other in call.metadata["margins"]
+        position = [margin.index for margin in state.margins].index(event.margin.index)
+        state.margins[position] = event.margin
+        data = state.source.margin_data(event.margin)
+        state.metadata["margins"] = [
+            data if other["index"] == data["index"] else other for other in state.metadata["margins"]
         ]
     elif isinstance(event, Answered):
-        call.margins = list(event.result.margins)
-        call.metadata.update(call.source.result_data(event.result))
+        state.margins = list(event.result.margins)
+        state.metadata.update(state.source.result_data(event.result))
 
 
 def _after(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:
@@ -352,7 +357,7 @@ async def _aafter(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator
 
 
 def _tokenizer(kernel: WimKernel) -> Any:
-    """The model's own tokenizer as LlamaIndex counts with one."""
+    """The model's tokenizer as LlamaIndex uses one: a callable whose result has one item for each token."""
     return lambda text: [0] * kernel.count_tokens(text)
 
 

@@ -1,4 +1,4 @@
-"""A tool with which an agent asks about long documents, and whose margins reach the workflow's stream."""
+"""A tool for agents, which answers questions about long documents and streams its margins to the workflow."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -18,7 +18,7 @@ from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import Answered, ChunkRead, MarginRevised, MarginWritten, Options, WimError, WimKernel
 from wim_kernel.common.copying import HoldsShared
 from wim_kernel.common.relay import arelay
-from wim_kernel.run.options import settle
+from wim_kernel.run.options import parse_options
 from wim_kernel.text.tool_text import DESCRIPTION, report
 
 
@@ -31,9 +31,9 @@ class WimProgress(Event):
 
 
 class WimMargin(Event):
-    """A margin was written, or its chunk found not relevant enough: ``query_str``, ``margin``.
+    """A margin was written, or its chunk was not relevant enough for a note: ``query_str``, ``margin``.
 
-    If it is ``revised``, it takes the place of the one with the same index.
+    If ``revised``, it replaces the margin with the same index.
     """
 
     query_str: str
@@ -45,7 +45,7 @@ Documents = str | BaseNode | NodeWithScore | Sequence[str | BaseNode | NodeWithS
 
 
 class WimTool(HoldsShared, FunctionTool):
-    """A tool that holds a kernel: a copy shares it."""
+    """A tool with a kernel, which its copies share."""
 
 
 def create_wim_tool(
@@ -62,29 +62,29 @@ def create_wim_tool(
 ) -> FunctionTool:
     """A function tool that answers questions about documents.
 
-    While it runs in an agent workflow, `WimProgress` and `WimMargin` reach ``handler.stream_events()``. What it gives
-    is a response: its text is the answer and the notes it stands on, its metadata and source nodes are as
-    `WimSynthesizer` has them. Outside a workflow, give a `WimSynthesizer`'s query engine to a `QueryEngineTool`.
+    While the tool runs in an agent workflow, ``handler.stream_events()`` yields `WimProgress` and `WimMargin`. Its
+    output is a response, whose text is the answer and the kept notes, and whose metadata and source nodes are those of
+    `WimSynthesizer`. Outside a workflow, give a `WimSynthesizer`'s query engine to a `QueryEngineTool`.
 
     Args:
-        kernel: reads and answers.
+        kernel: the kernel.
         documents: one document's nodes or texts, in order; or several documents by name, of which the agent's model
-            says one.
+            chooses one.
         name: the tool's name.
-        description: what the agent's model is told of it; by default says what it does and names the documents.
-        order: nodes ``"given"`` as they come, or in ``"document"`` order.
-        chunk_tokens: longest chunk; longer nodes are split.
-        join_small: small neighbours of one document share a chunk.
-        max_output_chars: longest text of the response, in characters.
+        description: the tool's description for the agent's model; the default names the documents.
+        order: ``"given"``, or ``"document"`` to sort nodes by document and position.
+        chunk_tokens: most tokens of a chunk; longer nodes are split.
+        join_small: whether small adjacent nodes of one document share a chunk.
+        max_output_chars: most characters of the response's text.
         options: the kernel's `Options`.
 
     Raises:
         TypeError: if the documents are neither nodes nor texts.
-        ValueError: if there is nothing to read, or an option makes no sense.
+        ValueError: if there are no documents, or for an option out of range.
     """
     check_kernel(kernel, "create_wim_tool")
     check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "create_wim_tool")
-    settle(cast(Options, options))
+    parse_options(cast(Options, options))
     named = documents if isinstance(documents, Mapping) else {"the document": documents}
     if not named:
         raise ValueError("There are no documents to ask about: give create_wim_tool at least one.")
@@ -122,14 +122,16 @@ async def _answer(
         async with aclosing(arelay(source.reading.astream(question, **options), emitter)) as events:
             async for last in events:
                 if isinstance(last, ChunkRead):
-                    told = WimProgress(query_str=question, tokens=last.tokens, total_tokens=last.total_tokens)
-                    ctx.write_event_to_stream(told)
+                    progress = WimProgress(
+                        query_str=question, tokens=last.tokens, total_tokens=last.total_tokens
+                    )
+                    ctx.write_event_to_stream(progress)
                 elif isinstance(last, MarginWritten | MarginRevised):
                     data, revised = source.margin_data(last.margin), isinstance(last, MarginRevised)
                     ctx.write_event_to_stream(WimMargin(query_str=question, margin=data, revised=revised))
-    except (WimError, ValueError) as error:  # the agent can ask something else
+    except (WimError, ValueError) as error:  # a message, so that the agent can continue
         return Response(f"Error: {error}")
-    assert isinstance(last, Answered), "a stream ends with its answer"
+    assert isinstance(last, Answered), "a stream's last event is `Answered`"
     return _response(source, last, max_output_chars)
 
 
@@ -137,7 +139,7 @@ def _nodes(documents: Documents) -> list[BaseNode]:
     """A document's nodes.
 
     Raises:
-        TypeError: if it is something else.
+        TypeError: for a document that is neither nodes nor texts.
     """
     given = [documents] if isinstance(documents, str | BaseNode | NodeWithScore) else documents
     if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence):
@@ -146,10 +148,10 @@ def _nodes(documents: Documents) -> list[BaseNode]:
             "to a query engine with a WimSynthesizer, and that to a QueryEngineTool."
         )
     nodes: list[BaseNode] = []
-    for place, item in enumerate(given):
+    for index, item in enumerate(given):
         if not isinstance(item, str | BaseNode | NodeWithScore):
             raise TypeError(
-                f"A document is its nodes or texts; the one at position {place} is a {type(item).__name__}."
+                f"A document is its nodes or texts; the one at position {index} is a {type(item).__name__}."
             )
         node = item.node if isinstance(item, NodeWithScore) else item
         nodes.append(TextNode(text=node) if isinstance(node, str) else node)

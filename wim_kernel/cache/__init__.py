@@ -1,1 +1,1 @@
-"""Prefixes that outlive a question: found again, moved between levels, saved to disk."""
+"""The prefix cache: prefixes that outlive a question, in the engine's memory, the host's memory and on disk."""

@@ -1,6 +1,6 @@
 """Volumes: a document that is longer than the model's window, read one window after another.
 
-Each volume is a reading of its own, with the same head, found and kept like any other. Margins come from all of them.
+Each volume is a prefix of its own, with the same head, and cached like any other. Margins come from all volumes.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from wim_kernel.engines.base import Prefix
 from wim_kernel.engines.document import TokenizedDocument
 
 SHARES = (8, 4, 2)
-"""What part of the window is left for prompts and notes behind a volume: the smallest that suffices. There are few, so
-that different questions find the same volumes."""
+"""Divisors of the window: 1/8, 1/4 or 1/2 of it is reserved for prompts and notes behind a volume, the smallest that
+suffices. There are only three, so that different questions have the same volumes and find them cached."""
 
 
 def capacity(window: int, head: int, need: int) -> int:
-    """Most tokens of a volume, its head not counted, that leave ``need`` tokens of the window."""
+    """Most tokens of a volume, head not counted, that leave at least ``need`` tokens of the window."""
     reserve = next((window // share for share in SHARES if window // share >= need), need)
     return window - head - reserve
 
 
 def longest_chunk(window: int, head: int) -> int:
-    """Most tokens of a chunk that fits a volume, whatever is asked as long as half the window suffices for it."""
+    """Most tokens of a chunk that fits a volume, as long as prompts and notes need at most half the window."""
     return window - head - window // SHARES[-1]
 
 
 def divide(sizes: Sequence[int], room: int) -> list[range]:
-    """Runs of consecutive chunks of at most ``room`` tokens; one that is longer gets a run of its own.
+    """Divide chunks into runs of at most ``room`` tokens; a longer chunk gets a run of its own.
 
     >>> divide([3, 3, 3, 9, 1], 7)
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -47,19 +47,19 @@ def divide(sizes: Sequence[int], room: int) -> list[range]:
 
 
 class VolumeLease:
-    """The right to read in the volumes of a document and to branch from them, one volume at a time, until `close`.
+    """A lease of a document in volumes, one volume at a time, until `close`.
 
-    Takes the place of one `Lease`. Chunks and boundaries are counted through the whole document (see
-    `TokenizedDocument`); positions are counted from the beginning of a volume, which begins with the head.
+    Chunks and boundaries are counted through the whole document (see `TokenizedDocument`). Positions are counted from
+    the beginning of a volume, which begins with the head.
 
     Args:
-        cache: where live prefixes are.
-        document: the document's tokens.
-        volumes: which chunks each volume has.
+        cache: the prefix cache.
+        document: the token ids of the document.
+        volumes: the chunks of each volume.
 
     Attributes:
-        prefilled: tokens of each chunk that were run on behalf of this lease.
-        prefilled_head: the same of the head, in all volumes.
+        prefilled: tokens of each chunk that this lease ran.
+        prefilled_head: tokens of the head that this lease ran, in all volumes.
     """
 
     def __init__(self, cache: PrefixCache, document: TokenizedDocument, volumes: Sequence[range]) -> None:
@@ -73,18 +73,18 @@ class VolumeLease:
         self._lease: Lease | None = Lease(cache, document.part(self._volume))
 
     def close(self) -> None:
-        """Give the current volume back; it stays live while the budget allows."""
+        """Release the current volume; it stays cached while the budget allows."""
         if self._lease is not None:
             self._lease.close()
             self._lease = None
 
     @property
     def prefix(self) -> Prefix:
-        """The engine's cache of the current volume."""
-        return self._held.prefix
+        """The engine's prefix of the current volume."""
+        return self._open_lease.prefix
 
     def volume_of(self, chunk: int) -> range:
-        """Which chunks are in one volume with ``chunk``."""
+        """The chunks of the volume that holds ``chunk``."""
         return self.volumes[bisect.bisect_right(self._starts, chunk) - 1]
 
     def ends_volume(self, chunk: int) -> bool:
@@ -92,7 +92,7 @@ class VolumeLease:
         return chunk + 1 == self.volume_of(chunk).stop
 
     def end(self, boundary: int) -> int:
-        """The position of a boundary in its volume: how many tokens stand before it there, the head's included."""
+        """The position of a boundary in its volume: how many tokens stand before it there, head included."""
         document, first = self.document, self.volume_of(boundary - 1).start if boundary else 0
         return len(document.head) + document.ends[boundary] - document.ends[first]
 
@@ -101,29 +101,29 @@ class VolumeLease:
         return self.end(chunk + 1) - self.document.size(chunk)
 
     def has(self, chunk: int) -> bool:
-        """Whether a chunk is read already. Of volumes other than the current one that is not known: then False."""
+        """Whether a chunk of the current volume is prefilled; False for chunks of other volumes."""
         volume = self.volume_of(chunk)
-        return volume is self._volume and self._held.has(chunk - volume.start)
+        return volume is self._volume and self._open_lease.has(chunk - volume.start)
 
     def read(self, chunk: int) -> Iterator[None]:
-        """Have a chunk read, the ones before it in its volume being read; yields after every block."""
-        self._open(self.volume_of(chunk))
+        """Prefill a chunk, all chunks before it in its volume being prefilled; yields after every block."""
+        self._switch_to(self.volume_of(chunk))
         yield from self._read(chunk)
 
     def return_to(self, boundary: int) -> Iterator[None]:
-        """Make the volume of a boundary the current one, read through it; chunks that were evicted are read again."""
+        """Make a boundary's volume the current one, and prefill its chunks again up to there if they were evicted."""
         volume = self.volume_of(boundary - 1) if boundary else self._volume
-        self._open(volume)
+        self._switch_to(volume)
         for chunk in range(volume.start, boundary):
             yield from self._read(chunk)
 
     def record(self, boundary: int, suffix_ids: tuple[int, ...]) -> BranchRecord:
-        """What a branch saw that continues behind the first ``boundary`` chunks."""
+        """A record of the tokens that a branch behind the first ``boundary`` chunks saw."""
         volume, end = self.volume_of(boundary - 1) if boundary else self._volume, self.end(boundary)
         return BranchRecord(end, suffix_ids, self.document.part(volume).digest(end), volume.start)
 
     def _read(self, chunk: int) -> Iterator[None]:
-        local, lease = chunk - self.volume_of(chunk).start, self._held
+        local, lease = chunk - self.volume_of(chunk).start, self._open_lease
         head, before = lease.prefilled_head, lease.prefilled[local]
         try:
             yield from lease.read(local)
@@ -131,13 +131,13 @@ class VolumeLease:
             self.prefilled_head += lease.prefilled_head - head
             self.prefilled[chunk] += lease.prefilled[local] - before
 
-    def _open(self, volume: range) -> None:
+    def _switch_to(self, volume: range) -> None:
         if volume is not self._volume:
             self.close()
             self._lease = Lease(self.cache, self.document.part(volume))
             self._volume = volume
 
     @property
-    def _held(self) -> Lease:
-        assert self._lease is not None, "the lease was given back"
+    def _open_lease(self) -> Lease:
+        assert self._lease is not None, "the lease is closed"
         return self._lease

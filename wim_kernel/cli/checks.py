@@ -1,4 +1,4 @@
-"""What `wim` checks before it loads anything: a mistake is told at once, not after seconds."""
+"""Checks of the command line before a model is loaded, so that errors are reported at once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from wim_kernel.text.files import STDIN
 
 
 class Fraction(click.FloatRange):
-    """A number from 0 to 1, which NaN is not."""
+    """A parameter type for numbers from 0 to 1, without NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check it."""
+        """Check and convert a value."""
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value} is not a number between 0 and 1.", param, ctx)
@@ -31,7 +31,7 @@ class Fraction(click.FloatRange):
 
 
 def check_use(questions: Sequence[str], files: Sequence[str], chat: bool, task: str) -> None:
-    """See that there is something to ask of something."""
+    """Check that there are questions and a document."""
     if not questions and not chat:
         raise click.UsageError("Missing argument 'QUESTION'.")
     if not all(question.strip() for question in questions) and task != "summarise":
@@ -45,10 +45,10 @@ def check_use(questions: Sequence[str], files: Sequence[str], chat: bool, task: 
 
 
 def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
-    """See that options go together, before anything is loaded."""
+    """Check that options do not exclude each other, before anything is imported."""
     if options.get("top_k") and options.get("stop_after"):
         raise click.UsageError(
-            "--top-k chooses once all is read, and --stop-after counts what is kept before: use one of them."
+            "--top-k chooses after the whole document is read, and --stop-after stops before: use one of them."
         )
     blank = not all(question.strip() for question in questions)
     if blank and (options.get("top_k") or options.get("margin_style") == "verbatim"):
@@ -74,7 +74,7 @@ def check_folder(name: str) -> None:
 
 
 def check_settings(questions: Sequence[str], options: Any) -> None:
-    """The same by the kernel's own rules, once its code has to be imported anyway."""
+    """Check options by the kernel's rules, which imports the kernel."""
     from wim_kernel.run.request import parse_request
 
     try:
@@ -84,11 +84,11 @@ def check_settings(questions: Sequence[str], options: Any) -> None:
 
 
 def check_reachable(servers: Sequence[str]) -> None:
-    """See that somebody listens at one of the addresses, which takes no time, before torch is imported.
+    """Check that a server listens at one of the addresses, which is quick, before torch is imported.
 
     Raises:
-        ServerError: if nobody does.
-        click.UsageError: if one is no address.
+        ServerError: if none listens.
+        click.UsageError: for an invalid address.
     """
     reason = ""
     for url in servers:

@@ -1,4 +1,4 @@
-"""How `wim` behaves as a program: interrupts, warnings, streams that are closed or full, and exit codes."""
+"""`wim` as a program: interrupts, warnings, closed or full streams, and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wim_kernel.cli.display import Display, harmless, say
+from wim_kernel.cli.display import Display, say
+from wim_kernel.cli.format import harmless
 from wim_kernel.common.errors import WimError
 from wim_kernel.text.files import FileError
 
@@ -28,9 +29,9 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
 class Interrupts:
-    """Ctrl-C: while reading, once to stop reading and twice to leave; at any other time once to leave.
+    """A context that handles Ctrl-C: while reading, the first stops reading and the second exits; otherwise it exits.
 
-    A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -53,17 +54,17 @@ class Interrupts:
         if self.stopping or not self.reading:
             raise KeyboardInterrupt
         self.stopping = True
-        # Straight to the descriptor: the interrupted code may be within a buffered write of its own.
+        # Write to the descriptor directly: the interrupted code may be in a buffered write.
         if sys.stderr is not None:
             with contextlib.suppress(OSError):
                 os.write(2, b"\nwim: no more is read; Ctrl-C again leaves at once\n")
 
 
 class Program(click.Group):
-    """A group of commands that says in one line what went wrong with its output, however it was called."""
+    """A group of commands that reports errors of its output in one line."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command line; as a program, exit with a code."""
+        """Run a command line and, in standalone mode, exit with its code."""
         run: Any = super().main
         if not extra.pop("standalone_mode", True):
             return run(*args, standalone_mode=False, **extra)
@@ -84,8 +85,8 @@ class Program(click.Group):
 
 
 def give_up_output(error: OSError) -> int:
-    """Say why standard output cannot be written, unless its reader went away; the exit code."""
-    # What is buffered must go nowhere, or Python complains of it at exit.
+    """Report why standard output cannot be written, unless its reader closed it; returns the exit code."""
+    # Discard buffered output, for which Python would report the error again at exit.
     with contextlib.suppress(OSError, ValueError, AttributeError, io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
@@ -96,7 +97,7 @@ def give_up_output(error: OSError) -> int:
 
 @contextlib.contextmanager
 def guarded(display: Display) -> Iterator[None]:
-    """Turn what can go wrong into one line and an exit code."""
+    """Report errors in one line, and exit with their codes."""
     try:
         yield
     except KeyboardInterrupt:
@@ -113,14 +114,14 @@ def guarded(display: Display) -> Iterator[None]:
             display.fail(error.format_message())
         raise
     except OSError as error:
-        if error.filename is None:  # of a stream: files have names
+        if error.filename is None:  # an error of a stream; files have names
             sys.exit(give_up_output(error))
         display.fail(str(error))
         sys.exit(EXIT_FAILED)
     except Exception as error:
         if display.is_json:
             display.fail(repr(error))
-        raise  # it is a bug, and its traceback says where
+        raise  # a bug: show its traceback
     finally:
         with contextlib.suppress(OSError):
             display.close()
@@ -128,14 +129,12 @@ def guarded(display: Display) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quietened(show_downloads: bool) -> Iterator[None]:
-    """Keep libraries' chatter off the screen and show warnings as one line each."""
+    """Silence libraries, and show each warning as one line."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not (
-        show_downloads and sys.stderr is not None and sys.stderr.isatty()
-    ):  # a person waits gladly when told
+    if not (show_downloads and sys.stderr is not None and sys.stderr.isatty()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # it names byte offsets of files that are read all the same
+    # pypdf warns of byte offsets in files that it can read
     logging.getLogger("pypdf").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -146,7 +145,7 @@ def quietened(show_downloads: bool) -> Iterator[None]:
 
 
 def check_output() -> None:
-    """See that there is somewhere to write to.
+    """Check that standard output is open.
 
     Raises:
         click.UsageError: if standard output is closed.
@@ -156,12 +155,12 @@ def check_output() -> None:
 
 
 def at_a_terminal(stream: Any) -> bool:
-    """Whether a standard stream is a terminal; one that is closed is none."""
+    """Whether a standard stream is a terminal; a closed one is not."""
     return stream is not None and not stream.closed and bool(stream.isatty())
 
 
 def set_encoding(as_json: bool) -> None:
-    """JSON is UTF-8; for people, characters that their encoding lacks are replaced."""
+    """Write JSON as UTF-8; otherwise replace characters that the terminal's encoding lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         if as_json:
             sys.stdout.reconfigure(encoding="utf-8")

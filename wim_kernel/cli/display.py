@@ -1,12 +1,9 @@
-"""What `wim` shows of a stream's events: a live terminal, plain lines, or JSON lines."""
+"""Displays of a stream's events: a live terminal, plain lines, the answer alone, or JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import sys
-import time
 from typing import Protocol
 
 import click
@@ -15,7 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from wim_kernel.common.chunk import Span
+from wim_kernel.cli.format import Pace, cost, harmless, json_line, margin_head
 from wim_kernel.common.events import (
     Answered,
     AnswerToken,
@@ -25,53 +22,32 @@ from wim_kernel.common.events import (
     MarginsDone,
     MarginWritten,
 )
-from wim_kernel.common.margins import Margin, WimResult
-from wim_kernel.text.files import STDIN, pages
-
-# What a terminal could obey: control characters but tab and line end, and marks that reorder or break lines.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
+from wim_kernel.common.margins import Margin
 
 NARROWEST = 10
-"""Columns of a terminal that is believed; with fewer (``COLUMNS=0``), rich shows nothing."""
-
-
-def harmless(text: str) -> str:
-    """Text with every character that a terminal could obey shown as a picture or a replacement character."""
-    return _CONTROLS.sub(lambda match: _picture(match[0]), text)
-
-
-def _picture(character: str) -> str:
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
-
-
-def json_line(data: object) -> str:
-    """One line of JSON, characters as they are except those that a terminal could obey, which are escaped."""
-    text = json.dumps(data, ensure_ascii=False, default=str)
-    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+"""The least width of a terminal that is used as reported; rich shows nothing for a width of 0 (``COLUMNS=0``)."""
 
 
 def say(message: str) -> None:
-    """Write a line to standard error, if that can be done: nobody loses an answer for a message about it."""
+    """Write a line to standard error, ignoring errors: a message that cannot be written must not lose an answer."""
     with contextlib.suppress(OSError):
         click.echo(message, err=True)
 
 
 class Display(Protocol):
-    """Somewhere to show a run of `wim ask`.
+    """A display of a run of `wim ask`.
 
     Attributes:
-        is_json: whether a program reads it, which is told of errors there, too.
+        is_json: whether the output is JSON for a program, which then gets errors as JSON, too.
     """
 
     is_json: bool
 
     def status(self, message: str) -> None:
-        """Say what is being waited for."""
+        """Show what the command is waiting for."""
 
     def begin(self, question: str | None) -> None:
-        """What is shown from now on is about another question, which is named if there are several."""
+        """Begin another question; its text is None if there is only one."""
 
     def show(self, event: Event) -> None:
         """Show one event of a stream."""
@@ -80,19 +56,19 @@ class Display(Protocol):
         """Show why there is no answer."""
 
     def close(self) -> None:
-        """Leave the terminal as it was; harmless when called twice."""
+        """Restore the terminal; may be called twice."""
 
 
 class JsonDisplay:
-    """One event a line on standard output, and nothing else there."""
+    """Each event as a line of JSON on standard output, and nothing else there."""
 
     is_json = True
 
     def begin(self, question: str | None) -> None:
-        """Nothing: events say which question they are about."""
+        """Do nothing: events have their question's number."""
 
     def status(self, message: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def show(self, event: Event) -> None:
         """Write the event's `to_dict`."""
@@ -103,14 +79,14 @@ class JsonDisplay:
         click.echo(json_line({"event": "error", "message": message}))
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 class QuietDisplay:
-    """The answer alone, or the kept margins' texts where no answer is asked for.
+    """The answer alone or, without an answer, the kept margins' texts.
 
     Args:
-        margins_only: whether the margins are what was asked for.
+        margins_only: whether the run writes margins without an answer.
     """
 
     is_json = False
@@ -119,19 +95,19 @@ class QuietDisplay:
         self._margins_only = margins_only
 
     def begin(self, question: str | None) -> None:
-        """Nothing: answers follow each other, a line or more each."""
+        """Do nothing: answers follow each other, each in lines of its own."""
 
     def status(self, message: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def show(self, event: Event) -> None:
-        """Write the event's text, if it is asked for."""
+        """Write the text of an answer's token, or of final margins."""
         match event:
             case AnswerToken():
                 click.echo(harmless(event.text), nl=False)
             case Answered():
                 click.echo()
-            case MarginsDone(margins) if self._margins_only:  # before, they may still be revised
+            case MarginsDone(margins) if self._margins_only:  # earlier events may be revised
                 for margin in margins:
                     if margin.kept and margin.text:
                         click.echo(harmless(margin.text))
@@ -141,17 +117,17 @@ class QuietDisplay:
         say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 class PlainDisplay:
-    """Lines without colour: margins, answer and cost on standard output, the rest on standard error."""
+    """Plain lines: margins, answer and cost on standard output, progress and messages on standard error."""
 
     is_json = False
 
     def __init__(self) -> None:
         self._pace = Pace()
-        self._margins = Shown()
+        self._margins = ShownMargins()
         self._answering = False
 
     def status(self, message: str) -> None:
@@ -166,7 +142,7 @@ class PlainDisplay:
             click.echo(f"\nQuestion: {harmless(question)}\n")
 
     def show(self, event: Event) -> None:
-        """Write the event's lines."""
+        """Write the lines of an event."""
         match event:
             case ChunkRead():
                 say(self._pace.line(event))
@@ -187,16 +163,16 @@ class PlainDisplay:
         say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 class TerminalDisplay:
-    """A progress bar while reading, margins above it as they are written, then the answer as it streams.
+    """A progress bar while reading, with margins above it, then the answer as it streams.
 
-    All goes through one console, so that lines printed and the bar do not run into each other.
+    All output goes through one console, so that lines do not break the bar.
 
     Args:
-        console: where to draw; by default standard output.
+        console: the console; by default one on standard output.
     """
 
     is_json = False
@@ -212,7 +188,7 @@ class TerminalDisplay:
         )
         self._task: TaskID | None = None
         self._pace = Pace()
-        self._margins = Shown()
+        self._margins = ShownMargins()
         self._answering = False
 
     def begin(self, question: str | None) -> None:
@@ -223,12 +199,12 @@ class TerminalDisplay:
             self._console.print(Text(f"\n{harmless(question)}\n", style="bold"))
 
     def status(self, message: str) -> None:
-        """Print the message dim."""
+        """Print the message, dimmed."""
         self._console.print(Text(harmless(message), style="dim"))
         self._pace = Pace()
 
     def show(self, event: Event) -> None:
-        """Draw the event."""
+        """Show an event."""
         match event:
             case ChunkRead():
                 self._advance(event)
@@ -250,7 +226,7 @@ class TerminalDisplay:
         say(f"wim: {harmless(message)}")
 
     def close(self) -> None:
-        """Take the progress bar off the screen."""
+        """Remove the progress bar."""
         self._progress.stop()
 
     def _advance(self, event: ChunkRead) -> None:
@@ -269,7 +245,7 @@ class TerminalDisplay:
 
 
 def _console() -> Console:
-    """Standard output, with room to write in whatever its size is said to be."""
+    """A console on standard output, with a usable size even if the reported one is not."""
     console = Console(highlight=False, markup=False, emoji=False)
     if console.width >= NARROWEST and console.height >= 1:
         return console
@@ -277,81 +253,22 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=width, height=max(25, console.height))
 
 
-class Pace:
-    """How fast a document is read: tokens a second since this was made, margins included."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._fresh = 0
-        self._before = 0
-
-    def line(self, event: ChunkRead) -> str:
-        """A chunk's progress in words."""
-        if not event.cached:
-            self._fresh += event.tokens - self._before
-        self._before = event.tokens
-        rate = self._fresh / max(time.perf_counter() - self._start, 1e-9)
-        return (
-            f"chunk {event.index + 1} of {event.chunks}, {event.tokens:,} of {event.total_tokens:,} tokens, "
-            f"{rate:,.0f} tokens/s"
-        )
-
-
-class Shown:
-    """The notes that a reader has seen, by their chunks."""
+class ShownMargins:
+    """The notes shown so far, by chunk."""
 
     def __init__(self) -> None:
         self._notes: dict[int, str | None] = {}
 
     def is_news(self, margin: Margin) -> bool:
-        """Whether a margin says what was not shown yet; it is shown now. A changed relevance alone is no news."""
+        """Whether a margin's note was not shown yet; records it as shown. A changed relevance alone is no news."""
         note = margin.text if margin.kept else None
         news = margin.index not in self._notes or self._notes[margin.index] != note
         self._notes[margin.index] = note
         return news
 
 
-def margin_head(margin: Margin, *, revised: bool = False) -> str:
-    """A margin's number, relevance and place, in one line; if ``revised``, it stands for the one shown before."""
-    mark, again = "*" if margin.kept else " ", ", revised" if revised else ""
-    return (
-        f"{mark} margin {margin.index + 1}{again}  relevance {margin.relevance:.2f}  {place(margin)}".rstrip()
-    )
-
-
-def place(margin: Margin) -> str:
-    """Where a margin's chunk, or a verbatim margin's sentences, stand: source, page, characters."""
-    spans = margin.spans or margin.chunk.spans
-    sources = dict.fromkeys(span.source_id for span in spans)
-    return "; ".join(_place_in(source, spans, margin) for source in sources)
-
-
-def _place_in(source: str, spans: tuple[Span, ...], margin: Margin) -> str:
-    mine = [
-        span for span in spans if span.source_id == source and span.start is not None and span.end is not None
-    ]
-    words = [harmless("standard input" if source == STDIN else source)]
-    stretch = pages(mine, margin.chunk.metadata)
-    if stretch is not None:
-        words.append(f"page {stretch[0]}" if stretch[0] == stretch[1] else f"pages {stretch[0]}-{stretch[1]}")
-    if mine:
-        words.append(f"chars {mine[0].start:,}-{mine[-1].end:,}")
-    return ", ".join(words)
-
-
-def cost(result: WimResult) -> str:
-    """What an answer cost, in one line."""
-    usage = result.usage
-    cached = "unknown" if usage.cached_tokens is None else f"{usage.cached_tokens:,}"
-    stopped = "stopped early: " if result.stopped_early else ""
-    return (
-        f"{stopped}{usage.prefill_tokens:,} tokens read, {cached} cached, "
-        f"{usage.prompt_tokens:,} of prompts, {usage.output_tokens:,} written, {result.timings.total:.1f} s"
-    )
-
-
 def make_display(as_json: bool, quiet: bool, margins_only: bool) -> Display:
-    """The display for where standard output goes."""
+    """The display for the options and the kind of standard output."""
     if as_json:
         return JsonDisplay()
     if quiet:

@@ -52,7 +52,7 @@ _CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 5
 _CACHE_HELP = "Where readings are kept for the next run. By default in the user's cache folder."
 
 CACHE_BYTES = 8 * 2**30
-"""Most that the default cache folder takes, or half of what is free on its disk."""
+"""The budget of the default cache folder, besides the limit of half of the disk's free space."""
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,7 +88,7 @@ def main() -> None:
 @click.option(
     "--relevance",
     type=click.Choice(list(BY_NAME)),
-    help="What relevance is taken from. By default all signals.",
+    help="The relevance score. By default all signals combined.",
 )
 @click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Keep the K most relevant margins.")
@@ -159,7 +159,7 @@ def ask(
             raise click.UsageError("Use --cache-dir or --no-cache, not both.")
         if cache_dir:
             check_folder(cache_dir)
-        check_options(questions, _asked(options))
+        check_options(questions, _kernel_options(options))
         document = read_document(files or (STDIN,))
         if servers:
             display.status(f"Asking {', '.join(servers)}")
@@ -169,27 +169,27 @@ def ask(
                     "Of servers only SGLang can choose verbatim margins, given --tokenizer."
                 )
         else:
-            check_settings(questions, _asked(options))
+            check_settings(questions, _kernel_options(options))
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
-        _check(options, kernel)
-        with _kept_in(kernel, folder, default=not cache_dir):
+        _check_engine(options, kernel)
+        with _cached_in(kernel, folder, default=not cache_dir):
             display.status(f"Reading {', '.join(files) or 'standard input'}")
             reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
             named = chat or len(questions) > 1
             for position, each in enumerate(questions):
                 display.begin(each if named else None)
-                events = _events(reading, each, margins_only, interrupts, _asked(options))
+                events = _events(reading, each, margins_only, interrupts, _kernel_options(options))
                 _follow(events, position, display, interrupts)
             if chat:
-                _chat(reading, len(questions), margins_only, display, interrupts, _asked(options))
+                _chat(reading, len(questions), margins_only, display, interrupts, _kernel_options(options))
 
 
 @main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def evaluate(arguments: tuple[str, ...]) -> None:
     """Compare margins with other ways to answer, on your model and questions."""
-    found = entry_points(group="wim_kernel.commands", name="eval")  # of the package of the integrations
+    found = entry_points(group="wim_kernel.commands", name="eval")  # defined by wim_integrations
     if not found:
         raise click.UsageError("`wim eval` is not installed: pip install 'wim-integrations[eval]'.")
     next(iter(found)).load().main(args=list(arguments), prog_name="wim eval")
@@ -198,7 +198,7 @@ def evaluate(arguments: tuple[str, ...]) -> None:
 def _load(model: str, gguf_file: str | None) -> WimKernel:
     from transformers.utils import logging as transformers_logging
 
-    from wim_kernel.kernel import WimKernel  # torch comes with it: seconds, not to be spent on --help
+    from wim_kernel.kernel import WimKernel  # imports torch, which takes seconds: not at the top, for --help
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return WimKernel.from_pretrained(model, gguf_file=gguf_file)
@@ -215,7 +215,7 @@ def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None)
 
 
 def _cache_folder() -> str:
-    """Where readings are kept: in the folder that WIM_CACHE_DIR names, or the user's cache folder."""
+    """The default folder of readings: in WIM_CACHE_DIR if it is set, otherwise in the user's cache folder."""
     from platformdirs import user_cache_dir
 
     folder = os.environ.get("WIM_CACHE_DIR") or user_cache_dir("wim-integrations", appauthor=False)
@@ -223,8 +223,8 @@ def _cache_folder() -> str:
 
 
 @contextlib.contextmanager
-def _kept_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Generator[None, None, None]:
-    """Use the readings in a folder, and leave those of this run there."""
+def _cached_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Generator[None, None, None]:
+    """Use a folder's readings, and write this run's readings to it at the end."""
     if folder is None:
         yield
         return
@@ -240,8 +240,8 @@ def _kept_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Genera
         kernel.readings.flush()
 
 
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """A stream's keyword arguments for the options that were given; the kernel has defaults for the rest."""
+def _kernel_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The kernel's options for the command line's; options that are not given are left out."""
     names = {"max_answer_tokens": "answer_tokens", "max_margin_tokens": "margin_tokens"}
     return {names.get(name, name): value for name, value in options.items() if value is not None}
 
@@ -257,12 +257,13 @@ def _events(
         raise click.UsageError(str(error)) from error
 
 
-def _check(options: dict[str, Any], kernel: WimKernel) -> None:
-    """See that the model, wherever it runs, can do what is asked."""
-    from wim_kernel.run.options import fitting, settle
+def _check_engine(options: dict[str, Any], kernel: WimKernel) -> None:
+    """Check that the engine can do what the options ask for."""
+    from wim_kernel.run.options import parse_options
+    from wim_kernel.run.settings import adapt_to_engine
 
     try:
-        fitting(settle(_asked(options)), kernel.engine)  # type: ignore[arg-type]
+        adapt_to_engine(parse_options(_kernel_options(options)), kernel.engine)  # type: ignore[arg-type]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -270,7 +271,7 @@ def _check(options: dict[str, Any], kernel: WimKernel) -> None:
 def _follow(
     events: Generator[Event, None, None], position: int, display: Display, interrupts: Interrupts
 ) -> None:
-    """Show a stream's events; leaving midway closes the stream, which stops the model."""
+    """Show a stream's events. An exception closes the stream, which stops the model."""
     with contextlib.closing(events):
         interrupts.reading = True
         for event in events:
@@ -284,15 +285,15 @@ def _follow(
 
 def _chat(
     reading: Reading,
-    asked: int,
+    position: int,
     margins_only: bool,
     display: Display,
     interrupts: Interrupts,
     options: dict[str, Any],
 ) -> None:
-    """Answer what is typed, until nothing is."""
+    """Answer typed questions until an empty line or the end of input."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (lines can be edited then)
+        import readline  # noqa: F401  (makes input lines editable)
     while True:
         try:
             question = input("\n? ").strip()
@@ -303,7 +304,9 @@ def _chat(
             return
         display.begin(None)
         try:
-            _follow(_events(reading, question, margins_only, interrupts, options), asked, display, interrupts)
-        except WimError as error:  # about this question: the next may do
+            _follow(
+                _events(reading, question, margins_only, interrupts, options), position, display, interrupts
+            )
+        except WimError as error:  # an error of this question only
             display.fail(str(error))
-        asked += 1
+        position += 1

@@ -1,1 +1,1 @@
-"""Values that every part exchanges, and what threads, forks and copies need. No tensors."""
+"""Shared values (chunks, margins, events, errors), and support for threads, forks and copies. No tensors."""

@@ -1,4 +1,4 @@
-"""Chunks: ordered pieces of a document that know where they come from."""
+"""Chunks: ordered pieces of a document, each with its place in its sources."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Span:
     """A run of characters of one source.
 
     Attributes:
-        source_id: which source: a node's id, a file's name.
-        start: first character in the source; None where the source's offsets are not known.
-        end: one past the last character in the source; None likewise.
-        offset: where the run begins in the text of the chunk that holds it.
-        length: how many characters of the chunk's text the run takes.
+        source_id: the source: a node's id, a file's name.
+        start: the first character in the source; None if not known.
+        end: one past the last character in the source; None if not known.
+        offset: the first character in the chunk's text.
+        length: how many characters of the chunk's text the run has.
     """
 
     source_id: str
@@ -30,7 +30,7 @@ class Span:
 
     @property
     def origin(self) -> int | None:
-        """Where the span begins in its source, if source and text agree character for character."""
+        """The span's first character in its source; None unless source and text agree character for character."""
         if self.start is None or self.end is None or self.end - self.start != self.length:
             return None
         return self.start
@@ -51,12 +51,11 @@ class Chunk:
     """An ordered piece of a document, with its provenance.
 
     Attributes:
-        text: what is read.
-        spans: which characters of which sources ``text`` is made of, in order. Characters of ``text`` outside
-            all spans are separators.
+        text: the text that the model reads.
+        spans: the runs of sources in ``text``, in order. Characters outside all spans are separators.
         metadata: the caller's own data; never shown to the model.
-        continues: the text goes on exactly where the last chunk before it that holds text ends. Set where the
-            spans cannot tell: their offsets are not known, or the cut went through a separator.
+        continues: whether the text continues exactly where the last chunk with text ends. Set if the spans cannot show
+            it: if their offsets are not known, or the cut went through a separator.
     """
 
     text: str
@@ -72,7 +71,7 @@ class Chunk:
         start: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Chunk:
-        """A chunk that is one run of one source, beginning at character ``start`` of it."""
+        """A chunk of one run of one source, from the source's character ``start`` on."""
         end = None if start is None else start + len(text)
         return cls(text, (Span(source_id, start, end, 0, len(text)),), metadata or {})
 
@@ -82,15 +81,14 @@ class Chunk:
         return tuple(dict.fromkeys(span.source_id for span in self.spans))
 
     def locate(self, start: int, end: int) -> tuple[Span, ...]:
-        """Where characters ``start`` to ``end`` of the text come from.
+        """The places in sources of characters ``start`` to ``end`` of the text.
 
         Returns:
-            The runs in order, with offsets within this chunk's text. Separators are in none of them. Part of
-            a run whose place in its source is not known character for character has no ``start`` and
-            ``end``.
+            Spans in order, with offsets in this chunk's text and without separators. Part of a span that does not
+            agree with its source character for character has no ``start`` and ``end``.
 
         Raises:
-            ValueError: if the text has no such characters.
+            ValueError: if the range is outside the text.
         """
         if not 0 <= start <= end <= len(self.text):
             raise ValueError(f"Characters {start} to {end} of a chunk of {len(self.text)} do not exist.")
@@ -100,7 +98,7 @@ class Chunk:
     def narrow(self, start: int, end: int) -> Chunk:
         """Characters ``start`` to ``end`` as a chunk of their own, with the same metadata.
 
-        Where they hold nothing of a source, the chunk keeps a span without length of the source before them.
+        If they hold no character of a source, the chunk has an empty span of the source before them.
         """
         if (start, end) == (0, len(self.text)):
             return self
@@ -111,13 +109,13 @@ class Chunk:
                 key=lambda span: span.offset,
                 default=self.spans[0],
             )
-            place = min(max(start, nearest.offset), nearest.offset + nearest.length)
-            spans = (replace(nearest.cut(place, place), offset=start),)
+            edge = min(max(start, nearest.offset), nearest.offset + nearest.length)
+            spans = (replace(nearest.cut(edge, edge), offset=start),)
         moved = tuple(replace(span, offset=span.offset - start) for span in spans)
         return Chunk(self.text[start:end], moved, self.metadata, self.continues and start == 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """The chunk as plain JSON data (metadata as given)."""
+        """The chunk as plain JSON data; metadata is passed through."""
         return {
             "text": self.text,
             "spans": [asdict(span) for span in self.spans],

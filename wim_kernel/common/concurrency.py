@@ -1,4 +1,4 @@
-"""Async twins: work goes to threads step by step, the event loop stays free, and cancelling stops the work."""
+"""Async variants: each step of the work runs in a thread, so that the event loop is free and can cancel the work."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ _END = object()
 
 
 class _Waits:
-    """What the step under way waits for elsewhere, and how each of these waits is ended."""
+    """The blocking waits of the current step, such as HTTP requests, with a callback to interrupt each."""
 
     def __init__(self) -> None:
         self._stops: list[Callable[[], object]] = []
-        self._ended = False
+        self._interrupted = False
         self._lock = threading.Lock()
 
     def add(self, stop: Callable[[], object]) -> None:
-        """Begin a wait; it ends at once if nobody wants the step any more."""
+        """Register a wait; interrupts it at once if the step was cancelled."""
         with self._lock:
             self._stops.append(stop)
-            ended = self._ended
-        if ended:
+            interrupted = self._interrupted
+        if interrupted:
             _call(stop)
 
     def remove(self, stop: Callable[[], object]) -> None:
-        """A wait is over."""
+        """Unregister a finished wait."""
         with self._lock:
             self._stops.remove(stop)
 
-    def end(self) -> None:
-        """End the waits under way, and those that the step would still begin."""
+    def interrupt(self) -> None:
+        """Interrupt the current waits, and every wait that the step begins later."""
         with self._lock:
-            self._ended = True
+            self._interrupted = True
             stops = list(self._stops)
         for stop in stops:
             _call(stop)
 
 
 def _call(stop: Callable[[], object]) -> None:
-    """End a wait; one that cannot be ended keeps no other from it."""
+    """Interrupt a wait; an error must not keep the others from being interrupted."""
     try:
         stop()
     except Exception:
-        logger.warning("A wait could not be ended.", exc_info=True)
+        logger.warning("A wait could not be interrupted.", exc_info=True)
 
 
 _waits: ContextVar[_Waits | None] = ContextVar("waits", default=None)
@@ -65,9 +65,10 @@ _waits: ContextVar[_Waits | None] = ContextVar("waits", default=None)
 
 @contextmanager
 def stoppable(stop: Callable[[], object]) -> Iterator[None]:
-    """For a step that waits for another machine: ``stop`` is called if nobody wants the step any more.
+    """A context for a blocking wait of a step, such as an HTTP request; ``stop`` is called if the step is cancelled.
 
-    It may be called from any thread, must not wait, and has to make the wait end with an exception.
+    Args:
+        stop: a callback that makes the wait raise. It may be called from any thread, and must not block.
     """
     waits = _waits.get()
     if waits is None:
@@ -82,7 +83,7 @@ def stoppable(stop: Callable[[], object]) -> Iterator[None]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Threads of our own, so that an application's default executor is never full of our waiting."""
+    """The package's own threads, so that its work never fills up the application's default executor."""
     return ThreadPoolExecutor(max_workers=32, thread_name_prefix="wim")
 
 
@@ -90,7 +91,7 @@ forks.in_child(_threads.cache_clear)
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:
-    """Call a function in one of these threads."""
+    """Call a function in one of the package's threads."""
     context = contextvars.copy_context()
     return await asyncio.wrap_future(_threads().submit(context.run, function, *args))
 
@@ -98,8 +99,8 @@ async def in_thread(function: Callable[..., Result], *args: object) -> Result:
 async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGenerator[Item, None]:
     """Iterate a generator whose steps run in threads, one after another.
 
-    When the consumer stops or its task is cancelled, the step under way comes to its end in its thread, where the
-    generator is then closed; nobody waits for it. What it waits for elsewhere is stopped, see `stoppable`.
+    If the consumer stops or its task is cancelled, the current step finishes in its thread, which then closes the
+    generator; the consumer does not wait for it. The step's blocking waits are interrupted, see `stoppable`.
     """
     context, waits = contextvars.copy_context(), _Waits()
     context.run(_waits.set, waits)
@@ -116,11 +117,11 @@ async def iterate_in_thread(generator: Generator[Item, None, object]) -> AsyncGe
             generator.close()
         else:
             step.add_done_callback(lambda _: generator.close())
-            waits.end()
+            waits.interrupt()
 
 
 def finish(work: Generator[object, None, Result]) -> Result:
-    """Run a generator to its end and give what it returns."""
+    """Run a generator to its end; returns its return value."""
     while True:
         try:
             next(work)
@@ -130,7 +131,7 @@ def finish(work: Generator[object, None, Result]) -> Result:
 
 
 async def afinish(work: Generator[object, None, Result]) -> Result:
-    """The same in threads; cancelling stops the work after the step under way, and requests to servers at once."""
+    """Like `finish`, in threads. Cancelling stops the work after the current step, and requests to servers at once."""
     results: list[Result] = []
 
     def collect() -> Generator[object, None, None]:

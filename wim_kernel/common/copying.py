@@ -1,4 +1,4 @@
-"""Copies of what holds a loaded model: a copy shares it, and none of them travels between processes."""
+"""Copying of objects that hold a loaded model: copies share the model, and pickling is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wim_kernel.common.errors import NotPicklableError
 
 
 class Shared:
-    """A mixin for what there is once, however often what holds it is copied: a copy is the object itself."""
+    """A mixin for objects that are never copied: a copy is the object itself."""
 
     def __copy__(self) -> Self:
         return self
@@ -24,7 +24,7 @@ class Shared:
 
 
 class HoldsShared:
-    """A mixin for what holds something `Shared`: it is copied as usual, and not pickled."""
+    """A mixin for objects that hold a `Shared` one: they can be copied, and not pickled."""
 
     def __copy__(self) -> Self:
         return self._copied(dict(self.__dict__))
@@ -45,12 +45,12 @@ class HoldsShared:
 
 
 def refuse_to_pickle(holder: object) -> NoReturn:
-    """Say that an object cannot be pickled, and what to do.
+    """Raise the error for pickling an object that holds a model.
 
     Raises:
         NotPicklableError: always.
     """
     raise NotPicklableError(
-        f"A {type(holder).__name__} cannot be pickled, for it holds a loaded model: make it anew in the other process, "
-        "with WimKernel.from_pretrained, or save a reading with Reading.save and load it with WimKernel.load."
+        f"A {type(holder).__name__} cannot be pickled, because it holds a loaded model: make another one in the other "
+        "process, with WimKernel.from_pretrained, or save a reading with Reading.save and load it with WimKernel.load."
     )

@@ -1,4 +1,4 @@
-"""The errors of the kernel. Each says what is wrong and what to do next."""
+"""The errors of the kernel. Each message says what is wrong and what to do next."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 
 def _again(kind: type[WimError], args: tuple[Any, ...], state: dict[str, Any]) -> WimError:
-    """An error as it was, without its constructor: that one takes what the message was made of."""
-    base = (
-        OSError if issubclass(kind, OSError) else Exception
-    )  # what is laid out as the others of its bases are
+    """Rebuild an error without its constructor, whose arguments are the parts of the message."""
+    base = OSError if issubclass(kind, OSError) else Exception  # the memory layout that `kind` has
     error: WimError = base.__new__(kind)
     error.args = args
     error.__dict__.update(state)
@@ -18,44 +16,44 @@ def _again(kind: type[WimError], args: tuple[Any, ...], state: dict[str, Any]) -
 
 
 class WimError(Exception):
-    """Base of every error the kernel raises on its own account. Copies and pickles of one say the same."""
+    """Base of all errors of the kernel. Copies and pickles of an error keep its message and attributes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.args, self.__dict__)
 
 
 class EmptyDocumentError(WimError, ValueError):
-    """There is no text to read.
+    """The document has no text.
 
     Args:
-        advice: what else to do about it.
+        advice: what else the caller can do.
     """
 
     def __init__(self, advice: str = "") -> None:
-        super().__init__(f"The document is empty: give at least one chunk that holds text{advice}.")
+        super().__init__(f"The document is empty: give at least one chunk with text{advice}.")
 
 
 class ChunkError(WimError, ValueError):
-    """What was handed in as a chunk's plain data is not that."""
+    """Plain data that was given as a chunk is not what `Chunk.to_dict` writes."""
 
 
 class MarginsError(WimError, ValueError):
-    """What was handed in as margins is not that."""
+    """Given margins are malformed, or belong to another document."""
 
 
 class MissingInputError(WimError, KeyError, ValueError):
-    """An input, or a variable of a prompt, is not there."""
+    """An input, or a variable of a prompt, is missing."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # a KeyError shows its argument's repr
 
 
 class UnknownOptionError(WimError, TypeError, ValueError):
-    """There is no option of that name."""
+    """An option does not exist."""
 
 
 class NotPicklableError(WimError, TypeError):
-    """An object holds a loaded model, which does not travel between processes."""
+    """An object holds a loaded model and cannot be pickled."""
 
 
 class ContextOverflowError(WimError, ValueError):
@@ -63,7 +61,7 @@ class ContextOverflowError(WimError, ValueError):
 
     Attributes:
         tokens: how many tokens there are.
-        fits: how many would fit.
+        fits: how many tokens would fit.
     """
 
     def __init__(self, what: str, tokens: int, fits: int, advice: str) -> None:
@@ -73,19 +71,19 @@ class ContextOverflowError(WimError, ValueError):
 
 
 class UnsupportedModelError(WimError):
-    """No path of the engine gives the same results as the model's own forward pass."""
+    """No cache mode of the engine gives the same results as the model's own forward pass."""
 
 
 class ModelNotFoundError(WimError, OSError):
-    """A model's name or files cannot be resolved."""
+    """A model's name or files cannot be found."""
 
 
 class MemoryBudgetError(WimError, MemoryError):
-    """One reading alone needs more memory than the kernel's budget for readings.
+    """One reading alone needs more memory than the kernel's budget.
 
     Attributes:
         needed: bytes that the reading needs.
-        budget: bytes that readings may take.
+        budget: the budget in bytes.
     """
 
     def __init__(self, needed: int, budget: int) -> None:
@@ -98,7 +96,7 @@ class MemoryBudgetError(WimError, MemoryError):
 
 
 class DeviceMemoryError(WimError, MemoryError):
-    """The device has no memory for a step, however few branches decode together. The kernel stays good for use."""
+    """The device has no memory for a step, even with one branch. The kernel stays usable."""
 
     def __init__(self, what: str, detail: str) -> None:
         super().__init__(
@@ -112,26 +110,26 @@ class OptionError(WimError, TypeError, ValueError):
 
 
 class SchemaError(WimError, ValueError):
-    """No answer can be written to a JSON schema: it is none, has no end, or needs more tokens than there are."""
+    """A JSON schema is malformed, has only endless values, or needs more tokens than the answer may have."""
 
 
 class ForkError(WimError, RuntimeError):
-    """A forked process was asked for what only its parent has: an accelerator, or a call under way."""
+    """A forked process used what only its parent has: an accelerator, or a running call."""
 
 
 class ServerError(WimError, ConnectionError):
-    """A server cannot be reached, refused a request, or broke off in the middle. What was done before is kept.
+    """A server cannot be reached, refused a request, or broke off a response. The work before is kept.
 
     Attributes:
-        base_url: which server.
+        base_url: the server's base URL.
         reason: what happened.
-        status: the HTTP status, if it answered with one.
-        passing: whether the same request may well succeed later.
-        margins: margins that the call had written, or was given, in chunk order. `Reading.answer` takes them together
-            with ``chunks_read``. A call with several questions has all of theirs here, one question after another.
-        margins_by_question: the same, in one tuple for each of the call's questions, in their order.
-        chunks_read: how many chunks the call had read. Those that have no margin yet are not among ``margins``.
-        retry_after: seconds that it asks to be left alone for.
+        status: the HTTP status; None without a response.
+        passing: whether the same request may succeed later.
+        margins: margins that the call had written, or was given, in chunk order, for `Reading.answer` together with
+            ``chunks_read``. Margins of several questions follow each other, question by question.
+        margins_by_question: the same margins, in one tuple for each of the call's questions, in their order.
+        chunks_read: how many chunks the call had read; the last of them may have no margin yet.
+        retry_after: seconds after which the server asks to be tried again.
     """
 
     def __init__(
@@ -165,11 +163,11 @@ class ServerError(WimError, ConnectionError):
 
 
 class ReadingFileError(WimError, OSError):
-    """A saved reading cannot be written, or must not be used here.
+    """A saved reading cannot be written, or cannot be used with this model.
 
     Attributes:
         path: the file.
-        reason: why.
+        reason: what is wrong.
     """
 
     def __init__(

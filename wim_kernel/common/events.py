@@ -1,4 +1,4 @@
-"""What a stream yields. Each event is a value; ``to_dict`` gives it as plain JSON data."""
+"""The events of a stream. Each event is a value; ``to_dict`` returns it as plain JSON data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
 
 @dataclass(frozen=True)
 class ChunkRead:
-    """A chunk was prefilled, or found prefilled.
+    """A chunk was prefilled, or found in the cache.
 
     Attributes:
-        index: the chunk's position, from 0.
+        index: the chunk's index.
         chunks: how many chunks the document has.
         tokens: document tokens read so far, this chunk included.
         total_tokens: document tokens in all.
-        cached: whether the chunk was in the cache already.
+        cached: whether the chunk was in the cache.
     """
 
     index: int
@@ -33,11 +33,11 @@ class ChunkRead:
 
 @dataclass(frozen=True)
 class MarginWritten:
-    """A chunk's margin is there: written, or found not relevant enough to be written.
+    """A margin was written, or its chunk was not relevant enough for a note.
 
     Attributes:
         margin: the margin.
-        question: which of the call's questions it is for, from 0.
+        question: the index of the margin's question among the call's questions.
     """
 
     margin: Margin
@@ -50,13 +50,11 @@ class MarginWritten:
 
 @dataclass(frozen=True)
 class MarginRevised:
-    """A margin that was written before is another, now that more of the document is known.
-
-    It may have gained or lost its note, or only be more or less relevant than it seemed.
+    """A margin changed after more of the document was read: its note, or only its relevance.
 
     Attributes:
-        margin: the margin that takes the place of the one with the same index.
-        question: which of the call's questions it is for, from 0.
+        margin: the new margin, which replaces the margin with the same index.
+        question: the index of the margin's question among the call's questions.
     """
 
     margin: Margin
@@ -69,12 +67,12 @@ class MarginRevised:
 
 @dataclass(frozen=True)
 class MarginsDone:
-    """The last event where margins alone are asked for.
+    """The last event of a call for margins without an answer.
 
     Attributes:
         margins: every margin, in chunk order.
-        usage: tokens this call cost.
-        timings: seconds this call took.
+        usage: tokens that the call cost.
+        timings: seconds that the call took.
         chunks_read: how many chunks were read, for ``Reading.answer``.
     """
 
@@ -96,11 +94,11 @@ class MarginsDone:
 
 @dataclass(frozen=True)
 class AnswerToken:
-    """The next piece of an answer's text; the pieces joined are the answer.
+    """The next piece of an answer's text; the answer is the sum of its pieces.
 
     Attributes:
         text: the piece.
-        question: which of the call's questions it answers, from 0.
+        question: the index of the answer's question among the call's questions.
     """
 
     text: str
@@ -113,11 +111,11 @@ class AnswerToken:
 
 @dataclass(frozen=True)
 class Answered:
-    """The last event of a stream: one for each question, in their order.
+    """An answer is finished. A stream ends with one such event for each question, in their order.
 
     Attributes:
-        result: the answer and everything it stands on.
-        question: which of the call's questions it answers, from 0.
+        result: the answer, its margins and its cost.
+        question: the index of the answer's question among the call's questions.
     """
 
     result: WimResult

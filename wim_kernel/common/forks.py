@@ -1,8 +1,8 @@
-"""What a forked child needs: locks that nobody holds, threads of its own, and a clear error for what it cannot have.
+"""Forks: new locks and threads in a forked child, and clear errors for what a child cannot use.
 
-`os.fork` copies memory and one thread. A lock that another thread held stays locked in the child for good, a pool has
-no threads left, and OpenMP's pool of the forking thread has dead ones. Whoever keeps such things registers here, and
-puts fresh ones in their place in the child.
+`os.fork` copies memory and one thread. In the child, a lock that another thread held stays locked forever, thread pools
+have no threads, and the forking thread's OpenMP pool has dead ones. Objects with locks, threads or connections register
+here and replace them in the child.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SOFT_PAUSE = 1  # omp_pause_soft
 
 
 class Survivor(Protocol):
-    """An object that has to be mended in a forked child."""
+    """An object that has to be repaired in a forked child."""
 
     def renew_after_fork(self) -> None:
         """Replace locks, threads and connections that belong to the parent; called in the child, before all else."""
@@ -38,31 +38,31 @@ _generation = 0
 
 
 def generation() -> int:
-    """How many forks lie between this process and the first one that imported this module."""
+    """How many forks separate this process from the first process that imported this module."""
     return _generation
 
 
 def register(survivor: Survivor) -> None:
-    """Have an object's `Survivor.renew_after_fork` called in every forked child, as long as the object lives."""
+    """Call an object's `Survivor.renew_after_fork` in every forked child, as long as the object lives."""
     _survivors.add(survivor)
 
 
 def in_child(renew: Callable[[], object]) -> None:
-    """Have a function called in every forked child, for what a module keeps."""
+    """Call a function in every forked child, for the globals of a module."""
     if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
         os.register_at_fork(after_in_child=renew)
 
 
 def lose(owner: object) -> None:
-    """Declare that an object cannot be used in this process any more: `check` raises for it."""
+    """Mark an object as unusable in this process: `check` raises for it."""
     _lost.add(owner)
 
 
 def check(owner: object) -> None:
-    """See that an object can be used in this process.
+    """Check that an object can be used in this process.
 
     Raises:
-        ForkError: if its memory is on a device whose driver does not survive a fork.
+        ForkError: if the object's memory is on a device whose driver does not survive a fork.
     """
     if _generation and owner in _lost:
         raise ForkError(
@@ -72,10 +72,10 @@ def check(owner: object) -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """See that this process can use a device.
+    """Check that this process can use a device.
 
     Raises:
-        ForkError: if it was forked from one that had used the driver.
+        ForkError: if the process was forked from one that had used the driver.
     """
     if device.type != "cuda":
         return
@@ -89,7 +89,7 @@ def check_device(device: torch.device) -> None:
 
 
 def check_same_process(born: int) -> None:
-    """See that work which began in generation ``born`` has not crossed a fork.
+    """Check that work which began in generation ``born`` has not crossed a fork.
 
     Raises:
         ForkError: if it has.
@@ -108,7 +108,7 @@ def _renew_all() -> None:
 
 
 def _release_openmp() -> None:
-    """Have GNU OpenMP end this thread's pool; parent and child each start another with their next parallel loop."""
+    """End this thread's GNU OpenMP pool; parent and child each start a new one at their next parallel loop."""
     paused = [pause(_SOFT_PAUSE) == 0 for pause in _openmp_pauses()]
     if not all(paused):
         logger.info("An OpenMP pool could not be released before a fork.")
@@ -116,7 +116,7 @@ def _release_openmp() -> None:
 
 @cache
 def _openmp_pauses() -> tuple[Callable[[int], int], ...]:
-    """``omp_pause_resource_all`` of each GNU OpenMP loaded; other OpenMPs take care of forks themselves."""
+    """``omp_pause_resource_all`` of each loaded GNU OpenMP; other OpenMP libraries handle forks themselves."""
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}

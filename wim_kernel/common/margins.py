@@ -1,4 +1,4 @@
-"""What a question gives back: margins, the answer, and what they cost. Plain values, no tensors."""
+"""Results: margins, answers, and their cost. Plain values, no tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from wim_kernel.common.errors import ChunkError, MarginsError
 
 @dataclass(frozen=True)
 class BranchRecord:
-    """Which tokens a branch saw: those of the reading up to ``prefix_tokens``, then ``suffix_ids``.
+    """The tokens that a branch saw: the reading's first ``prefix_tokens``, then ``suffix_ids``.
 
     Attributes:
-        prefix_tokens: how many tokens of its volume, the head included, the branch saw.
-        suffix_ids: the tokens behind them.
-        digest: of these tokens of the volume, so that no other reading takes the record for its own.
-        first_chunk: the chunk with which its volume begins.
+        prefix_tokens: how many tokens of the volume the branch saw, head included.
+        suffix_ids: the token ids behind them.
+        digest: a digest of the volume's tokens seen, which identifies the reading.
+        first_chunk: the first chunk of the volume.
     """
 
     prefix_tokens: int
@@ -33,18 +33,18 @@ class Margin:
     """A note written at the end of a chunk, for one question.
 
     Attributes:
-        index: position of the chunk in the reading, from 0.
-        text: the note; empty when the chunk's relevance was below the threshold.
-        relevance: 0 to 1, how much the chunk helps with the question.
-        kept: whether the note goes into the answer's prompt. People and programs may set it either way.
-        chunk: the chunk the note is about, with its sources.
-        spans: for verbatim margins, where each copied sentence stands in its source; otherwise empty.
-        evidence: what the relevance is made of: the signals that were measured, by name (see
-            `wim_kernel.run.relevance.scores.Evidence`); and for free notes ``"support"``, the share of the note's
-            content words that stand in the chunk, 0 to 1: near 0, the note is made up.
+        index: the chunk's index in the reading.
+        text: the note; empty if the chunk's relevance is below the threshold.
+        relevance: how much the chunk helps with the question, 0 to 1.
+        kept: whether the note goes into the answer's prompt. People and programs may change it.
+        chunk: the chunk that the note is about, with its sources.
+        spans: for verbatim margins, the place of each copied sentence in its source; otherwise empty.
+        evidence: the measured signals of the relevance, by name (see `wim_kernel.run.relevance.scores.Evidence`); for
+            free notes also ``"support"``, the share of the note's content words that occur in the chunk, 0 to 1: an
+            invented note is near 0.
         note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
-        token_ids: the note's own tokens as the model wrote them, without end-of-sequence.
-        branch: what the model saw, for ``Reading.prompt_ids``; None on margins made by hand.
+        token_ids: the note's tokens, without end-of-sequence.
+        branch: the tokens that the model saw, for ``Reading.prompt_ids``; None for margins made by hand.
     """
 
     index: int
@@ -59,7 +59,7 @@ class Margin:
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
     def edited(self, text: str) -> Margin:
-        """The same margin with another text, kept: what a person's edit gives."""
+        """A copy with another text, kept, as after a person's edit."""
         return replace(self, text=text, kept=True, spans=(), token_ids=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Margin:
         """Read back what `to_dict` wrote.
 
         Raises:
-            MarginsError: if it is something else.
+            MarginsError: if keys are missing.
         """
         says = "Margin.from_dict reads what Margin.to_dict wrote"
         if not isinstance(data, Mapping):
@@ -121,8 +121,8 @@ class Usage:
 
     Attributes:
         prefill_tokens: document tokens run through the model in this call.
-        cached_tokens: document tokens that were in the cache already; None where a server does not say.
-        prompt_tokens: tokens of prompts: the reading's head, if this call ran it, and the branches' suffixes.
+        cached_tokens: document tokens found in the cache; None if a server does not report them.
+        prompt_tokens: tokens of prompts: the branches' prompts, and the reading's head if this call ran it.
         output_tokens: tokens generated on branches.
     """
 
@@ -133,22 +133,22 @@ class Usage:
 
     @property
     def input_tokens(self) -> int:
-        """Every token that was read or found read: the document's and the prompts'."""
+        """All input tokens: those run, and those found in the cache."""
         return self.prefill_tokens + (self.cached_tokens or 0) + self.prompt_tokens
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that a call took, by what they were spent on; the parts add up to ``total``.
+    """Seconds that a call took; ``prefill``, ``margins``, ``answer`` and ``other`` add up to ``total``.
 
     Attributes:
-        prefill: reading chunks.
-        margins: scoring relevance and writing margins.
-        answer: writing the answer.
-        other: everything else: waiting for other callers, callbacks, and the consumer of a stream.
-        total: from the call to its end.
-        first_margin: from the call until the first margin was written; None without margins.
-        first_token: from the call until the answer's first token; None without an answer.
+        prefill: seconds of reading chunks.
+        margins: seconds of scoring chunks and writing margins.
+        answer: seconds of writing the answer.
+        other: all other seconds: waiting for other callers, callbacks, and a stream's consumer.
+        total: seconds from the call to its end.
+        first_margin: seconds from the call to the first margin; None without margins.
+        first_token: seconds from the call to the answer's first token; None without an answer.
     """
 
     prefill: float = 0.0
@@ -162,19 +162,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class WimResult:
-    """An answer and everything it stands on.
+    """An answer, its margins and its cost.
 
     Attributes:
         answer: the answer's text.
         margins: every margin, in chunk order, kept or not.
-        usage: tokens this call cost.
-        timings: seconds this call took.
+        usage: tokens that the call cost.
+        timings: seconds that the call took.
         stopped_early: whether reading stopped before the end of the document.
-        volumes: how many windows the document took; 1 if it fits the model's.
-        question: what was asked.
-        relevance_by: what relevance was taken from: ``"likelihood"``, ``"decision, by the first token"``, ...
-        token_ids: the answer's own tokens, without end-of-sequence.
-        branch: what the model saw, for ``Reading.prompt_ids``.
+        volumes: how many volumes the document has; 1 if it fits the model's window.
+        question: the question.
+        relevance_by: the name of the relevance score: ``"likelihood"``, ``"decision, by the first token"``, ...
+        token_ids: the answer's tokens, without end-of-sequence.
+        branch: the tokens that the model saw, for ``Reading.prompt_ids``.
     """
 
     answer: str

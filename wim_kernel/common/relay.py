@@ -1,4 +1,4 @@
-"""One loop that passes events on to a listener, for plain and for async callers."""
+"""The relay: one loop that passes events to a listener, for plain and for async callers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Calls = Generator[Any, Any, None]
-"""Calls to a framework: what is yielded is awaited if it can be, and what it came to is sent back."""
+"""A generator of calls to a framework: each yielded value is awaited if it is awaitable, and its result sent back."""
 
 
 class Listener(Protocol):
-    """Tells a framework of events."""
+    """Emits events to a framework."""
 
     def emit(self, event: Any) -> Calls | None:
-        """Tell of an event."""
+        """Emit an event."""
 
     def fail(self, error: BaseException) -> Calls | None:
-        """Tell that the events ended before their end; also if the consumer closed them."""
+        """Report that the events ended early, by an error or because the consumer closed them."""
 
 
 def relay(events: Generator[Item, None, None], listener: Listener) -> Generator[Item, None, None]:
-    """Each event, after the listener was told of it. Closing this closes the events."""
+    """Yield each event after the listener has emitted it. Closing the generator closes the events."""
     try:
         with closing(events):
             for event in events:
@@ -35,7 +35,7 @@ def relay(events: Generator[Item, None, None], listener: Listener) -> Generator[
 
 
 async def arelay(events: AsyncGenerator[Item, None], listener: Listener) -> AsyncGenerator[Item, None]:
-    """See `relay`; the listener's calls may be awaitable."""
+    """Like `relay`; the listener's calls may be awaitable."""
     try:
         async with aclosing(events):
             async for event in events:
@@ -47,7 +47,7 @@ async def arelay(events: AsyncGenerator[Item, None], listener: Listener) -> Asyn
 
 
 def last_of(events: Generator[Item, None, None]) -> Item | None:
-    """The last event, once all were passed on."""
+    """Exhaust a generator and return its last item; None without items."""
     last: Item | None = None
     with closing(events):
         for event in events:

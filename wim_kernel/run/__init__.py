@@ -1,1 +1,1 @@
-"""One question, from its options to its answer."""
+"""One run over a reading: from a question's options to its margins and its answer."""

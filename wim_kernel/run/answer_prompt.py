@@ -1,4 +1,4 @@
-"""The answer: the kept margins, then the question, after the last chunk read."""
+"""The answer's prompt: the kept margins, then the question, behind the chunks read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from wim_kernel.common.margins import Margin
 from wim_kernel.engines.base import AnyEngine, Branch
-from wim_kernel.run.options import Settings
+from wim_kernel.run.settings import Settings
 from wim_kernel.text.prompts import fill
 from wim_kernel.text.run_text import Prompt, Text
 
@@ -16,51 +16,51 @@ from wim_kernel.text.run_text import Prompt, Text
 def answer_branch(
     engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings
 ) -> tuple[Branch, list[Margin]]:
-    """The branch that answers, and the margins as they stand: those that found no room are no longer kept.
+    """The branch that answers, and the margins; those that do not fit the window are no longer kept.
 
     Args:
-        engine: encodes, and knows the window.
-        at: the boundary to answer from, in tokens.
-        question: what is asked.
+        engine: the engine, which counts tokens and has the window.
+        at: the position of the boundary to answer from, in tokens.
+        question: the question.
         margins: all margins; the kept ones go into the prompt.
-        settings: prompts and generation.
+        settings: the prompts and the generation config.
     """
     margins = list(margins)
     while True:
-        branch = _branch(at, question, [margin for margin in margins if _goes_in(margin)], settings)
+        branch = _branch(at, question, [margin for margin in margins if _is_used(margin)], settings)
         over = branch_end(engine, branch) - (engine.window or float("inf"))
-        kept = [index for index, margin in enumerate(margins) if _goes_in(margin)]
+        kept = [index for index, margin in enumerate(margins) if _is_used(margin)]
         if over <= 0 or not kept:
             return branch, margins
         least = min(kept, key=lambda index: margins[index].relevance)
         warnings.warn(
-            f"The kept margins do not all fit the model's window: the one of chunk {margins[least].index} (relevance "
-            f"{margins[least].relevance:.2f}) is left out of the answer's prompt. Keep fewer with threshold= or "
-            "top_k=.",
+            f"The kept margins do not all fit the model's window: the margin of chunk {margins[least].index} "
+            f"(relevance {margins[least].relevance:.2f}) is left out of the answer's prompt. Keep fewer with "
+            "threshold= or top_k=.",
             stacklevel=2,
         )
         margins[least] = replace(margins[least], kept=False)
 
 
 def answer_prompt(question: str, margins: Sequence[Margin], settings: Settings) -> Prompt:
-    """What stands behind the document where the answer is written, if all of the kept margins find room."""
-    return _branch(0, question, [margin for margin in margins if _goes_in(margin)], settings).prompt
+    """The prompt behind the document from which the answer is written, with all kept margins."""
+    return _branch(0, question, [margin for margin in margins if _is_used(margin)], settings).prompt
 
 
 def all_fit(engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings) -> bool:
-    """Whether every kept margin finds room behind ``at``; see `answer_branch`."""
-    branch = _branch(at, question, [margin for margin in margins if _goes_in(margin)], settings)
+    """Whether every kept margin fits the window behind position ``at``; see `answer_branch`."""
+    branch = _branch(at, question, [margin for margin in margins if _is_used(margin)], settings)
     return branch_end(engine, branch) <= (engine.window or float("inf"))
 
 
 def branch_end(engine: AnyEngine, branch: Branch) -> int:
-    """How many tokens of the window a branch takes at most, all that stands before it included."""
+    """The position at which a branch ends at the latest, in tokens: its prefix, prompt and most new tokens."""
     new = branch.generation.max_new_tokens if branch.generation is not None else 0
-    decided = len(engine.encode(Text(" " + branch.choices[0]))) if branch.choices else 0
-    return branch.at + len(engine.suffix(branch)) + decided + (new or 0)
+    choice = len(engine.encode(Text(" " + branch.choices[0]))) if branch.choices else 0
+    return branch.at + len(engine.suffix(branch)) + choice + (new or 0)
 
 
-def _goes_in(margin: Margin) -> bool:
+def _is_used(margin: Margin) -> bool:
     return margin.kept and bool(margin.text.strip() or margin.note.strip())
 
 
@@ -83,9 +83,9 @@ def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) 
 
 
 def _listed(margins: Sequence[Margin]) -> Prompt:
-    """The notes as a list, each with the reader's remark if there is one; all of it data."""
+    """The notes as a list, each with the reader's remark if it has one; notes and remarks are data, not prompt."""
     runs: list[Text] = []
-    for position, margin in enumerate(margins):
+    for number, margin in enumerate(margins):
         remark = f" (reader's remark: {margin.note.strip()})" if margin.note.strip() else ""
-        runs += [Text("\n-" if position else "-", trusted=True), Text(f" {margin.text.strip()}{remark}")]
+        runs += [Text("\n-" if number else "-", trusted=True), Text(f" {margin.text.strip()}{remark}")]
     return tuple(runs)

@@ -1,4 +1,4 @@
-"""Answers: behind which volume each is written, and their branches, all decoded together."""
+"""Answers: behind which volume each is written, and the branches that write them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from wim_kernel.common.events import AnswerToken
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.answer_prompt import all_fit, answer_branch
 from wim_kernel.run.decoding import decode_all
-from wim_kernel.run.options import Settings
 from wim_kernel.run.request import Step, Work
+from wim_kernel.run.settings import Settings
 from wim_kernel.run.state import QuestionState
 from wim_kernel.run.stopwatch import Stopwatch
 
@@ -20,35 +20,40 @@ class AnswerWriter:
     """Writes answers on branches of a reading.
 
     Args:
-        engine: decodes the branches.
-        lease: the reading.
-        settings: how.
-        watch: takes the time.
+        engine: the engine that decodes the branches.
+        lease: the lease of the reading.
+        settings: the run's settings.
+        stopwatch: the run's stopwatch.
     """
 
-    def __init__(self, engine: AnyEngine, lease: VolumeLease, settings: Settings, watch: Stopwatch) -> None:
+    def __init__(
+        self, engine: AnyEngine, lease: VolumeLease, settings: Settings, stopwatch: Stopwatch
+    ) -> None:
         self.engine = engine
         self.lease = lease
         self.settings = settings
-        self.watch = watch
+        self.stopwatch = stopwatch
 
     def write(self, states: Sequence[QuestionState], chunks_read: int) -> Work[None]:
-        """One branch a question behind the last chunk read, or behind the volume that matters most to it.
+        """Decode one branch for each question, all branches at one boundary together; sets ``state.answer``.
 
         Args:
-            states: the questions, each with the margins that its answer stands on in ``given``; its ``answer`` is set.
+            states: the questions, each with its ``answer_margins``.
             chunks_read: how many chunks were read.
         """
         for state in states:
-            state.stands_on = self._stands_on(state, chunks_read)
-        last_first = sorted(states, key=lambda state: -state.stands_on)
-        for chunks, some in itertools.groupby(last_first, key=lambda state: state.stands_on):
-            yield from self.watch.run("prefill", self.lease.return_to(chunks))
-            yield from self.watch.run("answer", self._decode(list(some)))
+            state.answer_boundary = self._answer_boundary(state, chunks_read)
+        last_first = sorted(states, key=lambda state: -state.answer_boundary)
+        for boundary, group in itertools.groupby(last_first, key=lambda state: state.answer_boundary):
+            yield from self.stopwatch.run("prefill", self.lease.return_to(boundary))
+            yield from self.stopwatch.run("answer", self._decode(list(group)))
 
-    def _stands_on(self, state: QuestionState, chunks_read: int) -> int:
-        """Behind how many chunks a question is answered. The last volume has most room, if the notes need it."""
-        margins = [margin for margin in state.given if margin.kept]
+    def _answer_boundary(self, state: QuestionState, chunks_read: int) -> int:
+        """How many chunks stand before a question's answer: through the most relevant margin's volume, or all read.
+
+        All chunks read, if the kept margins do not fit behind that volume: the last volume has the most room.
+        """
+        margins = [margin for margin in state.answer_margins if margin.kept]
         if self.settings.answer_volume == "last" or not margins:
             return chunks_read
         best = max(margins, key=lambda margin: (margin.relevance, margin.index))
@@ -57,19 +62,24 @@ class AnswerWriter:
         return stop if all_fit(self.engine, at, state.question, margins, self.settings) else chunks_read
 
     def _decode(self, states: Sequence[QuestionState]) -> Iterator[Step]:
-        branches, relieve = [], self.lease.cache.make_way
+        branches, free_memory = [], self.lease.cache.evict_idle
         for state in states:
-            at, given = self.lease.end(state.stands_on), state.given
-            branch, state.given = answer_branch(self.engine, at, state.question, given, self.settings)
+            branch, state.answer_margins = answer_branch(
+                self.engine,
+                self.lease.end(state.answer_boundary),
+                state.question,
+                state.answer_margins,
+                self.settings,
+            )
             branches.append(branch)
-        for step in decode_all(self.engine, self.lease.prefix, branches, relieve=relieve):
+        for step in decode_all(self.engine, self.lease.prefix, branches, free_memory=free_memory):
             yield None
             for progress in step:
                 state = states[progress.branch]
                 if progress.text:
-                    if self.watch.first_token is None:
-                        self.watch.first_token = self.watch.since_start()
+                    if self.stopwatch.first_token is None:
+                        self.stopwatch.first_token = self.stopwatch.since_start()
                     yield AnswerToken(progress.text, state.position)
                 if progress.done is not None:
-                    state.count(progress.done)
+                    state.add_usage(progress.done)
                     state.answer = progress.done

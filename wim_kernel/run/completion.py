@@ -1,4 +1,4 @@
-"""Plain conversations with a kernel's model, for whatever needs a language model beside the kernel."""
+"""Plain chat completions by a kernel's model, for applications that need a language model beside the kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.common.errors import ContextOverflowError
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded
 from wim_kernel.run.decoding import decode_all
-from wim_kernel.run.options import Options, settle
+from wim_kernel.run.options import Options, parse_options
 from wim_kernel.text.run_text import Prompt, Text
 
 Role = Literal["system", "user", "assistant"]
@@ -23,7 +23,7 @@ SYSTEM = "You are a helpful assistant."
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; its text is data, in which control tokens stay characters."""
+    """One turn of a conversation. Its text is data: control tokens in it are encoded as plain characters."""
 
     role: Role
     text: str
@@ -31,12 +31,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Completed:
-    """A reply's end.
+    """A finished reply.
 
     Attributes:
         text: the whole reply.
-        prompt_tokens: tokens that the model read.
-        output_tokens: tokens that it wrote.
+        prompt_tokens: how many tokens the prompt had.
+        output_tokens: how many tokens were generated.
     """
 
     text: str
@@ -47,37 +47,37 @@ class Completed:
 def complete(
     cache: PrefixCache, turns: Sequence[Turn], options: Options
 ) -> Generator[str | Completed, None, None]:
-    """The reply to a conversation: its pieces (some of them empty), and at the end the whole.
+    """Reply to a conversation; yields pieces of the reply's text (some of them empty), then a `Completed`.
 
-    The model's chat template is put around the turns; a model without one is given their text.
+    The model's chat template is applied to the turns. A model without a template gets the turns' text.
 
     Args:
-        cache: the kernel's live readings, of whose model the reply is; idle ones make way if memory runs out.
+        cache: the kernel's prefix cache; idle prefixes are evicted if memory runs out.
         turns: the conversation.
-        options: ``answer_config``, ``answer_tokens`` and ``answer_schema`` count. Fewer tokens are written where the
-            window has less room.
+        options: the kernel's options, of which ``answer_config``, ``answer_tokens`` and ``answer_schema`` are used.
+            Fewer tokens are generated if the window has less room.
 
     Raises:
         ContextOverflowError: if the conversation does not fit the model's window.
     """
-    engine, settings = cache.engine, settle(options)
+    engine, settings = cache.engine, parse_options(options)
     if settings.answer_schema is not None:
         engine.check_schema(settings.answer_schema, settings.answer_config)
     system, prompt = _conversation(engine, turns)
     head = engine.head(system, "")
     branch = Branch(len(head), prompt, json_schema=settings.answer_schema)
-    asked = len(head) + len(engine.suffix(branch))
+    prompt_end = len(head) + len(engine.suffix(branch))
     branch = Branch(
         len(head),
         prompt,
-        generation=_within(engine, asked, settings.answer_config),
+        generation=_fit_window(engine, prompt_end, settings.answer_config),
         json_schema=settings.answer_schema,
     )
     prefix = engine.open()
     engine.reserve(prefix, len(head))
     while prefix.tokens < len(head):
         engine.extend(prefix, [head], 0)
-    with closing(decode_all(engine, prefix, [branch], relieve=cache.make_way)) as steps:  # type: ignore[type-var]
+    with closing(decode_all(engine, prefix, [branch], free_memory=cache.evict_idle)) as steps:  # type: ignore[type-var]
         for step in steps:
             yield "".join(progress.text for progress in step)
             for progress in step:
@@ -86,7 +86,7 @@ def complete(
 
 
 def is_chat_model(engine: AnyEngine) -> bool:
-    """Whether an engine's model has a chat template; of a server that templates itself it is taken for granted."""
+    """Whether an engine's model has a chat template; assumed of a server that applies the template itself."""
     codec = _codec(engine)
     return codec is None or bool(codec.seam.chat)
 
@@ -97,14 +97,17 @@ def _completed(done: Decoded, head: int) -> Completed:
     return Completed(done.text, head + prompt, output)
 
 
-def _within(engine: AnyEngine, asked: int, config: GenerationConfig) -> GenerationConfig:
-    """The configuration with no more new tokens than the window has room for."""
-    if engine.window is None or asked + (config.max_new_tokens or 0) <= engine.window:
+def _fit_window(engine: AnyEngine, prompt_end: int, config: GenerationConfig) -> GenerationConfig:
+    """The config, with ``max_new_tokens`` limited to the room behind ``prompt_end``, in tokens."""
+    if engine.window is None or prompt_end + (config.max_new_tokens or 0) <= engine.window:
         return config
-    room = engine.window - asked
+    room = engine.window - prompt_end
     if room < 1:
         raise ContextOverflowError(
-            "The conversation", asked, engine.window - 1, "Shorten it, or use a model with a longer window."
+            "The conversation",
+            prompt_end,
+            engine.window - 1,
+            "Shorten it, or use a model with a longer window.",
         )
     bounded = GenerationConfig.from_dict(config.to_dict())
     bounded.max_new_tokens = room
@@ -112,7 +115,7 @@ def _within(engine: AnyEngine, asked: int, config: GenerationConfig) -> Generati
 
 
 def _conversation(engine: AnyEngine, turns: Sequence[Turn]) -> tuple[str, Prompt]:
-    """What the model is told to be, and everything from the first user's text to the last."""
+    """The system prompt, and the prompt from the first turn's text to the last turn's."""
     system = "\n\n".join(turn.text for turn in turns if turn.role == "system") or SYSTEM
     rest = [
         Turn(role, "\n\n".join(turn.text for turn in same))
@@ -120,7 +123,7 @@ def _conversation(engine: AnyEngine, turns: Sequence[Turn]) -> tuple[str, Prompt
             (turn for turn in turns if turn.role != "system"), key=lambda turn: turn.role
         )
     ]
-    if not rest:  # some conversations are a system's turn alone
+    if not rest:  # a conversation of a system turn alone
         return SYSTEM, (Text(system),)
     if len(rest) == 1:
         return system, (Text(rest[0].text),)
@@ -134,7 +137,7 @@ def _conversation(engine: AnyEngine, turns: Sequence[Turn]) -> tuple[str, Prompt
 
 
 def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | None:
-    """What the chat template puts between turns; None if it cannot be told."""
+    """The text that the chat template puts between turns; None if it cannot be determined."""
     codec = _codec(engine)
     if codec is None or not codec.seam.chat or turns[0].role != "user" or turns[-1].role != "user":
         return None
@@ -146,7 +149,7 @@ def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | N
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
         )
-    except Exception:  # templates raise what they like: jinja errors, ValueError, ...
+    except Exception:  # a template may raise anything: jinja errors, ValueError, ...
         return None
     pieces: list[str] = []
     for mark in marks:
@@ -158,6 +161,6 @@ def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | N
 
 
 def _codec(engine: AnyEngine) -> Any:
-    """The engine's tokenizer with its template; None of a server that has neither here."""
+    """The engine's tokenizer with its template; None for a server whose tokenizer is not known here."""
     codec = getattr(engine, "codec", None)
     return getattr(codec, "chat_codec", codec)

@@ -1,4 +1,4 @@
-"""Any number of branches, as many together as the engine likes, and fewer where its memory does not suffice."""
+"""Decoding any number of branches: in groups of the engine's size, and in smaller groups where memory runs out."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ def decode_all(
     prefix: Prefix,
     branches: Sequence[Branch],
     gate: Gate | None = None,
-    relieve: Callable[[], object] = lambda: None,
+    free_memory: Callable[[], object] = lambda: None,
 ) -> Iterator[list[Progress]]:
-    """Decode branches in groups; yields after every step.
+    """Decode branches in groups; yields after every step. `Progress.branch` is an index of ``branches``.
 
     Args:
-        engine: decodes.
-        prefix: what the branches continue.
-        branches: in any number.
-        gate: asked once for each group.
-        relieve: called to free memory before a group is tried again, at half its size.
+        engine: the engine that decodes.
+        prefix: the prefix that the branches continue.
+        branches: any number of branches.
+        gate: a callback that decides, once for each group, which of its branches generate; by default all do.
+        free_memory: a callback that frees memory before a group is decoded again, at half its size.
 
     Raises:
-        DeviceMemoryError: if there is no memory for one branch alone, or it ended after text was told.
+        DeviceMemoryError: if a single branch does not fit into memory, or if memory ran out after text of an unfinished
+            branch was yielded.
     """
     waiting, size = list(range(len(branches))), engine.max_branches
     while waiting:
-        group, told, done = waiting[:size], set[int](), set[int]()
-        asked = None if gate is None else partial(_ask_group, gate, group)
+        group, yielded, done = waiting[:size], set[int](), set[int]()
+        group_gate = None if gate is None else partial(_ask_group, gate, group)
         try:
-            for step in engine.decode(prefix, [branches[place] for place in group], asked):
-                found = [replace(item, branch=group[item.branch]) for item in step]
-                told.update(item.branch for item in found if item.text)
-                done.update(item.branch for item in found if item.done is not None)
-                yield found
+            for step in engine.decode(prefix, [branches[index] for index in group], group_gate):
+                progress = [replace(item, branch=group[item.branch]) for item in step]
+                yielded.update(item.branch for item in progress if item.text)
+                done.update(item.branch for item in progress if item.done is not None)
+                yield progress
         except DeviceMemoryError as error:
-            if len(group) == 1 or told - done:
+            if len(group) == 1 or yielded - done:
                 raise
             size = len(group) // 2
             logger.warning("%s Going on with %d branches at a time.", error, size)
-            relieve()
-        waiting = [place for place in waiting if place not in done]
+            free_memory()
+        waiting = [index for index in waiting if index not in done]
 
 
 def _ask_group(

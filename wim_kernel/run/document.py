@@ -1,4 +1,4 @@
-"""A document made ready for an engine: its chunks, their tokens, and the passages in which evidence is looked for."""
+"""A document prepared for an engine: its chunks, their token ids, and the passages that are searched for evidence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class EncodedDocument:
     """A document as an engine reads it.
 
     Attributes:
-        chunks: its chunks, in order.
-        tokens: their token ids, behind the head's.
-        passages: runs of their sentences.
-        separator: what stands between chunks that are not one run of one source.
+        chunks: the chunks, in order.
+        tokens: the token ids of the head and of each chunk.
+        passages: the chunks' passages, which are runs of sentences.
+        separator: the text between chunks that do not continue each other.
     """
 
     chunks: tuple[Chunk, ...]
@@ -33,12 +33,12 @@ class EncodedDocument:
     def encode(
         cls, engine: AnyEngine, head: tuple[int, ...], chunks: Sequence[Chunk], separator: str
     ) -> EncodedDocument:
-        """Tokenise chunks, with the separator in front of each that does not go on in the text before it."""
+        """Tokenise chunks, with the separator before each chunk that does not continue the chunk before it."""
         between, ids, starts = engine.encode(Text(separator, trusted=True)), [], []
         previous: Chunk | None = None
         for chunk in chunks:
             apart = previous is not None and chunk.text and not contiguous(previous, chunk)
-            # where tokens begin in the text is of use only with an engine that shows the model's attention
+            # Token offsets are needed only to attribute attention to sentences.
             own, begins = (
                 engine.encode_with_offsets(chunk.text)
                 if engine.heads
@@ -49,5 +49,5 @@ class EncodedDocument:
             previous = chunk if chunk.text else previous
         passages = DocumentPassages(chunks, list(map(len, ids)), starts)
         if engine.heads:
-            _ = passages.index  # every question will ask for it
+            _ = passages.index  # build it now: every question needs it
         return cls(tuple(chunks), TokenizedDocument(head, tuple(ids)), passages, separator)

@@ -1,4 +1,4 @@
-"""Margins as people and programs hand them in: one way in, with the same checks everywhere."""
+"""Margins given by people and programs: parsed and checked in one place, for every way of calling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wim_kernel.common.margins import Margin, evidence_in
 
 MarginsLike = Sequence[Margin | Mapping[str, Any] | str]
 FindSpans = Callable[[int, Mapping[str, Any]], tuple[Span, ...]]
-"""Given a chunk's index and a margin's data, checks where the data says it stands and gives its sentences' places."""
+"""Reads a margin's sentence spans from its data, given its chunk's index, and checks them."""
 
 APPROVAL = frozenset({"approve", "approved", "accept", "accepted"})
 _FIELDS = ("text", "kept", "note", "relevance", "index")
@@ -27,18 +27,19 @@ def margins_in(
     written: Iterable[Margin] | None = None,
     find_spans: FindSpans | None = None,
 ) -> list[Margin]:
-    """The margins that an answer is to stand on, from whatever a person or a program gave.
+    """Parse the margins that a person or a program gave for an answer.
 
     Args:
-        given: a list. Each item is a `Margin`; a dict with ``text`` and what else `Margin.to_dict` writes, of which
-            all may be left out; or a string, which is a note of one's own. Where ``written`` is given, also True or
-            ``"approve"``.
-        chunks: the reading's.
-        written: the margins that an approval stands for.
-        find_spans: how a dict says where its sentences stand; by default as `Margin.to_dict` writes it.
+        given: a list. Each item is a `Margin`; a dict with ``text`` and, optionally, the other keys that
+            `Margin.to_dict` writes; or a string, which is a note of one's own. True or ``"approve"`` in place of the
+            list approves ``written``.
+        chunks: the reading's chunks.
+        written: the margins that an approval stands for; None if they are not known.
+        find_spans: a callback that reads the spans of a dict; by default it reads ``"spans"`` as `Margin.to_dict`
+            writes them.
 
     Raises:
-        MarginsError: for anything else; it says which margin is wrong and what a margin is.
+        MarginsError: for anything else; the message names the wrong margin and says what a margin is.
     """
     if is_approval(given):
         if written is None:
@@ -52,14 +53,14 @@ def margins_in(
             f"Margins are a list, each item {_FORMS}; this is {_described(given)}. To answer without any, give []."
         )
     find = find_spans or _own_spans
-    return [_margin(place, item, chunks, find) for place, item in enumerate(given)]
+    return [_margin(index, item, chunks, find) for index, item in enumerate(given)]
 
 
 def chunks_in(given: object, chunks: int) -> int:
-    """How many chunks margins that were handed in stand on.
+    """Check ``chunks_read``, the number of chunks behind which an answer from given margins is written.
 
     Raises:
-        MarginsError: unless it is a number of chunks that the document has.
+        MarginsError: unless ``given`` is an integer from 1 to ``chunks``.
     """
     if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= chunks:
         return given
@@ -70,19 +71,19 @@ def chunks_in(given: object, chunks: int) -> int:
 
 
 def is_approval(reply: object) -> bool:
-    """Whether a person's reply means the margins as they were shown."""
+    """Whether a person's reply approves the margins as they were shown."""
     return reply is True or (isinstance(reply, str) and reply.strip().lower() in APPROVAL)
 
 
-def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindSpans) -> Margin:
+def _margin(position: int, item: object, chunks: Sequence[Chunk], find_spans: FindSpans) -> Margin:
     if isinstance(item, Margin):
         _check_index(item.index, chunks)
         return item
     if isinstance(item, str):
         item = {"text": item}
     if not isinstance(item, Mapping):
-        raise MarginsError(f"A margin is {_FORMS}; the one at position {place} is {_described(item)}.")
-    _check_names(place, item)
+        raise MarginsError(f"A margin is {_FORMS}; the one at position {position} is {_described(item)}.")
+    _check_names(position, item)
     index = item.get("index", len(chunks) - 1)
     if not isinstance(index, int) or isinstance(index, bool):
         raise MarginsError(f"A margin's index is the number of its chunk, not {plain_data.shown(index)}.")
@@ -94,24 +95,26 @@ def _margin(place: int, item: object, chunks: Sequence[Chunk], find_spans: FindS
             text=plain_data.string("text", item["text"]),
             relevance=1.0 if relevance is None else plain_data.share("relevance", relevance),
             kept=plain_data.truth("kept", item.get("kept", True)),
-            chunk=chunks[index] if chunk is None else _chunk(place, chunk),
+            chunk=chunks[index] if chunk is None else _chunk(position, chunk),
             spans=find_spans(index, item),
             note=plain_data.string("note", "" if item.get("note") is None else item["note"]),
             evidence={} if evidence is None else evidence_in(evidence),
         )
     except plain_data.WrongTypeError as error:
-        raise MarginsError(f"The margin at position {place} is wrong: {error}.") from error
+        raise MarginsError(f"The margin at position {position} is wrong: {error}.") from error
 
 
-def _check_names(place: int, item: Mapping[Any, Any]) -> None:
-    """See that nothing is missing or misspelt. Data beyond the margin's own is the caller's, and let be."""
+def _check_names(position: int, item: Mapping[Any, Any]) -> None:
+    """Check that no key is missing or misspelt. Keys that are not a margin's are the caller's own, and ignored."""
     for name in item:
         near = get_close_matches(str(name).lower(), _FIELDS, n=1, cutoff=0.75)
         if near and name not in _FIELDS and near[0] not in item:
-            raise MarginsError(f"The margin at position {place} has {name!r}, which is called {near[0]!r}.")
+            raise MarginsError(
+                f"The margin at position {position} has {name!r}, which is called {near[0]!r}."
+            )
     if "text" not in item:
         raise MarginsError(
-            f"The margin at position {place} has no 'text': give it one, or leave the margin out of the list."
+            f"The margin at position {position} has no 'text': give it one, or leave the margin out of the list."
         )
 
 
@@ -122,19 +125,19 @@ def _check_index(index: int, chunks: Sequence[Chunk]) -> None:
         )
 
 
-def _chunk(place: int, data: object) -> Chunk:
+def _chunk(position: int, data: object) -> Chunk:
     if isinstance(data, Chunk):
         return data
     try:
         return Chunk.from_dict(plain_data.mapping("chunk", data))
     except (plain_data.WrongTypeError, ChunkError) as error:
         raise MarginsError(
-            f"The 'chunk' of the margin at position {place} is not what Chunk.to_dict wrote: leave it out."
+            f"The 'chunk' of the margin at position {position} is not what Chunk.to_dict wrote: leave it out."
         ) from error
 
 
 def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
-    """As `Margin.to_dict` writes them, beside the chunk that they are of."""
+    """The spans as `Margin.to_dict` writes them; empty without the chunk that they belong to."""
     if data.get("chunk") is None or data.get("spans") is None:
         return ()
     try:

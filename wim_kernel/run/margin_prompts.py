@@ -1,15 +1,15 @@
-"""The branches on which relevance is found out, notes are written, and notes are judged."""
+"""The branches that measure relevance, write notes, and judge notes."""
 
 from __future__ import annotations
 
 from wim_kernel.engines.base import Branch
-from wim_kernel.run.options import Settings
+from wim_kernel.run.settings import Settings
 from wim_kernel.text.prompts import fill
 from wim_kernel.text.run_text import Prompt
 
 
 def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None]:
-    """The question's lead-in, and which run of it is the question itself."""
+    """The prompt with the question, and the index of the run that is the question itself (None without a question)."""
     lead = fill(settings.prompts.question, **settings.variables, question=question)
     if not question:
         return lead, None
@@ -17,7 +17,7 @@ def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None
 
 
 def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:
-    """The branch that finds out a chunk's relevance and writes its free note, at the chunk's end."""
+    """The branch at a chunk's end that measures the chunk's relevance and, if ``generate``, writes its note."""
     prompts, decides = settings.prompts, settings.asks == "decision"
     lead, scored = question_lead(question, settings)
     return Branch(
@@ -31,7 +31,7 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
 
 
 def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:
-    """The branch that asks whether a note helps, at the end of the note's chunk."""
+    """The branch at a chunk's end that asks whether the chunk's written note helps."""
     prompts = settings.prompts
     lead, _ = question_lead(question, settings)
     prompt = lead + fill(prompts.judgement, **settings.variables, question=question, note=note)

@@ -1,13 +1,12 @@
-"""Margins: which branches find out a chunk's relevance and write its note, and what becomes of them."""
+"""Margins: the branches that measure a chunk's relevance and write its note, and the margins made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from wim_kernel.common.margins import Margin
-from wim_kernel.engines.base import Branch, Decoded, Scores
+from wim_kernel.engines.base import Branch, Decoded, Gate, Scores
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.grounding import support
@@ -19,10 +18,10 @@ from wim_kernel.text.run_text import Text
 
 
 class MarginWriter:
-    """Writes margins on branches of a reading.
+    """Scores chunks and writes margins on branches of a reading.
 
     Args:
-        finder: finds out what chunks hold, with the engine, the lease and the settings that serve here, too.
+        finder: the search for evidence; its engine, lease and settings are used here, too.
     """
 
     def __init__(self, finder: EvidenceFinder) -> None:
@@ -33,40 +32,43 @@ class MarginWriter:
         self.settings = finder.settings
 
     def score(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
-        """Find out what can be known of chunks without writing: ``pending.evidence`` and ``pending.relevance``."""
+        """Set ``pending.evidence`` and ``pending.relevance``. Notes are written only if a second call judges them."""
         yield from self.finder.search(batch)
-        if self.settings.measures_boundaries:
+        if self.settings.judges_notes:
+            yield from self._write_and_judge(batch)
+        elif self.settings.measures_boundaries:
             for _ in self._measure(batch, write=False):
                 yield None
 
     def write(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
         """Score chunks and write the notes of the relevant ones; yields each margin when its note is final."""
-        settings, unfinished = self.settings, []
-        verbatim = settings.margin_style == "verbatim"
+        settings, verbatim = self.settings, self.settings.margin_style == "verbatim"
         yield from self.finder.search(batch)
+        if settings.judges_notes:
+            judged = yield from self._write_and_judge(batch)
+            yield from judged
+            return
         if settings.measures_boundaries:
-            found: Iterator[PendingMargin | None] = self._measure(batch, write=True)
+            finished = self._measure(batch, write=True)
         elif verbatim:
-            yield from self._quote([pending for pending in batch if self.passes(pending)])
+            yield from self._quote([pending for pending in batch if self.is_relevant(pending)])
             yield from batch
             return
         else:
-            passing = [pending for pending in batch if self.passes(pending)]
-            yield from (pending for pending in batch if not self.passes(pending))
-            found = self._write_notes(passing)
-        for pending in found:
-            if pending is not None and self.passes(pending) and (verbatim or settings.judges_notes):
-                unfinished.append(pending)
+            relevant = [pending for pending in batch if self.is_relevant(pending)]
+            yield from (pending for pending in batch if not self.is_relevant(pending))
+            finished = self._write_notes(relevant)
+        to_quote = []
+        for pending in finished:
+            if pending is not None and verbatim and self.is_relevant(pending):
+                to_quote.append(pending)
             else:
                 yield pending
-        if verbatim:
-            yield from self._quote(unfinished)
-        if settings.judges_notes:
-            yield from self._judge(unfinished)
-        yield from unfinished
+        yield from self._quote(to_quote)
+        yield from to_quote
 
-    def write_found(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
-        """Write the notes of margins whose relevance is known, and is enough."""
+    def note_scored(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
+        """Write the notes of margins that are scored already, and relevant."""
         if self.settings.margin_style == "free":
             yield from self._write_notes(batch)
         else:
@@ -74,13 +76,13 @@ class MarginWriter:
             yield from batch
 
     def margin(self, pending: PendingMargin) -> Margin:
-        """The margin that a finished pending margin becomes."""
-        settings, kept = self.settings, self.passes(pending) and not pending.dropped
+        """The margin of a finished pending margin: kept or dropped, by its relevance and by ``keep``."""
+        settings, kept = self.settings, self.is_relevant(pending) and not pending.dropped
         evidence = {} if pending.evidence is None else pending.evidence.signals
         if kept and settings.margin_style == "free":
             chunk = self.chunks[pending.index].text
-            borne_out = support(pending.text, chunk, pending.state.question)
-            evidence |= {} if borne_out is None else {"support": borne_out}
+            supported = support(pending.text, chunk, pending.state.question)
+            evidence |= {} if supported is None else {"support": supported}
         margin = Margin(
             index=pending.index,
             text=pending.text if kept else "",
@@ -96,8 +98,8 @@ class MarginWriter:
             margin = replace(margin, kept=bool(settings.keep(margin)))
         return margin
 
-    def passes(self, pending: PendingMargin) -> bool:
-        """Whether a margin's note is worth writing."""
+    def is_relevant(self, pending: PendingMargin) -> bool:
+        """Whether to write a margin's note. An unknown relevance counts as enough: the note is judged later."""
         if not self.chunks[pending.index].text.strip():
             return False
         return (
@@ -106,49 +108,50 @@ class MarginWriter:
             or pending.relevance >= (self.settings.threshold or 0.0)
         )
 
-    # -- free notes, and relevance found out at boundaries ------------------------------------------------------------
+    # -- free notes, and relevance measured at boundaries -------------------------------------------------------------
 
     def _write_notes(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
-        """One branch a margin, which writes its note."""
+        """Decode one branch for each margin, which writes its note."""
         branches = [(pending, self._branch(pending, generate=True)) for pending in batch]
         for item in self._decode(branches):
             if item is None:
                 yield None
             else:
-                yield self._noted(*item)
+                yield self._with_note(*item)
 
-    def _noted(self, pending: PendingMargin, decoded: Decoded) -> PendingMargin:
+    def _with_note(self, pending: PendingMargin, decoded: Decoded) -> PendingMargin:
         pending.branch = self.lease.record(pending.index + 1, decoded.suffix_ids)
         pending.text, pending.token_ids = decoded.text, decoded.token_ids
         return pending
 
     def _measure(self, batch: Sequence[PendingMargin], *, write: bool) -> Iterator[PendingMargin | None]:
-        """One branch a margin: the question's likelihood, the decision if one is asked, and the note if it passes."""
+        """Decode one branch for each margin: the question's likelihood, the decision, and, if relevant, the note."""
         generate = write and self.settings.margin_style == "free"
-        waiting = sorted([*self._openings(batch), *batch], key=lambda pending: pending.index)
+        pending_margins = sorted([*self._openings(batch), *batch], key=lambda pending: pending.index)
 
-        def gate(group: Sequence[PendingMargin], scores: Sequence[Scores]) -> list[bool]:
-            for pending, score in zip(group, scores, strict=True):
+        def gate(group: Sequence[int], scores: Sequence[Scores]) -> list[bool]:
+            measured = [pending_margins[number] for number in group]
+            for pending, score in zip(measured, scores, strict=True):
                 pending.state.likelihoods[pending.index] = score.likelihood
-            for pending, score in zip(group, scores, strict=True):
+            for pending, score in zip(measured, scores, strict=True):
                 if pending.index >= 0:
-                    self._weigh(pending, score)
-            return [generate and pending.index >= 0 and self.passes(pending) for pending in group]
+                    self._set_evidence(pending, score)
+            return [generate and pending.index >= 0 and self.is_relevant(pending) for pending in measured]
 
-        branches = [(pending, self._branch(pending, generate)) for pending in waiting]
+        branches = [(pending, self._branch(pending, generate)) for pending in pending_margins]
         for item in self._decode(branches, gate):
             if item is None:
                 yield None
             elif item[0].index >= 0:
-                yield self._noted(*item)
+                yield self._with_note(*item)
 
     def _openings(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
-        """The boundary before the first chunk, for questions that come to their first chunk."""
+        """The boundary before the first chunk, for each question whose first chunk is in the batch."""
         first = [pending.state for pending in batch if pending.index == 0 and pending.state.question]
         return [PendingMargin(state, -1) for state in first if -1 not in state.likelihoods]
 
-    def _weigh(self, pending: PendingMargin, score: Scores) -> None:
-        """Put together what is known of a chunk; its relevance too, unless that waits for the note."""
+    def _set_evidence(self, pending: PendingMargin, score: Scores) -> None:
+        """Set a chunk's evidence; its relevance, too, unless a second call will judge the note."""
         likelihoods = pending.state.likelihoods
         pending.evidence = replace(
             pending.evidence or Evidence(pending.state.question, self.chunks[pending.index]),
@@ -169,40 +172,53 @@ class MarginWriter:
     # -- verbatim notes -----------------------------------------------------------------------------------------------
 
     def _quote(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
-        """Choose each chunk's sentences by what the search found, or by a branch for each; no token is generated.
+        """Choose each chunk's sentences, without generating a token.
 
-        Where attention cannot be seen, the question's likelihood chooses better than the words that it shares.
+        Where the engine sees attention, the search has already ranked the sentences. Elsewhere one branch for each
+        sentence measures the question's likelihood, which chooses better than shared words.
         """
         if self.settings.sees_attention:
             for pending in batch:
-                assert pending.state.findings is not None, (
-                    "a question is searched for where margins are verbatim"
-                )
-                self._take(
-                    pending, by_findings(pending.state.findings, pending.index, self.finder.calibration)
-                )
+                assert pending.state.findings is not None, "verbatim margins are written after the search"
+                ranked = by_findings(pending.state.findings, pending.index, self.finder.calibration)
+                self._set_quote(pending, ranked)
             return
         leads = [question_lead(pending.state.question, self.settings) for pending in batch]
-        asked = [(self.chunks[pending.index], *lead) for pending, lead in zip(batch, leads, strict=True)]
+        requests = [(self.chunks[pending.index], *lead) for pending, lead in zip(batch, leads, strict=True)]
 
-        def count(number: int, decoded: Decoded) -> None:
-            batch[number].state.count(decoded)
+        def add_usage(number: int, decoded: Decoded) -> None:
+            batch[number].state.add_usage(decoded)
 
-        ranks = yield from by_likelihood(asked, self.lease.end(0), self.finder.run, count)
-        for pending, ranked in zip(batch, ranks, strict=True):
-            self._take(pending, ranked)
+        rankings = yield from by_likelihood(requests, self.lease.end(0), self.finder.decode, add_usage)
+        for pending, ranked in zip(batch, rankings, strict=True):
+            self._set_quote(pending, ranked)
 
-    def _take(self, pending: PendingMargin, ranked: Sequence[tuple[int, int]]) -> None:
-        found = quote(self.chunks[pending.index], ranked, self.settings.quote_tokens, self._size)
-        pending.text, pending.spans = found.text, found.spans
+    def _set_quote(self, pending: PendingMargin, ranked: Sequence[tuple[int, int]]) -> None:
+        quotation = quote(self.chunks[pending.index], ranked, self.settings.quote_tokens, self._count_tokens)
+        pending.text, pending.spans = quotation.text, quotation.spans
 
-    def _size(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
         return len(self.engine.encode(Text(text)))
 
     # -- the second call ----------------------------------------------------------------------------------------------
 
+    def _write_and_judge(self, batch: Sequence[PendingMargin]) -> Generator[None, None, list[PendingMargin]]:
+        """Write the note of every chunk with text, and ask the model about each; returns the finished margins."""
+        skipped, written = [], []
+        for pending in self._measure(batch, write=True):
+            if pending is None:
+                yield None
+            elif self.is_relevant(pending):
+                written.append(pending)
+            else:
+                skipped.append(pending)
+        if self.settings.margin_style == "verbatim":
+            yield from self._quote(written)
+        yield from self._judge(written)
+        return [*skipped, *written]
+
     def _judge(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
-        """Ask of each written note whether it helps."""
+        """Ask the model whether each written note helps; sets the relevance."""
         branches = []
         for pending in batch:
             at = self.lease.end(pending.index + 1)
@@ -223,25 +239,17 @@ class MarginWriter:
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     def _decode(
-        self, asked: Sequence[tuple[PendingMargin, Branch]], gate: MarginGate | None = None
+        self, branches: Sequence[tuple[PendingMargin, Branch]], gate: Gate | None = None
     ) -> Iterator[tuple[PendingMargin, Decoded] | None]:
-        """Decode a branch for each margin; None is a step with nothing to tell."""
-        batch, branches = [pending for pending, _ in asked], [branch for _, branch in asked]
-        ask = None if gate is None else partial(_ask, gate, batch)
-        relieve = self.lease.cache.make_way
-        for step in decode_all(self.engine, self.lease.prefix, branches, ask, relieve):
+        """Decode each margin's branch; yields finished branches, and None for every step.
+
+        The gate gets indexes of ``branches``.
+        """
+        prompts, free_memory = [branch for _, branch in branches], self.lease.cache.evict_idle
+        for step in decode_all(self.engine, self.lease.prefix, prompts, gate, free_memory):
             yield None
             for progress in step:
                 if progress.done is not None:
-                    pending = batch[progress.branch]
-                    pending.state.count(progress.done)
+                    pending = branches[progress.branch][0]
+                    pending.state.add_usage(progress.done)
                     yield pending, progress.done
-
-
-MarginGate = Callable[[Sequence[PendingMargin], Sequence[Scores]], Sequence[bool]]
-
-
-def _ask(
-    gate: MarginGate, batch: Sequence[PendingMargin], group: Sequence[int], scores: Sequence[Scores]
-) -> Sequence[bool]:
-    return gate([batch[index] for index in group], scores)

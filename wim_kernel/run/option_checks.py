@@ -1,4 +1,4 @@
-"""The types of options, before anything is done with them."""
+"""Type checks of options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_part(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and not math.isnan(value)
 
@@ -48,7 +48,7 @@ def _is_prompts(value: Any) -> bool:
 _COUNT = _is_count, "a whole number, such as 3"
 _CONFIG = _is_config, "a transformers GenerationConfig, such as GenerationConfig(max_new_tokens=64)"
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "threshold": (_is_part, "a number from 0 to 1, such as 0.5"),
+    "threshold": (_is_number, "a number from 0 to 1, such as 0.5"),
     "top_k": _COUNT,
     "stop_after": _COUNT,
     "margin_batch": _COUNT,
@@ -61,32 +61,26 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "margin_style": (_is_text, "a name, such as 'free'"),
     "task": (_is_text, "a name, such as 'answer'"),
     "answer_volume": (_is_text, "a name, such as 'last'"),
-    "prompts": (
-        lambda value: isinstance(value, Prompts),
-        "a Prompts, such as PROMPTS['answer']",
-    ),
+    "prompts": (_is_prompts, "a Prompts, such as PROMPTS['answer']"),
     "variables": (_is_mapping, "a dict of strings by name"),
     "margin_config": _CONFIG,
     "answer_config": _CONFIG,
-    "answer_schema": (
-        lambda value: isinstance(value, Mapping),
-        "a JSON schema as a dict, such as Model.model_json_schema() gives",
-    ),
+    "answer_schema": (_is_mapping, "a JSON schema as a dict, such as Model.model_json_schema() gives"),
 }
 _MAY_BE_NONE = frozenset(_KINDS) - {"relevance", "task", "answer_volume"}
 
 
 def check_types(options: Mapping[str, Any]) -> None:
-    """See that each option is of its type.
+    """Check that each option is of its type.
 
     Raises:
-        OptionError: for the first that is not; it says what it has to be.
+        OptionError: for the first option that is not; the message says what type it has to be.
     """
     for name, value in options.items():
         if name not in _KINDS or (value is None and name in _MAY_BE_NONE):
             continue
-        fits, wanted = _KINDS[name]
-        if not fits(value):
+        is_valid, wanted = _KINDS[name]
+        if not is_valid(value):
             raise OptionError(f"{name} has to be {wanted}, and is {_shown(value)}.")
 
 

@@ -1,66 +1,65 @@
-"""What a caller may set for one question, and what follows from leaving it open."""
+"""The options of one question: their names, types and checks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 from transformers import GenerationConfig
 
 from wim_kernel.common.margins import Margin
-from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.option_checks import check_types
-from wim_kernel.run.relevance.calibration import SIGNALS
-from wim_kernel.run.relevance.scores import Evidence, QuestionLikelihood, RelevanceLike, resolve
+from wim_kernel.run.relevance.scores import RelevanceLike, resolve
+from wim_kernel.run.settings import (
+    QUOTE_TOKENS,
+    AnswerVolume,
+    MarginStyle,
+    Settings,
+    StopRule,
+)
 from wim_kernel.text.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.text.schemas import grammar_schema
 
-MarginStyle = Literal["free", "verbatim"]
-AnswerVolume = Literal["last", "most-relevant"]
-THRESHOLD = 0.5
-EVIDENCE_THRESHOLD = 0.25  # of a probability that there is evidence; see docs/evaluation.md
-StopRule = Callable[[list[Margin]], bool] | Literal["enough"]
 NOTE_TOKENS = 64
-QUOTE_TOKENS = 128  # sentences cost no decoding
 ANSWER_TOKENS = 256
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of every call that asks something.
+    """Keyword arguments of every call with a question.
 
     Attributes:
-        threshold: margins are written and kept for chunks at or over this relevance; 0 writes and keeps all. By
-            default 0.25 where relevance is a probability of evidence (a note too many costs less than one too few),
-            0.5 with other scores, and 0 where ``top_k`` or ``keep`` choose.
-        top_k: keep margins of this many most relevant chunks at most; they are written once all chunks are scored.
-        keep: called with each written margin; False drops it.
-        stop_when: called with the margins so far, in chunk order; True leaves the rest of the document unread.
-            ``"enough"`` asks the model whether the notes kept so far answer the question.
-        stop_after: leaves the rest unread once this many margins are kept.
-        relevance: what relevance is taken from. ``"combined"``, the default: attention, words and likelihood, as a
+        threshold: the relevance from which a chunk's margin is written and kept; 0 writes and keeps all. The default is
+            0.25 if relevance is a probability of evidence (a missing note costs more than a needless one), 0.5 with
+            other scores, and 0 with ``top_k`` or ``keep``.
+        top_k: most margins to keep. Notes are written for the most relevant chunks once all chunks are scored.
+        keep: a callback for each written margin; False drops the margin.
+        stop_when: a callback on the margins so far, in chunk order; True leaves the rest of the document unread.
+            ``"enough"`` asks the model whether the kept notes answer the question.
+        stop_after: the number of kept margins after which the rest of the document stays unread.
+        relevance: the relevance score. ``"combined"``, the default: attention, shared words and likelihood, as a
             calibrated probability that the chunk holds evidence; ``"attention"``, ``"lexical"`` or ``"passage"``: one
-            of them; ``"likelihood"``: how much likelier the question became by reading the chunk; ``"decision"`` and
-            ``"second-call"``: the paper's; or a callable on `Evidence`. Engines that cannot see attention take
-            ``"likelihood"`` by default, or ``"decision"``.
-        rounds: how often evidence is looked for. From the second round on, what was found goes into the question's
-            prompt, so that evidence a step away from the question's words is found too; nothing is read again.
-        margin_style: ``"verbatim"``, whole sentences of the chunk, the default where the engine can choose them; or
-            ``"free"``, the model's own words, the default where ``prompts`` ask for margins in another way.
-        task: ``"answer"`` a question or ``"summarise"``; a summary's question may be empty.
-        prompts: all the prompts; by default the task's.
-        variables: data for further ``{name}`` holes that the caller's own prompts have.
-        margin_config: how free margins are generated; greedy, 64 tokens by default. For verbatim margins,
-            ``max_new_tokens`` bounds the sentences chosen: 128 by default.
-        answer_config: how the answer is generated; greedy, 256 tokens by default.
-        margin_tokens: most tokens of a margin, whatever ``margin_config`` says.
-        answer_tokens: most tokens of the answer, whatever ``answer_config`` says.
-        answer_schema: a JSON schema that the answer has to fit: it is complete JSON of that schema, whatever the model.
-        answer_volume: which volume of a document longer than the window the answer stands behind, with the kept margins
-            of all of them: the one with the ``"most-relevant"`` kept margin (the default; the last one if they do not
-            all fit there), or the ``"last"`` one read.
-        margin_batch: how many chunks' margins are written together while a document is being read. By default what
-            suits the device in a stream, and all at once where nobody waits for margins.
+            of these signals; ``"likelihood"``: the rise of the question's likelihood by reading the chunk;
+            ``"decision"`` and ``"second-call"``: the paper's scores; or a callable on `Evidence`. The default is
+            ``"likelihood"`` for engines that do not see attention, and ``"decision"`` without likelihoods.
+        rounds: how often the document is searched for evidence. From the second round on, the notes found so far go
+            into the question's prompt, so that evidence in other words than the question's is found, too. No chunk is
+            read again.
+        margin_style: ``"verbatim"``, whole sentences of the chunk, the default if the engine sees attention; or
+            ``"free"``, the model's own words, the default otherwise and with a margin prompt of the caller's own.
+        task: ``"answer"`` or ``"summarise"``. The question of a summary may be empty.
+        prompts: the prompts of the task; by default `PROMPTS`.
+        variables: the values of further ``{name}`` holes in the caller's own prompts.
+        margin_config: the generation config of free margins; by default greedy, 64 tokens. For verbatim margins,
+            ``max_new_tokens`` limits the sentences chosen: 128 by default.
+        answer_config: the generation config of the answer; by default greedy, 256 tokens.
+        margin_tokens: most tokens of a margin; overrides ``margin_config``.
+        answer_tokens: most tokens of the answer; overrides ``answer_config``.
+        answer_schema: a JSON schema. The answer is complete JSON that fits it.
+        answer_volume: the volume behind which the answer is written, if a document is longer than the window; the kept
+            margins of all volumes are in its prompt. ``"most-relevant"``, the default: the volume with the most
+            relevant kept margin, or the last one if the kept margins do not all fit there; ``"last"``: the last one.
+        margin_batch: how many chunks' margins are written in one batch while the document is read. By default a stream
+            uses the engine's batch size, and other calls write all margins in one batch.
     """
 
     threshold: float | None
@@ -83,115 +82,12 @@ class Options(TypedDict, total=False):
     margin_batch: int | None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """`Options` with everything that was left open filled in, but for ``margin_batch``.
-
-    Style, relevance and threshold that were left open are filled in by `fitting`, which knows the engine.
-    """
-
-    threshold: float | None
-    top_k: int | None
-    keep: Callable[[Margin], bool] | None
-    stop_when: StopRule | None
-    relevance: Callable[[Evidence], float]
-    margin_style: MarginStyle | None
-    prompts: Prompts
-    margin_config: GenerationConfig
-    answer_config: GenerationConfig
-    margin_batch: int | None
-    quote_tokens: int = QUOTE_TOKENS
-    rounds: int = 1
-    blank: bool = False
-    sees_attention: bool = False
-    answer_volume: AnswerVolume = "most-relevant"
-    variables: Mapping[str, str] = field(default_factory=dict)
-    answer_schema: str | None = None
-
-    @property
-    def asks(self) -> str:
-        """What the relevance score has branches find out; see `Relevance.asks`."""
-        return str(getattr(self.relevance, "asks", "nothing"))
-
-    @property
-    def judges_notes(self) -> bool:
-        """Whether a chunk's relevance is known only once its note is written, by a second call."""
-        return self.asks == "judgement"
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Signals of passages that have to be found; none where there is no question."""
-        wanted = getattr(self.relevance, "searches", None)
-        if self.blank:
-            return ()
-        if wanted is None:  # a caller's own score may look at all that costs nothing
-            wanted = SIGNALS if self.sees_attention else ("lexical",)
-        if not wanted and self.margin_style == "verbatim" and self.sees_attention:
-            wanted = SIGNALS
-        return tuple(wanted)
-
-    @property
-    def measures_boundaries(self) -> bool:
-        """Whether relevance needs a branch behind each chunk."""
-        return not getattr(self.relevance, "searches", ())
-
-
-def fitting(settings: Settings, engine: AnyEngine, *, blank: bool = False) -> Settings:
-    """The settings as an engine can follow them.
-
-    Where attention cannot be seen, the default relevance is a rise in likelihood, and without likelihoods a decision.
-
-    Args:
-        settings: the caller's.
-        engine: follows them.
-        blank: whether there is no question, and so nothing to look for.
+def parse_options(options: Options) -> Settings:
+    """Check options, and fill in the defaults that do not depend on the engine.
 
     Raises:
-        ValueError: if the caller asked for what the engine cannot find out.
-    """
-    sees, measures = bool(engine.heads), engine.measures_likelihood
-    relevance, style = settings.relevance, settings.margin_style
-    if relevance == resolve("combined") and not sees:
-        relevance = resolve("likelihood" if measures else "decision")
-    searches = getattr(relevance, "searches", ())
-    if "attention" in searches and not sees:
-        raise ValueError(
-            "This engine cannot see the model's attention: use relevance='passage', 'likelihood' or a callable."
-        )
-    if (isinstance(relevance, QuestionLikelihood) or "passage" in searches) and not measures:
-        if isinstance(relevance, QuestionLikelihood) and relevance == resolve("likelihood"):
-            relevance = resolve("decision")
-        else:
-            raise ValueError(
-                "This relevance needs likelihoods of prompts, which this server does not give without reading the "
-                "document again: use 'lexical', 'decision', 'second-call' or a callable."
-            )
-    if style == "verbatim" and not measures:
-        raise ValueError(
-            "Verbatim margins are chosen by the question's likelihood, which this server does not give without reading "
-            "the document again: use margin_style='free'."
-        )
-    if style is None:
-        style = "verbatim" if sees and not blank else "free"
-    threshold = settings.threshold
-    if threshold is None:
-        threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
-    return replace(
-        settings,
-        relevance=relevance,
-        margin_style=style,
-        threshold=threshold,
-        blank=blank,
-        sees_attention=sees,
-    )
-
-
-def settle(options: Options) -> Settings:
-    """Check options and fill in what they leave open.
-
-    Raises:
-        TypeError: for an option that does not exist.
-        ValueError: for a value that makes no sense.
+        TypeError: for an unknown option, or a value of the wrong type.
+        ValueError: for a value out of range, or options that exclude each other.
     """
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
@@ -212,7 +108,7 @@ def settle(options: Options) -> Settings:
         raise ValueError(f"answer_volume is one of {get_args(AnswerVolume)}, not {volume!r}.")
     if options.get("top_k") is not None and options.get("stop_after") is not None:
         raise ValueError(
-            "top_k chooses once all is read, and stop_after counts what is kept before: use one of them."
+            "top_k chooses after the whole document is read, and stop_after stops before: use one of them."
         )
     chosen = options.get("top_k") is not None or options.get("keep") is not None
     threshold = options.get("threshold")
@@ -223,10 +119,10 @@ def settle(options: Options) -> Settings:
     prompts = options.get("prompts") or PROMPTS[task]
     if prompts.question.startswith("{question}"):
         raise ValueError(
-            "The question's prompt must begin with text: the question's likelihood is taken behind it."
+            "The question's prompt must begin with text: the question's likelihood is measured behind it."
         )
     if style is None and prompts.margin != PROMPTS[task].margin:
-        style = "free"  # sentences are copied unasked, and the caller has something to ask
+        style = "free"  # verbatim margins use no margin prompt, and the caller gave one
     return Settings(
         threshold=threshold,
         top_k=options.get("top_k"),
@@ -246,13 +142,17 @@ def settle(options: Options) -> Settings:
     )
 
 
-def together(options: Options, chunks: int) -> Options:
-    """Options by which a stream that nobody watches writes the margins of all ``chunks`` together, which is quickest.
+def unwatched_options(options: Options, chunks: int) -> Options:
+    """Options of a stream that is only drained: all margins are written in one batch, which is fastest.
 
-    Unless the caller says how many, or may stop early and so waits for margins.
+    Unchanged if ``margin_batch``, ``stop_when`` or ``stop_after`` is set.
+
+    Args:
+        options: the caller's options.
+        chunks: how many chunks the document has.
     """
-    asked = any(options.get(name) is not None for name in ("margin_batch", "stop_when", "stop_after"))
-    return options if asked else {**options, "margin_batch": chunks}
+    is_set = any(options.get(name) is not None for name in ("margin_batch", "stop_when", "stop_after"))
+    return options if is_set else {**options, "margin_batch": chunks}
 
 
 def _stop_rule(stop_when: StopRule | None, stop_after: int | None) -> StopRule | None:
@@ -264,8 +164,8 @@ def _stop_rule(stop_when: StopRule | None, stop_after: int | None) -> StopRule |
         raise ValueError('stop_after and stop_when="enough" both say when to stop: use one of them.')
 
     def enough(margins: list[Margin]) -> bool:
-        asked = stop_when is not None and stop_when(margins)
-        return asked or sum(margin.kept for margin in margins) >= stop_after
+        stopped = stop_when is not None and stop_when(margins)
+        return stopped or sum(margin.kept for margin in margins) >= stop_after
 
     return enough
 
@@ -276,8 +176,8 @@ def _schema(given: Mapping[str, Any] | None) -> str | None:
 
 def _quote_tokens(options: Options) -> int:
     config = options.get("margin_config")
-    stated = None if config is None else config.max_new_tokens
-    return options.get("margin_tokens") or stated or QUOTE_TOKENS
+    configured = None if config is None else config.max_new_tokens
+    return options.get("margin_tokens") or configured or QUOTE_TOKENS
 
 
 def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
@@ -290,7 +190,7 @@ def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _bounded(config: GenerationConfig | None, wanted: int | None, default: int) -> GenerationConfig:
-    """Greedy if nothing was asked; a limit on new tokens in any case."""
+    """A generation config with a limit on new tokens; greedy if none is given."""
     tokens = wanted or default
     if config is None:
         return GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": tokens})

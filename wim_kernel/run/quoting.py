@@ -1,4 +1,4 @@
-"""Verbatim margins: which sentences of a chunk are quoted, and how the quotation reads."""
+"""Verbatim margins: the sentences of a chunk that are quoted, and the text of the quotation."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import regex
 
 from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.engines.base import Branch, Decoded
-from wim_kernel.run.options import EVIDENCE_THRESHOLD
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import quotable
+from wim_kernel.run.settings import EVIDENCE_THRESHOLD
 from wim_kernel.text.run_text import Prompt, Text
 from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 
 GAP = " […] "  # between sentences that do not follow each other
-WHOLE = 48  # tokens of a sentence that is quoted whole, however little room there is
+WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
-CLOSE = 1.0  # a sentence so little behind the best of its passage, in spreads of the signals, is quoted too
-# Sentences that begin so speak of what the sentence before them names.
-_LEANS = regex.compile(
+CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads
+# A sentence that begins with such a word refers to the sentence before it.
+_REFERS_BACK = regex.compile(
     r"[\"'“‘«(\s]*(?:he|she|it|they|him|her|his|its|their|this|that|these|those|there|then|here|er|sie|es|dies\w*|"
     r"il|elle|ils|elles|ce|cette|él|ella|ellos|esto|este|esta|ello|lui|lei|questo|questa)\b",
     regex.IGNORECASE,
 )
 
-Span2 = tuple[int, int]
+CharRange = tuple[int, int]
+"""The first character of a sentence in its chunk's text, and one past the last."""
 
 
 @dataclass(frozen=True)
@@ -45,85 +46,95 @@ class Quote:
     spans: tuple[Span, ...]
 
 
-def by_findings(findings: Findings, chunk: int, calibration: Calibration) -> list[Span2]:
-    """The sentences of a chunk that are worth quoting, best first: of each passage that may hold evidence, the best.
+def by_findings(findings: Findings, chunk: int, calibration: Calibration) -> list[CharRange]:
+    """The sentences of a chunk to quote, best first: the best sentences of each passage that may hold evidence.
 
-    A sentence that leans on the one before it ("She sold it in May.") brings that one along.
+    A sentence that refers back ("She sold it in May.") is quoted with the sentence before it.
     """
-    mine = list(findings.document.of_chunk[chunk])
-    if not mine:
+    own = list(findings.document.of_chunk[chunk])
+    if not own:
         return []
     probability = findings.probabilities(calibration)["combined"]
-    best = max(mine, key=lambda index: probability[index])
-    worth = [index for index in mine if index == best or probability[index] >= EVIDENCE_THRESHOLD]
-    chosen: list[Span2] = []
-    for index in sorted(worth, key=lambda index: -probability[index]):
+    best = max(own, key=lambda index: probability[index])
+    passages = [index for index in own if index == best or probability[index] >= EVIDENCE_THRESHOLD]
+    chosen: list[CharRange] = []
+    for index in sorted(passages, key=lambda index: -probability[index]):
         sentences = findings.document.passages[index].sentences
         scores = findings.sentence_scores(calibration, index)
-        for place in np.argsort(-scores, kind="stable"):
-            if scores[place] < -CLOSE:
+        for number in np.argsort(-scores, kind="stable"):
+            if scores[number] < -CLOSE:
                 break
-            chosen.append(sentences[place])
-            if place and _LEANS.match(findings.document.text_of(index, place)):
-                chosen.append(sentences[place - 1])
+            chosen.append(sentences[number])
+            if number and _REFERS_BACK.match(findings.document.text_of(index, number)):
+                chosen.append(sentences[number - 1])
     return list(dict.fromkeys(chosen))
 
 
 def by_likelihood(
-    asked: Sequence[tuple[Chunk, Prompt, int | None]],
+    requests: Sequence[tuple[Chunk, Prompt, int | None]],
     head_tokens: int,
-    run: Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]],
-    count: Callable[[int, Decoded], None],
-) -> Generator[None, None, list[list[Span2]]]:
-    """The sentences of chunks, best first, by the question's likelihood after each one alone; no token is generated.
+    decode: Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]],
+    add_usage: Callable[[int, Decoded], None],
+) -> Generator[None, None, list[list[CharRange]]]:
+    """The sentences of chunks, best first, by the question's likelihood after each sentence alone.
+
+    No token is generated.
 
     Args:
-        asked: each chunk, the question's lead-in, and which run of it is the question.
-        head_tokens: where a document begins.
-        run: runs branches.
-        count: told of each branch's end, with the number of its chunk in ``asked``.
+        requests: for each chunk, the chunk, the prompt with the question, and the index of the run that is the
+            question.
+        head_tokens: how many tokens stand before a document.
+        decode: a callback that decodes branches.
+        add_usage: a callback for each finished branch, which gets the index of its request.
 
     Returns:
         For each chunk, its best sentences.
     """
-    trials = [(number, span) for number, (chunk, _, _) in enumerate(asked) for span in quotable(chunk.text)]
+    trials = [
+        (number, span) for number, (chunk, _, _) in enumerate(requests) for span in quotable(chunk.text)
+    ]
     branches = []
     for number, span in trials:
-        chunk, lead, scored = asked[number]
+        chunk, lead, scored = requests[number]
         sentence = (Text(chunk.text[slice(*span)]),)
         branches.append(Branch(head_tokens, sentence + lead, scored=None if scored is None else scored + 1))
-    found: list[list[tuple[float, Span2]]] = [[] for _ in asked]
-    for item in run(branches) if branches else ():
+    found: list[list[tuple[float, CharRange]]] = [[] for _ in requests]
+    for item in decode(branches) if branches else ():
         if item is None:
             yield None
         else:
             number, span = trials[item[0]]
-            count(number, item[1])
+            add_usage(number, item[1])
             found[number].append((-(item[1].scores.likelihood or 0.0), span))
     return [[span for _, span in sorted(ranked)[:SENTENCES]] for ranked in found]
 
 
-def quote(chunk: Chunk, ranked: Sequence[Span2], most_tokens: int, size: Callable[[str], int]) -> Quote:
-    """The best sentences that fit, in the chunk's order; the very best is cut short rather than left out.
+def quote(
+    chunk: Chunk, ranked: Sequence[CharRange], most_tokens: int, count_tokens: Callable[[str], int]
+) -> Quote:
+    """Quote the best sentences that fit, in the chunk's order. If not even the best one fits, it is cut short.
 
     Args:
-        chunk: what is quoted.
-        ranked: sentences, best first.
-        most_tokens: how long the quotation may be.
-        size: counts tokens.
+        chunk: the chunk that is quoted.
+        ranked: its sentences, best first.
+        most_tokens: the limit of the quotation, in tokens.
+        count_tokens: a callback that counts a text's tokens.
     """
     said = quotations(chunk.text)
-    chosen: list[Span2] = []
+    chosen: list[CharRange] = []
     for span in ranked:
         if not chosen:
             chosen = [
                 _cut_short(
-                    chunk.text, span, max(most_tokens, WHOLE), lambda cut: size(_read(chunk, [cut], said))
+                    chunk.text,
+                    span,
+                    max(most_tokens, WHOLE),
+                    lambda cut: count_tokens(_read(chunk, [cut], said)),
                 )
             ]
-        elif size(chunk.text[slice(*span)]) < most_tokens:
+        elif count_tokens(chunk.text[slice(*span)]) < most_tokens:
             more = sorted([*chosen, span])
-            if size(_read(chunk, more, said)) <= most_tokens:
+            if count_tokens(_read(chunk, more, said)) <= most_tokens:
                 chosen = more
     return Quote(
         _read(chunk, chosen, said), tuple(source for span in chosen for source in chunk.locate(*span))
@@ -131,15 +142,15 @@ def quote(chunk: Chunk, ranked: Sequence[Span2], most_tokens: int, size: Callabl
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:
-    """Whether a margin's text is a quotation of these sentences: nothing else but white space, gaps and added marks."""
+    """Whether a text consists of these sentences, with only white space, gaps and added quotation marks between."""
     between = rf"{ADDED}(?:\s*|{regex.escape(GAP)}){ADDED}"
     pattern = between.join(map(regex.escape, sentences))
     return bool(regex.fullmatch(f"{ADDED}{pattern}{ADDED}", text))
 
 
-def _read(chunk: Chunk, spans: Sequence[Span2], said: Sequence[Quotation]) -> str:
-    """Sentences as a quotation: gaps between them are marked, and what is somebody's words has quotation marks."""
-    runs: list[Span2] = []
+def _read(chunk: Chunk, spans: Sequence[CharRange], said: Sequence[Quotation]) -> str:
+    """Sentences as a quotation: gaps between them are marked, and reported speech has quotation marks."""
+    runs: list[CharRange] = []
     for start, end in spans:
         if runs and not chunk.text[runs[-1][1] : start].strip():
             runs[-1] = runs[-1][0], end
@@ -148,10 +159,12 @@ def _read(chunk: Chunk, spans: Sequence[Span2], said: Sequence[Quotation]) -> st
     return GAP.join(marked(chunk.text, runs, said))
 
 
-def _cut_short(text: str, span: Span2, most_tokens: int, size: Callable[[Span2], int]) -> Span2:
-    """As many whole words from the beginning of a sentence as fit."""
+def _cut_short(
+    text: str, span: CharRange, most_tokens: int, count_range: Callable[[CharRange], int]
+) -> CharRange:
+    """The first words of a sentence, as many as fit."""
     start, end = span
-    while size((start, end)) > most_tokens:
+    while count_range((start, end)) > most_tokens:
         shorter = start + int((end - start) * 0.8)
         space = text.rfind(" ", start + 1, shorter)
         end = space if space > start else shorter

@@ -1,44 +1,51 @@
 """One run over a reading: when margins are due, which are kept, and what the run cost.
 
-`wim_kernel.reading.Reading` puts the steps together that are here.
+`wim_kernel.reading.Reading` calls the steps in the algorithm's order.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.cache.volumes import VolumeLease
-from wim_kernel.common.events import ChunkRead, MarginRevised, MarginsDone, MarginWritten
+from wim_kernel.common.events import ChunkRead, MarginsDone, MarginWritten
 from wim_kernel.common.margins import Margin, Usage, WimResult
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.answer_writer import AnswerWriter
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.margin_writer import MarginWriter
-from wim_kernel.run.options import fitting
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.scores import BY_NAME, Evidence
 from wim_kernel.run.request import Overflow, Request, Work
+from wim_kernel.run.revision import MarginReviser
+from wim_kernel.run.settings import adapt_to_engine
 from wim_kernel.run.state import PendingMargin, QuestionState
 from wim_kernel.run.stopwatch import Stopwatch
 from wim_kernel.run.window import plan_volumes
 
 
 class Run:
-    """One run over a reading, for one question or several: what was read, what waits, and what it cost.
+    """One run over a reading, for one question or several.
 
     Args:
-        cache: where live prefixes are.
-        document: what is read.
-        request: what the caller wants.
-        overflow: what becomes of a document that does not fit the window.
-        calibration: how the model's signals are read.
+        cache: the kernel's prefix cache.
+        document: the encoded document.
+        request: the questions and settings of the call.
+        overflow: what to do with a document that does not fit the window.
+        calibration: a callback that returns the model's calibration.
+
+    Attributes:
+        states: the state of each question.
+        chunks_read: how many chunks were read.
+        pending: margins whose chunks were read and that are neither scored nor written.
+        scored: with ``top_k``, margins that were scored and wait for the choice.
 
     Raises:
-        ContextOverflowError: if the document does not fit, and is not to be read in volumes, or a chunk alone does not.
+        ContextOverflowError: if the document does not fit the window and ``overflow`` forbids volumes, or if a single
+            chunk does not fit.
     """
 
     def __init__(
@@ -52,256 +59,206 @@ class Run:
         self.engine: AnyEngine = cache.engine
         self.chunks = document.chunks
         self.tokens = document.tokens
-        self.settings = fitting(request.settings, cache.engine, blank=request.blank)
+        self.settings = adapt_to_engine(
+            request.settings, cache.engine, without_question=request.without_question
+        )
         self.stream = request.stream
         self.states = [
             QuestionState(question, position) for position, question in enumerate(request.questions)
         ]
-        self.watch = Stopwatch()
-        self.read = 0
-        self.waiting: list[PendingMargin] = []
+        self.stopwatch = Stopwatch()
+        self.chunks_read = 0
+        self.pending: list[PendingMargin] = []
         self.scored: list[PendingMargin] = []
-        self._given = False
+        self._has_given_margins = False
         volumes = plan_volumes(self.engine, document.tokens, self.settings, request.questions, overflow)
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
         self.lease = VolumeLease(cache, document.tokens, volumes)
         self.finder = EvidenceFinder(self.engine, self.lease, document, self.settings, calibration)
         self.writer = MarginWriter(self.finder)
-        self._fresh = not self.lease.has(len(self.chunks) - 1)
+        self.reviser = MarginReviser(self.finder, self.writer, self.stopwatch)
+        self._was_unread = not self.lease.has(len(self.chunks) - 1)
 
     def close(self) -> None:
-        """Give the cache back."""
+        """Release the prefix."""
         self.lease.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read_chunk(self, index: int) -> Work[None]:
-        """Read a chunk; its margins wait to be written."""
-        ran, count = self.lease.prefilled[index], len(self.chunks)
-        yield from self.watch.run("prefill", self.lease.read(index))
-        self.read = index + 1
-        cached = self.lease.prefilled[index] == ran
+        """Prefill a chunk, unless it is cached, and queue its margins."""
+        prefilled, count = self.lease.prefilled[index], len(self.chunks)
+        yield from self.stopwatch.run("prefill", self.lease.read(index))
+        self.chunks_read = index + 1
+        cached = self.lease.prefilled[index] == prefilled
         yield ChunkRead(index, count, self.tokens.tokens(index + 1), self.tokens.tokens(count), cached)
-        self.waiting += [PendingMargin(state, index) for state in self.states]
+        self.pending += [PendingMargin(state, index) for state in self.states]
 
     def read_through(self, chunks: int) -> Work[None]:
-        """Read the first ``chunks`` chunks, or those of them that are in the last one's volume."""
+        """Read the first ``chunks`` chunks; of a document in volumes, only those in the last chunk's volume."""
         for index in range(self.lease.volume_of(chunks - 1).start, chunks):
             yield from self.read_chunk(index)
 
     def margins_are_due(self) -> bool:
-        """Whether to write what waits now, or to read on and write more margins together.
+        """Whether to write the pending margins now; otherwise read on, and write more margins in one batch.
 
-        At a volume's end in any case. Before it only for somebody who waits: for a stream, or to stop early. Then
-        the first margin is written at once and later ones a few together, but none waits for a chunk that takes work
-        while enough others wait with it.
+        At a volume's end they are always due. Before it they are due only if somebody waits for margins: a stream's
+        consumer or a stop rule. Then the first margin is written at once and later ones in batches of the engine's
+        size, and no full batch waits for a chunk that has to be prefilled.
         """
-        if self.lease.ends_volume(self.read - 1):
+        if self.lease.ends_volume(self.chunks_read - 1):
             return True
-        waiting = len(self.waiting) // len(self.states)
+        pending_chunks = len(self.pending) // len(self.states)
         if self.settings.margin_batch is not None:
-            return waiting >= self.settings.margin_batch
-        if self.engine.writes_as_it_reads and not self.lease.has(self.read):
+            return pending_chunks >= self.settings.margin_batch
+        if self.engine.writes_as_it_reads and not self.lease.has(self.chunks_read):
             return True
-        if self.settings.stop_when is None and (not self.stream or self.lease.has(self.read)):
+        if self.settings.stop_when is None and (not self.stream or self.lease.has(self.chunks_read)):
             return False
-        return (self.read == 1 and self._fresh) or waiting >= self.engine.margin_batch
+        return (self.chunks_read == 1 and self._was_unread) or pending_chunks >= self.engine.margin_batch
 
     # -- margins ------------------------------------------------------------------------------------------------------
 
-    def write_margins(self) -> Work[None]:
-        """Write the margins that wait; with ``top_k``, only find out what can be known of them yet."""
-        waiting, self.waiting = self.waiting, []
+    def score_and_note(self) -> Work[None]:
+        """Score the pending chunks and write the notes of the relevant ones; with ``top_k``, only score."""
+        batch, self.pending = self.pending, []
         if self.settings.top_k is None:
-            yield from self._tell(self.writer.write(waiting))
-            return
-        self.scored += waiting
-        work = self.writer.write(waiting) if self.settings.judges_notes else self.writer.score(waiting)
-        for _ in self.watch.run("margins", work):
-            yield None
-
-    def write_best(self) -> Work[None]:
-        """With ``top_k``, once nothing more is read: write the best, and leave the others empty."""
-        if self.finder.searches:
-            self.finder.weigh(self.scored)  # now that all passages are known
-        best = [pending for state in self.states for pending in self._best(state)]
-        for pending in best:
-            pending.chosen = True
-        rest = [pending for pending in self.scored if not any(pending is other for other in best)]
-        for pending in rest:
-            pending.dropped = True
-        yield from self._tell(iter(rest))
-        if self.settings.judges_notes:
-            yield from self._tell(iter(best))
-            return
-        best.sort(key=lambda pending: pending.index)
-        for _, batch in itertools.groupby(best, key=lambda pending: self.lease.volume_of(pending.index)):
-            together = list(batch)
-            yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
-            yield from self._tell(self.writer.write(together))
-
-    def revise(self) -> Work[None]:
-        """Once nothing more is read: weigh all chunks by all that is known now, and change the margins that change.
-
-        A margin that is no longer relevant enough loses its note; one that now is gets one. What was told last of each
-        margin is what it is in the end.
-        """
-        if not self.finder.revises:
-            return
-        batch = [
-            PendingMargin(state, index)
-            for state in self.states
-            for index, margin in sorted(state.margins.items())
-        ]
-        self.finder.weigh(batch)
-        waiting, verbatim = [], self.settings.margin_style == "verbatim"
-        for pending in batch:
-            before = pending.state.margins[pending.index]
-            had_note = bool(before.text) or before.kept
-            if self.writer.passes(pending) and (verbatim or not had_note):
-                waiting.append(pending)  # what is quoted may be another, too, and costs no decoding
-            elif had_note and self.writer.passes(pending):
-                now = self.writer.margin(pending)
-                margin = replace(
-                    before, relevance=now.relevance, evidence={**before.evidence, **now.evidence}
-                )
-                yield from self._retell(margin, pending.state)
-            else:
-                yield from self._retell(self.writer.margin(pending), pending.state)
-        for _, some in itertools.groupby(waiting, key=lambda pending: self.lease.volume_of(pending.index)):
-            together = list(some)
-            if self.settings.margin_style == "free":
-                yield from self.watch.run("prefill", self.lease.return_to(together[-1].index + 1))
-            for done in self.watch.run("margins", self.writer.write_found(together)):
-                if done is None:
-                    yield None
-                    continue
-                before = done.state.margins[done.index]
-                if done.text == before.text:  # what the caller said of the note stands
-                    evidence = {} if done.evidence is None else done.evidence.signals
-                    relevance = done.relevance or 0.0
-                    yield from self._retell(
-                        replace(before, relevance=relevance, evidence=evidence), done.state
-                    )
-                else:
-                    yield from self._retell(self.writer.margin(done), done.state)
-
-    def _retell(self, margin: Margin, state: QuestionState) -> Work[None]:
-        """Put a margin in the place of the one before it, and tell of it if it is another."""
-        before = state.margins[margin.index]
-        state.margins[margin.index] = margin
-        if (margin, dict(margin.evidence)) != (before, dict(before.evidence)):
-            yield MarginRevised(margin, state.position)
-
-    def look_again(self) -> Work[None]:
-        """Further rounds: look for evidence once more in the volume in hand, with what was found in the prompt."""
-        if not self.finder.searches:
-            return
-        chunks = range(self.lease.volume_of(self.read - 1).start, self.read)
-        for _ in range(1, self.settings.rounds):
-            yield from self.watch.run("prefill", self.lease.return_to(self.read))
-            for state in self.states:
-                yield from self.watch.run("margins", self.finder.search_again(state, chunks))
-            yield from self.revise()
-
-    def _tell(self, work: Iterator[PendingMargin | None]) -> Work[None]:
-        """Turn finished notes into margins."""
-        for pending in self.watch.run("margins", work):
-            if pending is None:
-                yield None
-                continue
-            margin = self.writer.margin(pending)
-            pending.state.margins[pending.index] = margin
-            if self.watch.first_margin is None:
-                self.watch.first_margin = self.watch.since_start()
-            yield MarginWritten(margin, pending.state.position)
-
-    def _best(self, state: QuestionState) -> list[PendingMargin]:
-        mine = [pending for pending in self.scored if pending.state is state]
-        mine = [pending for pending in mine if (pending.relevance or 0.0) >= (self.settings.threshold or 0.0)]
-        mine.sort(key=lambda pending: (-(pending.relevance or 0.0), pending.index))
-        return sorted(mine[: self.settings.top_k], key=lambda pending: pending.index)
+            return self._emit(self.writer.write(batch))
+        self.scored += batch
+        return self.stopwatch.run("margins", self.writer.score(batch))
 
     def has_enough(self) -> Work[bool]:
-        """Whether every question's caller says that enough was read. Margins not yet written show their relevance."""
+        """Whether the stop rule holds for every question. Margins that are only scored are shown to it without text."""
         stop = self.settings.stop_when
         if stop is None:
             return False
         if isinstance(stop, str):
-            return (yield from self.watch.run("margins", self.finder.has_enough(self.states, self.read)))
+            asking = self.finder.has_enough(self.states, self.chunks_read)
+            return (yield from self.stopwatch.run("margins", asking))
         shown = {id(state): list(state.in_order) for state in self.states}
         for pending in self.scored:
             shown[id(pending.state)].append(self.writer.margin(pending))
         return all([stop(margins) for margins in shown.values()])
 
-    def take(self, margins: Iterable[Margin]) -> None:
-        """Margins that were written before, as a person left them."""
-        (state,) = self.states
-        state.given = list(margins)
-        self._given = True
+    def revise_margins(self) -> Work[None]:
+        """Score all chunks by all passages read, and replace the margins that change."""
+        return self.reviser.revise(self.states)
 
-    def score(self) -> Work[list[tuple[Evidence, float]]]:
-        """What is known of every chunk, in order, and its relevance; nothing is written."""
+    def search_again(self) -> Work[None]:
+        """Run the further rounds that ``rounds`` asks for."""
+        return self.reviser.search_again(self.states, self.chunks_read)
+
+    def note_top_k(self) -> Work[None]:
+        """With ``top_k``: write the notes of the most relevant chunks, and leave the other margins empty."""
+        if self.finder.searches:
+            self.finder.score_from_findings(self.scored)  # by all passages, which are known only now
+        best = [pending for state in self.states for pending in self._top_k(state)]
+        for pending in best:
+            pending.chosen = True
+        rest = [pending for pending in self.scored if not any(pending is other for other in best)]
+        for pending in rest:
+            pending.dropped = True
+        yield from self._emit(iter(rest))
+        if self.settings.judges_notes:  # their notes were written in order to be judged
+            yield from self._emit(iter(best))
+            return
+        best.sort(key=lambda pending: pending.index)
+        for _, group in itertools.groupby(best, key=lambda pending: self.lease.volume_of(pending.index)):
+            batch = list(group)
+            yield from self.stopwatch.run("prefill", self.lease.return_to(batch[-1].index + 1))
+            yield from self._emit(self.writer.write(batch))
+
+    def _top_k(self, state: QuestionState) -> list[PendingMargin]:
+        """A question's most relevant margins at or over the threshold, in chunk order."""
+        threshold = self.settings.threshold or 0.0
+        own = [pending for pending in self.scored if pending.state is state]
+        own = [pending for pending in own if (pending.relevance or 0.0) >= threshold]
+        own.sort(key=lambda pending: (-(pending.relevance or 0.0), pending.index))
+        return sorted(own[: self.settings.top_k], key=lambda pending: pending.index)
+
+    def _emit(self, work: Iterator[PendingMargin | None]) -> Work[None]:
+        """Make a margin of each finished note, record it, and emit `MarginWritten`."""
+        for pending in self.stopwatch.run("margins", work):
+            if pending is None:
+                yield None
+                continue
+            margin = self.writer.margin(pending)
+            pending.state.margins[pending.index] = margin
+            if self.stopwatch.first_margin is None:
+                self.stopwatch.first_margin = self.stopwatch.since_start()
+            yield MarginWritten(margin, pending.state.position)
+
+    def score_all(self) -> Work[list[tuple[Evidence, float]]]:
+        """Read the whole document, and return every chunk's evidence and relevance, in order; no notes are written."""
         scored: list[PendingMargin] = []
         for index in range(len(self.chunks)):
             yield from self.read_chunk(index)
             if self.lease.ends_volume(index):
-                waiting, self.waiting = self.waiting, []
-                yield from self.watch.run("margins", self.writer.score(waiting))
-                scored += waiting
+                batch, self.pending = self.pending, []
+                yield from self.stopwatch.run("margins", self.writer.score(batch))
+                scored += batch
         if self.finder.searches and not self.settings.measures_boundaries:
-            self.finder.weigh(scored)
+            self.finder.score_from_findings(scored)
         return [
             (pending.evidence, pending.relevance or 0.0) for pending in scored if pending.evidence is not None
         ]
 
     @property
-    def written(self) -> tuple[tuple[Margin, ...], ...]:
-        """Each question's margins so far, in chunk order: those written, or those that were handed in."""
-        return tuple(tuple(each.given if self._given else each.in_order) for each in self.states)
+    def margins_by_question(self) -> tuple[tuple[Margin, ...], ...]:
+        """Each question's margins so far, in chunk order: the margins written, or the margins given by the caller."""
+        return tuple(
+            tuple(state.answer_margins if self._has_given_margins else state.in_order)
+            for state in self.states
+        )
 
-    def noted(self) -> MarginsDone:
-        """What the margins of a call without answers came to."""
+    def margins_done(self) -> MarginsDone:
+        """The last event of a run without an answer."""
         (state,) = self.states
-        return MarginsDone(tuple(state.in_order), self.usage(0), self.watch.timings(), self.read)
+        return MarginsDone(tuple(state.in_order), self.usage(0), self.stopwatch.timings(), self.chunks_read)
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def write_answers(self) -> Work[None]:
-        """Answer every question from its margins, or from those that were handed in."""
+    def use_margins(self, margins: Iterable[Margin]) -> None:
+        """Answer from these margins, which the caller gave, in place of margins written in this run."""
+        (state,) = self.states
+        state.answer_margins = list(margins)
+        self._has_given_margins = True
+
+    def answer(self) -> Work[None]:
+        """Answer every question from its margins."""
         for state in self.states:
-            state.given = state.given if self._given else state.in_order
-        writer = AnswerWriter(self.engine, self.lease, self.settings, self.watch)
-        yield from writer.write(self.states, self.read)
+            state.answer_margins = state.answer_margins if self._has_given_margins else state.in_order
+        writer = AnswerWriter(self.engine, self.lease, self.settings, self.stopwatch)
+        return writer.write(self.states, self.chunks_read)
 
     def results(self) -> list[WimResult]:
-        """What every question came to."""
+        """Every question's result."""
         results = []
         for position, state in enumerate(self.states):
             answer = state.answer
-            assert answer is not None, "answers are written before results are asked for"
+            assert answer is not None, "results are made after `answer`"
             results.append(
                 WimResult(
                     answer=answer.text,
-                    margins=tuple(state.given),
+                    margins=tuple(state.answer_margins),
                     usage=self.usage(position),
-                    timings=self.watch.timings(),
-                    stopped_early=self.read < len(self.chunks),
+                    timings=self.stopwatch.timings(),
+                    stopped_early=self.chunks_read < len(self.chunks),
                     volumes=len(self.lease.volumes),
                     question=state.question,
                     relevance_by=self._relevance_by,
                     token_ids=answer.token_ids,
-                    branch=self.lease.record(state.stands_on, answer.suffix_ids),
+                    branch=self.lease.record(state.answer_boundary, answer.suffix_ids),
                 )
             )
         return results
 
     def usage(self, position: int) -> Usage:
-        """What a question cost; prefill is put down to the first."""
+        """The tokens that a question cost; the first question bears the prefill."""
         state, first = self.states[position], position == 0
         head, prefilled = self.lease.prefilled_head, sum(self.lease.prefilled)
-        sizes = [self.tokens.size(chunk) for chunk in range(self.read)]
+        sizes = [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
         found = [max(0, size - ran) for size, ran in zip(sizes, self.lease.prefilled, strict=False)]
         cached = max(0, (sum(found) if first else sum(sizes)) - state.recomputed)
         return Usage(
@@ -313,7 +270,7 @@ class Run:
 
     @property
     def _relevance_by(self) -> str:
-        """What relevance was taken from."""
+        """The name of the relevance score, for `WimResult.relevance_by`."""
         relevance = self.settings.relevance
         name = next((name for name, known in BY_NAME.items() if known == relevance), "the caller's own")
         return f"{name}, by the {self.engine.decides_by}" if self.settings.asks != "nothing" else name

@@ -1,4 +1,4 @@
-"""What is known of a question, and of its margins, while a document is read."""
+"""The state of a question, and of its margins, during a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from wim_kernel.run.relevance.scores import Evidence
 
 @dataclass
 class QuestionState:
-    """One question on its way through a reading.
+    """The state of one question during a run.
 
     Attributes:
-        question: what is asked; empty for a summary.
-        position: which of the call's questions it is, from 0.
-        findings: what is known of the document's passages, if they are searched.
-        likelihoods: log-probability of the question at each boundary measured so far; -1 is before the first chunk.
-        margins: the margins written in this call so far, by chunk.
-        given: the margins that the answer stands on.
-        stands_on: how many chunks were read where the answer is written.
-        answer: the answer's branch, once it is at its end.
+        question: the question; empty for a summary.
+        position: the question's number among the call's questions, from 0.
+        findings: the signals of the document's passages, if passages are searched.
+        likelihoods: mean log-probability of the question at each boundary measured so far, by the index of the chunk
+            that ends there; -1 is the boundary before the first chunk.
+        margins: the margins written in this run so far, by chunk.
+        answer_margins: the margins that the answer is written from.
+        answer_boundary: how many chunks stand before the answer's branch.
+        answer: the finished answer branch; None before.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
         recomputed: document tokens that a server ran again for branches.
@@ -34,8 +35,8 @@ class QuestionState:
     findings: Findings | None = None
     likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
-    given: list[Margin] = field(default_factory=list)
-    stands_on: int = 0
+    answer_margins: list[Margin] = field(default_factory=list)
+    answer_boundary: int = 0
     answer: Decoded | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -46,8 +47,8 @@ class QuestionState:
         """The margins so far, in chunk order."""
         return [self.margins[index] for index in sorted(self.margins)]
 
-    def count(self, decoded: Decoded) -> None:
-        """Add a branch's tokens."""
+    def add_usage(self, decoded: Decoded) -> None:
+        """Add a finished branch's tokens to the question's usage."""
         prompt, output = decoded.prompt_tokens, decoded.output_tokens
         self.prompt_tokens += len(decoded.suffix_ids) if prompt is None else prompt
         self.output_tokens += len(decoded.token_ids) if output is None else output
@@ -56,19 +57,19 @@ class QuestionState:
 
 @dataclass
 class PendingMargin:
-    """Where a margin belongs, and what is found out about it on the way.
+    """A margin in progress: one question at one chunk's end.
 
     Attributes:
-        state: the question.
-        index: the chunk; -1 for the boundary before the first, which is only measured.
-        evidence: what branches found out.
-        relevance: the score; None while it is not known.
+        state: the question's state.
+        index: the chunk; -1 for the boundary before the first chunk, which is measured and gets no margin.
+        evidence: the chunk's signals; None before it is scored.
+        relevance: the score; None before it is known.
         text: the note.
-        spans: where verbatim sentences stand.
+        spans: for verbatim notes, where each sentence stands in its source.
         token_ids: a free note's tokens.
-        branch: what the model saw.
-        chosen: among the best; its margin is written, whatever its relevance.
-        dropped: not among the best; its margin stays empty, whatever its relevance.
+        branch: the tokens that the model saw.
+        chosen: whether ``top_k`` chose the margin, which is then written whatever its relevance.
+        dropped: whether ``top_k`` left the margin out, which then stays empty whatever its relevance.
     """
 
     state: QuestionState

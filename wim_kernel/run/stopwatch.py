@@ -1,4 +1,4 @@
-"""Where a call's seconds went."""
+"""Timings: the seconds that a run spends in each phase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Phase = Literal["prefill", "margins", "answer"]
 
 
 class Stopwatch:
-    """Adds up the seconds that generators spend working; time while they are suspended is not theirs."""
+    """Adds up the seconds that generators run. The time between their steps, when the consumer runs, is not counted."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -25,7 +25,7 @@ class Stopwatch:
     def run(
         self, phase: Phase, work: Generator[Item, None, Result] | Iterator[Item]
     ) -> Generator[Item, None, Result]:
-        """Go through ``work``, put its seconds down to ``phase``, and return what it returns."""
+        """Run ``work``, add its seconds to ``phase``, and return its result."""
         while True:
             begun = time.perf_counter()
             try:
@@ -37,7 +37,7 @@ class Stopwatch:
             yield item
 
     def since_start(self) -> float:
-        """Seconds from the call to now."""
+        """Seconds since the run began."""
         return time.perf_counter() - self.started
 
     def timings(self) -> Timings:

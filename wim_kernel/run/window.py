@@ -1,4 +1,4 @@
-"""What fits the model's window: the volumes of a document, with room for prompts and notes behind each."""
+"""What fits the model's window: a document's volumes, with room for prompts and notes behind each volume."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.run.answer_prompt import answer_branch, branch_end
 from wim_kernel.run.margin_prompts import judging_branch, note_branch
-from wim_kernel.run.options import Settings
 from wim_kernel.run.request import Overflow
+from wim_kernel.run.settings import Settings
 
 
 def plan_volumes(
@@ -21,23 +21,24 @@ def plan_volumes(
     questions: Sequence[str],
     overflow: Overflow,
 ) -> list[range]:
-    """Which chunks are read in which window, with room behind each for the longest branch.
+    """The chunks of each volume, so that the longest branch fits the window behind every volume.
 
     Raises:
-        ContextOverflowError: if the document does not fit, and is not to be read in volumes, or a chunk alone does not.
+        ContextOverflowError: if the document does not fit the window and ``overflow`` forbids volumes, or if a single
+            chunk does not fit.
     """
     window, count = engine.window, len(document)
     if window is None:
         return [range(count)]
     tokens, head = document.tokens(count), len(document.head)
-    need = longest_branch(engine, settings, questions)
+    need = longest_branch_tokens(engine, settings, questions)
     fits = window - head - need
     if tokens <= fits:
         return [range(count)]
     room = min(fits, capacity(window, head, need))
     if room < 1:
         advice = "Ask a shorter question or for fewer new tokens, or use a model with a longer window."
-        raise ContextOverflowError("What is asked, with its prompts,", head + need, window - 1, advice)
+        raise ContextOverflowError("The question, with its prompts,", head + need, window - 1, advice)
     sizes = list(map(len, document.chunks))
     longest = max(sizes)
     if overflow == "volumes" and longest <= room:
@@ -53,8 +54,8 @@ def plan_volumes(
     )
 
 
-def longest_branch(engine: AnyEngine, settings: Settings, questions: Sequence[str]) -> int:
-    """Tokens that the longest branch takes behind a volume, before any note is known."""
+def longest_branch_tokens(engine: AnyEngine, settings: Settings, questions: Sequence[str]) -> int:
+    """The most tokens that a branch takes behind a volume, without the kept notes, which are not known yet."""
     need = 0
     for question in questions:
         answer, _ = answer_branch(engine, 0, question, [], settings)

@@ -1,4 +1,4 @@
-"""Documents as chunks: split, joined, and freed of what consecutive chunks share."""
+"""Documents as chunks: splitting, joining, and dropping overlaps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.text.sentences import CountTokens, fit, pack
 
-# Shorter agreements between two texts of unknown place are taken for chance.
+# The least overlap, in characters, of two texts with unknown offsets; shorter ones may be chance.
 _SHORTEST_OVERLAP = 16
-# A text of more characters than this per token of the budget is cut without counting it whole first.
+# A text with more characters per token of the budget than this is cut without first counting its tokens.
 _CHARACTERS_PER_TOKEN = 16
 
 
 def as_chunks(document: str | Iterable[str | Chunk]) -> list[Chunk]:
-    """A document in any of the forms that are accepted, as chunks.
+    """A document in any accepted form, as chunks.
 
     Args:
-        document: one long text, whose source is then called ``"document"``; or texts and chunks in reading
-            order, each text a source of its own that is called by its place, ``"0"`` for the first.
+        document: one long text, whose source is named ``"document"``; or texts and chunks in reading order, each text a
+            source of its own, named by its index, ``"0"`` for the first.
 
     Raises:
         TypeError: for anything else.
@@ -42,7 +42,7 @@ def as_chunks(document: str | Iterable[str | Chunk]) -> list[Chunk]:
 
 
 def contiguous(previous: Chunk, following: Chunk) -> bool:
-    """Whether ``following`` goes on exactly where ``previous`` ends in the same source."""
+    """Whether ``following`` continues exactly where ``previous`` ends in the same source."""
     if following.continues:
         return True
     if not (previous.spans and following.spans):
@@ -66,17 +66,17 @@ def split(
 def split_chunk(
     chunk: Chunk, max_tokens: int, count_tokens: CountTokens, language: str = "en"
 ) -> list[Chunk]:
-    """Cut a chunk into chunks of at most ``max_tokens`` tokens, each as many whole sentences as fit.
+    """Cut a chunk into chunks of at most ``max_tokens`` tokens, each of as many whole sentences as fit.
 
-    A sentence over the budget is cut at white space, a word over it between characters. Only a single
-    character, as a reader sees it, may exceed the budget. The pieces' texts joined are the chunk's text, and
-    they keep its metadata; a chunk without text gives none.
+    A longer sentence is cut at white space, and a longer word between characters. Only a single grapheme may exceed the
+    budget. The new chunks' texts joined are the chunk's text, and they have its metadata; a chunk without text gives no
+    chunks.
 
     Args:
-        chunk: what to cut.
-        max_tokens: how many tokens a piece may have, as ``count_tokens`` counts its whole text.
-        count_tokens: how many tokens a text has. All of the text goes through it about three times.
-        language: ISO 639 code, for finding sentences.
+        chunk: the chunk to cut.
+        max_tokens: most tokens of a new chunk, as ``count_tokens`` counts its text.
+        count_tokens: a callback that counts a text's tokens. It gets all of the text about three times.
+        language: the ISO 639 code of the language, for finding sentences.
 
     Raises:
         ValueError: if ``max_tokens`` is less than 1.
@@ -97,10 +97,10 @@ def split_chunk(
 def join_adjacent(
     chunks: Sequence[Chunk], max_tokens: int, count_tokens: CountTokens, separator: str = "\n\n"
 ) -> list[Chunk]:
-    r"""Join chunks that follow one another while the whole stays within ``max_tokens`` tokens.
+    r"""Join consecutive chunks up to ``max_tokens`` tokens.
 
-    Chunks that are `contiguous` join with nothing between them, others with ``separator``. A chunk over the
-    budget stays as it is. If the metadata of all chunks joined is equal, the whole has it too; if not, it has
+    Chunks that are `contiguous` join with nothing between them, others with ``separator``. A chunk over the budget
+    stays as it is. The joined chunk has the chunks' metadata if it is equal for all of them, otherwise
     ``{"joined": [...]}`` with the metadata of each, in order.
 
     Raises:
@@ -122,31 +122,31 @@ def join_adjacent(
 
 
 def drop_overlaps(chunks: Iterable[Chunk]) -> list[Chunk]:
-    """Take from the head of each chunk what the chunks just before it in the same source already said.
+    """Drop from the head of each chunk the text that it shares with the chunk before it in the same source.
 
-    Where offsets are known they say how much is shared, provided that the texts agree. Where they are not,
-    it is the longest end of the previous text that the next begins with, from 16 characters on. Chunks of
-    different sources, and chunks that go back in their source (nodes in order of score), are left whole.
+    The overlap is known from the spans' offsets, if the texts agree. Without offsets it is the longest end of the
+    previous text with which the next one begins, of at least 16 characters. Chunks of different sources, and chunks out
+    of order in their source (such as nodes by score), stay whole.
 
     Returns:
-        As many chunks in the same order. One that adds nothing has an empty text and a span without length.
+        As many chunks, in the same order. A chunk without new text has an empty text and an empty span.
     """
     kept: list[Chunk] = []
-    reach: Chunk | None = None  # the last chunk that added text, as it came
-    before: Chunk | None = None  # the same, as it was kept
+    previous: Chunk | None = None  # the last chunk with new text, as given
+    before: Chunk | None = None  # the same chunk, without its overlap
     for chunk in chunks:
-        shared = _shared(reach, chunk) if reach is not None else 0
+        shared = _shared(previous, chunk) if previous is not None else 0
         rest = chunk.narrow(shared, len(chunk.text))
         if shared and rest.text and before is not None and not contiguous(before, rest):
             rest = replace(rest, continues=True)
         kept.append(rest)
         if rest.text:
-            reach, before = chunk, rest
+            previous, before = chunk, rest
     return kept
 
 
 def _own_name(index: int, taken: Set[str]) -> str:
-    """What a text is called by its place, unless a chunk beside it names its source so."""
+    """A text's source name: its index, changed if some chunk has a source of that name."""
     name = str(index)
     while name in taken:
         name = f"text {name}"
@@ -185,26 +185,26 @@ def _join(chunks: Sequence[Chunk], separator: str) -> Chunk:
     return Chunk(text, tuple(spans), metadata, chunks[0].continues)
 
 
-def _shared(reach: Chunk, chunk: Chunk) -> int:
-    """How many characters at the head of ``chunk`` stand in ``reach`` too."""
-    if not (reach.spans and chunk.spans):
+def _shared(previous: Chunk, chunk: Chunk) -> int:
+    """How many characters at the head of ``chunk`` are in ``previous``, too."""
+    if not (previous.spans and chunk.spans):
         return 0
-    tail, head = reach.spans[-1], chunk.spans[0]
+    tail, head = previous.spans[-1], chunk.spans[0]
     if tail.source_id != head.source_id or head.offset > 0:
         return 0
-    said = reach.text[tail.offset : tail.offset + tail.length]
+    before = previous.text[tail.offset : tail.offset + tail.length]
     following = chunk.text[: head.length]
     begin, origin = head.origin, tail.origin
     if begin is None or origin is None:
-        return _overlap(said, following)
+        return _overlap(before, following)
     if begin < origin:
         return 0
-    shared = said[begin - origin :][: head.length]
+    shared = before[begin - origin :][: head.length]
     return len(shared) if following.startswith(shared) else 0
 
 
 def _overlap(previous: str, following: str) -> int:
-    """The longest end of one text that the other begins with, in linear time (Knuth, Morris and Pratt)."""
+    """The longest end of one text with which the other begins, in linear time (Knuth, Morris and Pratt)."""
     end = previous[-len(following) :]
     begin = end.find(following[:_SHORTEST_OVERLAP])
     if len(following) < _SHORTEST_OVERLAP or begin < 0:

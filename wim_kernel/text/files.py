@@ -1,4 +1,4 @@
-"""Files as documents: text, Markdown, HTML and PDF, each file one source with character offsets."""
+"""Files as documents: text, Markdown, HTML and PDF; each file is one source with character offsets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STDIN = "-"
 
 _HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
 _HTML_START = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
-# UTF-32 stands before UTF-16: the little-endian mark of one begins with that of the other.
+# UTF-32 before UTF-16: the little-endian mark of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -38,11 +38,10 @@ class FileError(WimError):
 def read_file(path: str | os.PathLike[str]) -> str:
     """Read one file's text.
 
-    A PDF is known by its first bytes, HTML by its suffix or, where there is none, by its first bytes;
-    all else is text as it stands. Text is UTF-8 or what a byte order mark says, and single bytes that are not are
-    replaced, with a warning. Other text is read as Windows-1252, with a warning, since guessing an encoding goes wrong
-    silently. HTML's own declaration of its encoding is followed. Line ends become line feeds, as when Python opens a
-    text file.
+    A PDF is recognised by its first bytes, HTML by its suffix or, without a suffix, by its first bytes; all else is
+    text. Text is UTF-8, or the encoding of a byte order mark or an HTML declaration; single invalid bytes are replaced,
+    with a warning. Text that is mostly no UTF-8 is read as Windows-1252, with a warning; other encodings are not
+    guessed, since wrong guesses go unnoticed. Line ends become line feeds, as when Python opens a text file.
 
     Args:
         path: a file; ``-`` is standard input.
@@ -54,10 +53,10 @@ def read_file(path: str | os.PathLike[str]) -> str:
 
 
 def read_document(paths: Sequence[str | os.PathLike[str]]) -> list[Chunk]:
-    """Read files as one document, each file one chunk whose source is the path as given.
+    """Read files as one document; each file becomes a chunk whose source is the path as given.
 
-    The chunks are as long as the files: ``WimKernel.read`` splits them. A PDF's chunk says in
-    ``metadata["page_starts"]`` at which character of its text each page begins.
+    The chunks are as long as the files: ``WimKernel.read`` splits them. A PDF's chunk has the first character of each
+    page in ``metadata["page_starts"]``.
 
     Args:
         paths: files, in order; ``-``, standard input, may stand among them once.
@@ -72,7 +71,7 @@ def read_document(paths: Sequence[str | os.PathLike[str]]) -> list[Chunk]:
 
 
 def pages(spans: Sequence[Span], metadata: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The first and last page, from 1, that spans of a PDF stand on; None where that is not known."""
+    """The first and last page, from 1, of spans of a PDF; None if not known."""
     starts = metadata.get("page_starts")
     if not starts or not spans or spans[0].start is None or not spans[-1].end:
         return None
@@ -132,10 +131,10 @@ def _decode(data: bytes, shown: str, declared: str | None = None) -> str:
 
 
 def _repaired(data: bytes, encoding: str, shown: str, *, marked: bool) -> str:
-    """Text some of whose bytes are none in its encoding: replaced if they are few, or else another encoding's.
+    """Decode text with invalid bytes: replace them if they are few, otherwise decode it as Windows-1252.
 
     Raises:
-        FileError: if it says by a mark what it is, and is not.
+        FileError: if the text has a byte order mark and many invalid bytes.
     """
     text = data.decode(encoding, "replace")
     bad = text.count("\ufffd")
@@ -159,7 +158,7 @@ def _with_plain_line_ends(text: str) -> str:
 
 
 def _pdf_text(data: bytes, shown: str) -> tuple[str, list[int]]:
-    """The text of all pages, and where in it each page begins."""
+    """The text of all pages, and the first character of each page in it."""
     try:
         from pypdf import PdfReader
         from pypdf.errors import DependencyError, FileNotDecryptedError
@@ -170,19 +169,19 @@ def _pdf_text(data: bytes, shown: str) -> tuple[str, list[int]]:
         texts = [_well_formed(page.extract_text()) for page in PdfReader(io.BytesIO(data)).pages]
     except (FileNotDecryptedError, DependencyError) as error:
         raise FileError(f"{shown} is an encrypted PDF: save it without its password first.") from error
-    except Exception as error:  # a broken file surfaces as almost any exception from within pypdf
+    except Exception as error:  # pypdf raises almost any exception for a broken file
         raise FileError(f"{shown} cannot be read as a PDF: {error}") from error
     if not any(text.strip() for text in texts):
         raise FileError(
             f"{shown} has no text in its {len(texts)} pages (scanned?): run text recognition on it first."
         )
-    # One line end between pages, no empty line: most pages end within a sentence.
+    # Pages are joined by one line end, not by an empty line, since most pages end within a sentence.
     starts = itertools.accumulate((len(text) + 1 for text in texts[:-1]), initial=0)
     return "\n".join(texts), list(starts)
 
 
 def _well_formed(text: str) -> str:
-    """Text without the lone surrogates and NULs that a PDF's font tables can give."""
+    """Text without lone surrogates and NULs, which a PDF's font tables may produce."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _with_plain_line_ends(whole.replace("\0", ""))
 

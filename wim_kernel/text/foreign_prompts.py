@@ -1,7 +1,7 @@
-"""Prompts that another library's template engine formatted, as prompts of the kernel.
+"""Prompts formatted by another library's template engine, as the kernel's prompts.
 
-A caller formats a template with `marked` values where the question, the notes or a note belong, and all else as it
-stands. What comes out is data but for the marks: control tokens in it stay characters, braces in it stay braces.
+A caller formats a template with `marked` values for the question, the notes or a note, and plain values for all else.
+The formatted text is data except for the marks: control tokens and braces in it stay plain characters.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Literal
 
 from wim_kernel.text.prompts import Prompts
 
-# A hole's name and what stands in it meanwhile, between characters that no text has.
+# A hole's name and its provisional value, between private-use characters.
 _MARK = re.compile("\ue000(question|margins|note)\ue001(.*?)\ue002", re.DOTALL)
 
-# What is left of a mark that the template changed: the question in capitals, or its beginning.
+# The remains of a mark that the template changed, for example by capitalising or truncating it.
 _STRAY = re.compile("\ue000[^\ue001\ue002]*(\ue001|$)|\ue002")
 
 
 @dataclass(frozen=True)
 class CallPrompts:
-    """Prompts for one call, and its ``variables``: the data in their holes beyond the kernel's own."""
+    """The prompts of one call, and ``variables``, the data of their holes besides the kernel's holes."""
 
     prompts: Prompts
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def marked(hole: Literal["question", "margins", "note"], value: str = "") -> str:
-    """What stands for a hole while a template is formatted; ``value`` is what template logic may look at."""
+    """The placeholder of a hole while a template is formatted; template logic may look at ``value``."""
     return f"\ue000{hole}\ue001{value}\ue002"
 
 
@@ -39,19 +39,19 @@ def unmarked(text: str) -> str:
 
 
 def adopt(base: Prompts, kernels: Mapping[str, str], formatted: Mapping[str, str]) -> CallPrompts:
-    """Prompts with some replaced.
+    """Replace some prompts by templates and formatted texts.
 
     Args:
-        base: those that are not.
-        kernels: templates of the kernel's own, by the names of `Prompts`' fields.
-        formatted: texts with marks, by name.
+        base: the prompts to start from.
+        kernels: templates in the kernel's syntax, by the names of `Prompts`' fields.
+        formatted: formatted texts with marks, by name.
 
     Raises:
-        ValueError: for a text that says nothing.
+        ValueError: for an empty text.
     """
     templates, data = dict(kernels), {}
     for name, text in formatted.items():
-        # text, hole's name, what stood in it, text, ...
+        # repeatedly: text, a hole's name, its provisional value
         pieces = [_STRAY.sub("", piece) for piece in _MARK.split(text.strip())]
         if pieces == [""]:
             raise ValueError(f"The prompt {name!r} is empty.")

@@ -47,8 +47,8 @@ _PARAGRAPHS = frozenset(
 _LINES = frozenset(["br", "caption", "dd", "dt", "li", "option", "tr"])
 _CELLS = frozenset(["td", "th"])
 _SPACES = re.compile(r"[ \t\r\n\f]+")
-# Where a page may say its encoding; browsers look no further than the first kilobyte.
-_LOOKED_AT = 4096
+# Bytes that are searched for a declared encoding; browsers search the first kilobyte only.
+_DECLARATION_BYTES = 4096
 _DECLARATIONS = (
     re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([^\"'>]{1,40})[\"']", re.IGNORECASE),
     re.compile(rb"<meta\b[^>]{0,400}?\bcharset\s*=\s*[\"']?\s*([^\s\"'/>;]{1,40})", re.IGNORECASE),
@@ -56,7 +56,7 @@ _DECLARATIONS = (
 
 
 def text_of(markup: str) -> str:
-    """The text that a browser would show, with an empty line between paragraphs.
+    """The text of a page as a browser shows it, with an empty line between paragraphs.
 
     Raises:
         ModuleNotFoundError: without lxml.
@@ -68,15 +68,15 @@ def text_of(markup: str) -> str:
     try:
         parser.feed(markup.encode("utf-8", "replace"))
         parser.close()
-    except etree.XMLSyntaxError:  # nothing that is shown, such as an empty page
+    except etree.XMLSyntaxError:  # a page without visible content, such as an empty one
         pass
     return page.text
 
 
 def declared_encoding(data: bytes) -> str | None:
-    """The encoding that a page says it is in, as a codec's name; None for those that browsers do not know.
+    """A page's declared encoding, as a codec's name; None without one, or for one that browsers do not know.
 
-    As in browsers, names are the WHATWG's: Latin-1 is Windows-1252, and no page can say of itself that it is UTF-16.
+    Names are the WHATWG's, as in browsers: Latin-1 means Windows-1252, and a declaration of UTF-16 is ignored.
 
     Raises:
         ModuleNotFoundError: without webencodings.
@@ -84,7 +84,7 @@ def declared_encoding(data: bytes) -> str | None:
     import webencodings
 
     for declaration in _DECLARATIONS:
-        found = declaration.search(data[:_LOOKED_AT])
+        found = declaration.search(data[:_DECLARATION_BYTES])
         encoding = found and webencodings.lookup(found[1].decode("ascii", "replace"))
         if encoding:
             name: str = encoding.codec_info.name
@@ -102,16 +102,16 @@ def _is_known(name: str) -> bool:
 
 
 class _Page:
-    """Takes a parser's events and lays text out."""
+    """A parser target that collects a page's visible text."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._last = "\n"  # character
-        self._hidden = 0  # how many open tags there are from the outermost hidden one on
+        self._last = "\n"  # the last character
+        self._hidden = 0  # the number of open tags from the outermost hidden one on
         self._pre = 0
 
     def start(self, tag: str, attributes: Mapping[str, Any]) -> None:
-        """A tag opens."""
+        """Handle an opening tag."""
         if self._hidden or tag in _UNSEEN or "hidden" in attributes or _hides(attributes):
             self._hidden += 1
             return
@@ -120,7 +120,7 @@ class _Page:
         self._pre += tag == "pre"
 
     def end(self, tag: str) -> None:
-        """A tag closes; each that opened does."""
+        """Handle a closing tag; the parser closes every tag."""
         if self._hidden:
             self._hidden -= 1
             return
@@ -133,7 +133,7 @@ class _Page:
             self._put("\t")
 
     def data(self, text: str) -> None:
-        """Text, in pieces of any length."""
+        """Handle text, which comes in pieces of any length."""
         if self._hidden:
             return
         if not self._pre:
@@ -143,17 +143,17 @@ class _Page:
         self._put(text)
 
     def comment(self, text: str) -> None:
-        """Nothing that is shown."""
+        """Ignore what is not visible."""
 
     def pi(self, target: str, text: str | None = None) -> None:
-        """Nothing that is shown."""
+        """Ignore what is not visible."""
 
     def close(self) -> None:
-        """The page ends."""
+        """Handle the end of the page."""
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The page's text."""
         text = "".join(self._pieces).replace("\xa0", " ")
         text = re.sub(r"\n{3,}", "\n\n", _without_trailing_spaces(text))
         return text.strip("\n") + "\n"

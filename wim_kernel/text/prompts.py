@@ -1,7 +1,7 @@
-"""The prompts, as text with named holes, and how holes are filled.
+"""Prompts: templates with named holes, and how holes are filled.
 
-A template's own text is the application's and may hold whatever the model's chat format needs. What goes into a hole is
-data: it is never searched for holes, braces or control tokens.
+A template's own text belongs to the application and may hold control tokens of the model's chat format. The value of a
+hole is data: it is never searched for holes, braces or control tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ HOLES = ("question", "margins", "note", "schema")
 
 
 def fill(template: str, /, **holes: str | Prompt) -> Prompt:
-    """Runs of text from a template whose ``{name}`` holes are filled with data, or with runs of their own.
+    """Fill a template's ``{name}`` holes with data or with prompts; returns runs of text.
 
-    Only names that are given are holes; every other brace is a brace.
-
-    A space before a hole goes with the data, as tokenizers have it.
+    Only the given names are holes; all other braces stay braces. A space before a hole goes to the data's run, since
+    tokenizers put the space before a word into the word's token.
 
     >>> fill("Q: {question} {x}", question="{margins}?")
     (Text(text='Q:', trusted=True), Text(text=' {margins}?', trusted=False), Text(text=' {x}', trusted=True))
     """
     runs: list[Text] = []
-    # text, hole's name, text, hole's name, ..., text
+    # alternately text and a hole's name: text, name, text, ..., text
     pieces = re.split("{(" + "|".join(map(re.escape, holes)) + ")}", template) if holes else [template]
     for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
         value = holes[name] if name else ""
@@ -42,12 +41,12 @@ def fill(template: str, /, **holes: str | Prompt) -> Prompt:
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the document. It is part of the reading, so all questions and tasks share it.
+    """The text around the document. It is part of the prefix, so that all questions and tasks share it.
 
     Attributes:
-        system: who the model is.
-        document: what stands right before the document's first chunk.
-        separator: what stands between two chunks that are not one run of one source.
+        system: the system prompt.
+        document: the text before the document's first chunk.
+        separator: the text between two chunks that do not continue each other.
     """
 
     system: str = "You read documents carefully and answer from what they say."
@@ -60,17 +59,17 @@ class Prompts:
     """Every prompt of one task. Replace any of them with ``dataclasses.replace``.
 
     Attributes:
-        question: leads in the question at a chunk boundary; its hole's likelihood is the default relevance, so it must
-            begin with text. Empty for a task without a question.
-        margin: asks for the note, after ``question``.
-        decision: asks for the note or NO, after ``question``.
-        judgement: asks YES or NO of a written note, after ``question``.
-        found: what the question's prompt says, from the second round on, of what the round before found.
-        enough: asks YES or NO whether the notes so far answer the question, after ``question``.
-        answer: asks for the answer, given what ``notes`` made. If it has a ``{margins}`` hole itself, they go there.
-        schema: what the answer's prompt says of a JSON schema, behind ``answer``; left out if there is none.
-        notes: what the answer's prompt says of the kept margins, in front of ``answer``; left out if there are none.
-        margin_cue, decision_cue, judgement_cue, answer_cue: how the reply begins for a base model, which has no turns.
+        question: the question at a chunk boundary. It must begin with text, since the likelihood of its hole is
+            measured. Empty for a task without a question.
+        margin: the request for a note, behind ``question``.
+        decision: the request for a note or NO, behind ``question``.
+        judgement: the request for YES or NO about a written note, behind ``question``.
+        found: the notes of the round before, in front of ``question``, from the second round on.
+        enough: the request for YES or NO whether the notes so far answer the question, behind ``question``.
+        answer: the request for the answer. If it has a ``{margins}`` hole, the kept margins go there.
+        schema: the JSON schema, behind ``answer``; left out without a schema.
+        notes: the kept margins, in front of ``answer``; left out without kept margins.
+        margin_cue, decision_cue, judgement_cue, answer_cue: the beginning of a base model's reply, which has no turns.
     """
 
     question: str = "\n\nQuestion about the document above: {question}"

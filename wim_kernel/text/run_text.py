@@ -1,4 +1,4 @@
-"""Runs of prompt text: the application's own, which may hold control tokens, and data, which never does."""
+"""Runs of prompt text: the application's text, which may hold control tokens, and data, which never does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Text:
         text: the characters.
         trusted: True for the application's own prompt text, which may hold control tokens. Text from documents,
             questions and margins is not trusted: nothing in it is ever read as a control token.
-        hole: the name of the template's hole that it fills, if it fills one.
+        hole: the name of the template's hole that the run fills; empty if it fills none.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Where a text may be cut: between sentences, else words, else characters as a reader sees them."""
+"""Where a text may be cut: between sentences, otherwise between words, otherwise between graphemes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sentencex import segment  # type: ignore[import-untyped]
 
 CountTokens = Callable[[str], int]
 
-# What is over the budget is cut into parts of about one sixteenth of it, which are packed like sentences.
+# A sentence over the budget is cut into parts of about a sixteenth of the budget, which are packed like sentences.
 _PARTS = 16
 
 _PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*|\u2029\s*")
-# Quotation marks, and none of the apostrophes inside words.
+# Quotation marks, without apostrophes inside words.
 _QUOTES = re.compile(r"""["“”„‟]|(?<!\w)['\u2018\u2019`]|['\u2019](?!\w)""")
-# What may stand between a full stop and the next sentence. A mark that opens in one language and closes in
-# another is taken to close where no word follows it.
+# The characters between a full stop and the next sentence. A quotation mark that opens in one language and closes in
+# another is taken as closing if no word follows it.
 _CLOSING = re.compile(r"""(?:[”\u2019)\]]|["'“\u2018](?!\w))*\s*""")
 _WIDE_SPACES = re.compile(r"[^\S\x00-\x7f\u2029]")
 _SEPARATORS = "|,;\t"
@@ -28,7 +28,7 @@ _FEWEST_ROWS = 3
 _LONG_ROW = 240
 _WIDE = 60
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Combining marks, joiners, skin tones: these belong to the character before them.
+# Combining marks, joiners, skin tones, which belong to the character before them.
 _EXTENDS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]")
 _WORD = regex.compile(rf"(?:\S|\s++(?={_EXTENDS.pattern}))++\s*+|\s++")
 _LINE = regex.compile(rf"[^\n]*+\n\s*+(?!{_EXTENDS.pattern})|[^\n]++")
@@ -37,18 +37,18 @@ _KEYED = re.compile(r"\s*[\w.-]+\s?[:=]")
 
 
 def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
-    """Where the sentences of a text stand.
+    """The sentences of a text, as character ranges.
 
-    A sentence takes the white space after it. A line break alone ends no sentence (a list's items aside), so
-    hard-wrapped books keep theirs whole; a blank line always ends one. Sentences within quotation marks are
-    sentences of their own. Where a text has rows in place of sentences (tables, logs, code, verse), rows are sentences.
+    The white space after a sentence belongs to it. A blank line ends a sentence; a single line break does not (except
+    in lists), so that sentences of hard-wrapped text stay whole. Sentences within quotation marks are sentences of
+    their own. In tables, logs, code and verse, each row is a sentence.
 
     Args:
-        text: any string.
-        language: ISO 639 code, for its abbreviations and full stops.
+        text: the text.
+        language: the ISO 639 code of the language, for its abbreviations and full stops.
 
     Returns:
-        ``(start, end)`` pairs of characters which cover the text without gaps; none for an empty text.
+        ``(start, end)`` pairs of characters that cover the text without gaps; none for an empty text.
 
     Example:
         >>> sentence_spans('Dr. Roe left. "Why?" asked I.')
@@ -66,18 +66,18 @@ def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
 def pack(
     text: str, max_tokens: int, count_tokens: CountTokens, language: str = "en"
 ) -> Iterator[tuple[int, int]]:
-    """Where to cut a text into runs of at most ``max_tokens`` tokens, each as many whole sentences as fit.
+    """Cut a text into runs of at most ``max_tokens`` tokens, each of as many whole sentences as fit.
 
-    A sentence over the budget is cut at white space, a word over it between characters. Only a single
-    character, as a reader sees it, may exceed the budget.
+    A longer sentence is cut at white space, and a longer word between characters. Only a single grapheme may exceed the
+    budget.
 
     Yields:
-        ``(start, end)`` pairs of characters which cover the text without gaps.
+        ``(start, end)`` pairs of characters that cover the text without gaps.
     """
 
     def estimate(unit: tuple[int, int]) -> int:
         part = text[slice(*unit)]
-        # A single space is usually part of the next word's token, and costs nothing once they are joined.
+        # A single space is usually part of the next word's token, and costs nothing in joined sentences.
         return count_tokens(part.removesuffix(" ") or part)
 
     def measure(first: int, last: int) -> int:
@@ -102,16 +102,17 @@ def pack(
 
 
 def fit(estimates: Sequence[int], first: int, max_tokens: int, measure: Callable[[int, int], int]) -> int:
-    """How far units from ``first`` on fit into a budget together.
+    """How many units from ``first`` on fit a budget together.
 
     Args:
         estimates: the tokens of each unit alone.
         first: the first unit.
         max_tokens: the budget.
-        measure: how many tokens units ``first`` to ``last`` have together. Called once or twice, as a rule.
+        measure: a callback that counts the tokens of units ``first`` to ``last`` together; usually called once or
+            twice.
 
     Returns:
-        One past the last unit that fits; ``first`` if not even that one does.
+        One past the last unit that fits; ``first`` if none fits.
     """
     last = _reach(estimates, first, max_tokens)
     tokens = measure(first, last) if last > first else 0
@@ -120,7 +121,7 @@ def fit(estimates: Sequence[int], first: int, max_tokens: int, measure: Callable
         tokens = measure(first, last) if last > first else 0
     if last == first:
         return first
-    # Together they may have fewer tokens than apart, where each alone counts a start token: more may fit.
+    # Joined units may have fewer tokens than the sum of their estimates, so that more units may fit.
     while (wider := _reach(estimates, last, max_tokens - tokens)) > last:
         if (more := measure(first, wider)) > max_tokens:
             break
@@ -139,9 +140,9 @@ def _reach(estimates: Sequence[int], first: int, room: int) -> int:
 def _smaller_parts(text: str, start: int, end: int, size: int) -> list[tuple[int, int]]:
     """Cut ``text[start:end]`` into parts of at most ``size`` characters, or of one line or word where that is longer.
 
-    Of several lines each part is whole lines, since what runs over many without an end is a listing or verse. A
-    single word is cut between characters, never inside what a reader sees as one (an accented letter, an emoji of
-    several code points). One such character comes back as the only part.
+    A text of several lines is cut between lines, since a long run without a sentence end is a listing or verse. A
+    single word is cut between graphemes (an accented letter or an emoji of several code points is one grapheme). A
+    single grapheme is returned as the only part.
     """
     for pattern in (_LINE, _WORD, _CHARACTER):
         cuts = [start]
@@ -154,20 +155,20 @@ def _smaller_parts(text: str, start: int, end: int, size: int) -> list[tuple[int
 
 
 def _plain(text: str) -> str:
-    """The text as the segmenter reads it best, character for character.
+    """The text for the segmenter, character for character.
 
-    Quotation marks become spaces: the segmenter keeps a quotation whole however long it is, and where one is
-    never closed (speech that runs over several paragraphs) it takes the narration for the quotation. White
-    space outside ASCII makes it panic after an initial, and it refuses lone surrogates.
+    Quotation marks become spaces: the segmenter never cuts a quotation, and if one is not closed (speech over several
+    paragraphs), it takes the narration for a quotation. It panics at white space outside ASCII after an initial, and
+    rejects lone surrogates.
     """
     plain = text.replace("\r\n", " \n").replace("\r", "\n").replace("\x85", "\n").replace("\u2028", "\n")
     return _SURROGATES.sub("\ufffd", _QUOTES.sub(" ", _WIDE_SPACES.sub(" ", plain)))
 
 
 def _cuts(text: str, language: str) -> Iterator[int]:
-    """Every place where a sentence or a paragraph begins, in order.
+    """The first characters of all sentences and paragraphs, in order.
 
-    Paragraphs go to the segmenter one by one, because it loses blank lines in a long text.
+    Paragraphs are segmented one by one, because the segmenter loses blank lines in a long text.
     """
     plain, begin = _plain(text), 0
     for gap in _PARAGRAPH_BREAK.finditer(plain):
@@ -178,30 +179,28 @@ def _cuts(text: str, language: str) -> Iterator[int]:
 
 
 def _cuts_in_paragraph(text: str, plain: str, begin: int, end: int, language: str) -> Iterator[int]:
-    """The places where a sentence begins in a paragraph, or a row in a table, a log, a listing."""
+    """The first characters of a paragraph's sentences or, in a table, a log or a listing, of its rows."""
     rows = _rows(plain[begin:end])
     if not rows:
         yield from _cuts_within(text, plain, begin, end, language)
         return
     for start, stop in rows:
-        if stop - start > _LONG_ROW:  # a paragraph that is one line: it has sentences
+        if stop - start > _LONG_ROW:  # a whole paragraph on one line, which has sentences
             yield from _cuts_within(text, plain, begin + start, begin + stop, language)
         cut = begin + stop
-        while (
-            cut < end and text[cut].isspace()
-        ):  # a row's white space in front goes to the row before, as sentences'
+        while cut < end and text[cut].isspace():  # leading white space belongs to the row before
             cut += 1
         if cut < end:
             yield cut
 
 
 def _rows(paragraph: str) -> list[tuple[int, int]]:
-    """Where the lines of a paragraph stand, if they are rows; none if it is running text, wrapped or not.
+    """The lines of a paragraph as character ranges if they are rows; none for running text, wrapped or not.
 
-    Lines are rows if most begin with no letter, with the same word, or with a key (``name: value``), hold the same
-    separators, or end as no sentence does; if every other is indented otherwise than the one before it; or if lines
-    that are wide enough break where the next word would have fitted: a line of wrapped text breaks only where it
-    would not.
+    Lines are rows if most of them begin with no letter, begin with the same word, begin with a key (``name: value``),
+    have the same separators, or end as no sentence does; or if every other line has another indent than the line
+    before it. Wide lines are rows, too, if most of them end although the next word would have fitted, which wrapped
+    text does not.
     """
     lines = list(re.finditer(r"[^\n]+(?:\n|$)", paragraph))
     if len(lines) < _FEWEST_ROWS:
@@ -225,19 +224,19 @@ def _rows(paragraph: str) -> list[tuple[int, int]]:
 
 
 def _cuts_within(text: str, plain: str, begin: int, end: int, language: str) -> Iterator[int]:
-    """The places where a sentence begins inside the paragraph ``plain[begin:end]``."""
+    """The first characters of the sentences inside the paragraph ``plain[begin:end]``, except the first sentence."""
     paragraph = plain[begin:end].rstrip()
     end = begin + len(paragraph)
     cursor = begin
     for piece in _segment(paragraph, language):
         at = plain.find(piece, cursor, end)
         if at < 0 or not piece.strip():
-            continue  # its characters go to the sentence before
+            continue  # its characters belong to the sentence before
         cursor = at + len(piece)
         closing = _CLOSING.match(text, at + len(piece.rstrip()))
         if closing is None or closing.end() >= end:
             continue
-        # "Why?" asked I: what goes on in a small letter after the quotation is still the same sentence.
+        # "Why?" asked I: a lower-case letter after the quotation continues the sentence.
         if closing[0].strip() and text[closing.end()].islower():
             continue
         yield closing.end()
@@ -247,7 +246,7 @@ def _segment(paragraph: str, language: str) -> list[str]:
     try:
         return list(segment(language, paragraph))
     except BaseException as error:
-        # A panic in the extension is not an Exception, and its class cannot be imported.
+        # A panic of the extension is no Exception, and its class cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
         return [paragraph]

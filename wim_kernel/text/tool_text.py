@@ -1,4 +1,4 @@
-"""What an agent is told of an answer: the answer, the notes it stands on, and no more than fits."""
+"""The text of an agent's tool: its description, and its output from an answer and notes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRUNCATED = "\n[truncated]"
 
 
 def report(answer: str, notes: Sequence[str], most_chars: int) -> str:
-    """The answer and its notes as one text of at most ``most_chars`` characters, which is cut at its end if need be."""
+    """The answer and its notes as one text, truncated to ``most_chars`` characters."""
     text = answer.strip()
     if notes:
         text += "\n\nNotes from the document:\n" + "\n".join(f"- {note}" for note in notes)

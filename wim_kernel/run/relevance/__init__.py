@@ -1,4 +1,4 @@
-"""How much a chunk helps with a question, and what that is found out from."""
+"""Relevance: how much a chunk helps with a question, and the signals that it is computed from."""
 
 from wim_kernel.run.relevance.scores import (
     BY_NAME,

@@ -1,8 +1,8 @@
-"""What has to be known of a model before its signals mean the same as any other model's.
+"""Calibrations: what makes the relevance signals of different models comparable.
 
-A calibration names the attention heads that look evidence up, says how widely each signal spreads, and turns evidence
-into a probability. It is found on examples that come with the package (see `fitting`), once for a model,
-and kept in the user's cache folder; calibrations of a few models come with the package.
+A calibration lists the model's retrieval heads, has the spread of each signal, and maps signals to a probability. It
+is fitted once for each model, on examples that come with the package (see `fitting`), and cached in the user's cache
+folder; calibrations of a few models come with the package.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ from wim_kernel.engines.base import Head
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("attention", "lexical", "passage")
-VERSION = 1  # of what is measured and how; kept calibrations of another version are not used
+VERSION = 1  # of the fitting procedure; cached calibrations of another version are not used
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a model's signals are read.
+    """A model's calibration.
 
     Attributes:
-        heads: the heads whose attention counts; none for all of the model's.
-        spread: for each signal, one standard deviation over passages, relative to the best passage of a document; as
-            ``"alone"`` that of attention where passages are each read alone.
-        curves: slope and intercept of the log-odds that a passage holds evidence, over the evidence for it: by each
-            signal alone, by all of them together (``"combined"``), and by those of passages that were each read alone
-            (``"alone"``).
-        source: where it comes from: ``"package"``, ``"cache"``, ``"examples"`` or ``"default"``.
+        heads: the retrieval heads; empty means all of the model's heads.
+        spread: the standard deviation of each signal over passages, relative to the document's best passage. The key
+            ``"alone"`` is that of attention if each passage was read alone.
+        curves: slope and intercept of the log-odds that a passage holds evidence, as a function of its score: by each
+            signal alone, by all signals (``"combined"``), and by all signals of passages read alone (``"alone"``).
+        source: the origin: ``"package"``, ``"cache"``, ``"examples"`` or ``"default"``.
     """
 
     heads: tuple[Head, ...] = ()
@@ -61,11 +60,11 @@ class Calibration:
 
     @property
     def is_found(self) -> bool:
-        """Whether it was found on examples, and so tells signals worth acting on from noise."""
+        """Whether the calibration was fitted; the default one cannot tell evidence from noise."""
         return self.source != "default"
 
     def probability(self, curve: str, scores: np.ndarray) -> np.ndarray:
-        """The probability that passages hold evidence, given their evidence scores."""
+        """The probability that passages hold evidence, given their scores: (passages,)."""
         slope, intercept = self.curves[curve]
         return 1 / (1 + np.exp(-np.clip(slope * scores + intercept, -40, 40)))
 
@@ -83,7 +82,7 @@ class Calibration:
         """Read back what `to_dict` wrote.
 
         Raises:
-            ValueError: if it is no calibration of this version.
+            ValueError: if the data is no calibration of this version.
         """
         try:
             if data["version"] != VERSION:
@@ -103,7 +102,7 @@ class Calibration:
 
 
 def known(model: str) -> Calibration | None:
-    """The calibration of a model, by its fingerprint: that of the package, or one that was found here before."""
+    """The calibration of a model fingerprint, from the package or the user's cache folder; None if there is none."""
     if model in _shipped():
         return Calibration.from_dict(_shipped()[model], "package")
     path = _path(model)
@@ -117,7 +116,7 @@ def known(model: str) -> Calibration | None:
 
 
 def keep(model: str, calibration: Calibration) -> None:
-    """Keep a calibration in the user's cache folder; only says so in the log where that cannot be written."""
+    """Write a calibration to the user's cache folder; logs a warning if the folder cannot be written to."""
     path = _path(model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def keep(model: str, calibration: Calibration) -> None:
             json.dump(calibration.to_dict(), file)
         os.replace(file.name, path)
     except OSError as error:
-        logger.warning("The calibration cannot be kept for the next time: %s", error)
+        logger.warning("The calibration cannot be cached, so the next process will run it again: %s", error)
 
 
 def _path(model: str) -> Path:

@@ -1,4 +1,4 @@
-"""What is known of a document's passages for one question, put on one scale."""
+"""Findings: the signals of a document's passages for one question, and their combination into a probability."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from wim_kernel.run.relevance.passages import DocumentPassages
 from wim_kernel.run.relevance.scores import Evidence
 
 Floats = np.ndarray
-LEAST_MASS = 1e-5  # attention under this is no attention
-LEANING = 3.0
-"""How much flatter the curve is for a handful of passages: there a sentence too many costs little, and one too few is
-the answer. On 32 sets of three passages about one subject, most of them made to mislead, the right one is then kept in
-0.97 (Qwen2.5-Coder-1.5B) and 0.91 (the embedded model), and two of three on average."""
-FULL_COVERAGE = 0.5  # a passage that shares so much of a question's words is taken to be about it
+LEAST_MASS = 1e-5  # attention below this counts as none
+FLATTENING = 3.0
+"""The divisor of scores if each passage was read alone, which keeps more of few passages: there a needless sentence
+costs little, and a missing one may be the answer. On 32 sets of three passages about one subject, most of them
+adversarial, the right passage is then kept in 0.97 (Qwen2.5-Coder-1.5B) and 0.91 (the embedded model) of the sets, and
+two of three passages on average."""
+FULL_COVERAGE = 0.5  # the share of a question's words from which shared words have full weight
 FLOOR = {"attention": -7.0, "lexical": -1.0, "passage": -5.0}
-"""The least that a signal is taken to say, relative to the best passage."""
+"""The lower bound of each signal, relative to the best passage."""
 
 
 @dataclass
 class Findings:
-    """Signals of all passages of a document for one question; those not known yet are not numbers.
+    """The signals of all passages of a document for one question; NaN or None where not measured.
 
     Attributes:
-        document: the passages.
-        coverage: how much of the question's words each passage has, 0 to 1.
+        document: the document's passages.
+        coverage: share of the question's words in each passage, (passages,), 0 to 1.
         question: the question.
-        mass: attention on each sentence of each passage, less what the same heads put there unasked.
-        likelihood: mean log-probability of the question given the passage alone, in nats, for those that count.
-        measured: the same of every passage that was ever read alone.
-        alone: whether attention was taken from each passage alone, and not from the whole document.
-        seen: for each passage, how many chunks stood before the branch that told most of it, and the branch's tokens.
-        again: the same from a later round, which knows what this one found.
+        mass: for each passage, the attention on each of its sentences, (sentences,), less that of a question about
+            nothing.
+        likelihood: mean log-probability of the question given each passage alone, (passages,), in nats, for passages
+            on the shortlist.
+        measured: the same of every passage ever read alone, by passage.
+        alone: whether attention was measured on each passage alone, not on the whole document.
+        seen: by passage, the boundary of the branch that measured the passage's attention, and the branch's token ids.
+        again: the findings of the next round of the search.
     """
 
     document: DocumentPassages
@@ -54,7 +57,7 @@ class Findings:
 
     @classmethod
     def of(cls, document: DocumentPassages, question: str) -> Findings:
-        """What is known before the model has read anything: the words."""
+        """The findings before the model has read anything: shared words only."""
         count = len(document)
         return cls(
             document,
@@ -65,18 +68,18 @@ class Findings:
         )
 
     def only(self, passages: Sequence[int]) -> Findings:
-        """The same, as if the document had no other passages."""
+        """The findings as if the document had no other passages."""
         chosen = list(passages)
         coverage, likelihood = self.coverage[chosen], self.likelihood[chosen]
         mass = [self.mass[index] for index in chosen]
         return Findings(self.document, coverage, self.question, mass, likelihood, self.alone)
 
     def relative(self) -> dict[str, Floats]:
-        """Each signal of each passage, less that of the best passage: 0 for the best, and less for all others.
+        """Each signal less that of the best passage, (passages,) each: 0 for the best passage, negative for the others.
 
-        Attention in nats of its logarithm, words as a share of the question's, likelihoods in nats a token. Words
-        count less where even the best passage shares few of them: it may be about another matter in like words. A
-        passage whose likelihood was not measured is a little worse than the worst that was.
+        Attention is in nats of its logarithm, shared words are a share of the question's words, likelihoods are in nats
+        per token. Shared words weigh less if even the best passage has few of them. A passage whose likelihood was not
+        measured gets slightly less than the worst measured one.
         """
         if self._relative is not None:
             return self._relative
@@ -97,10 +100,10 @@ class Findings:
         return self._relative
 
     def scores(self, calibration: Calibration, signals: tuple[str, ...] = SIGNALS) -> Floats:
-        """Evidence for each passage, (passages,): signals in units of their spread over the calibration's passages.
+        """The score of each passage, (passages,): the sum of its signals, each in units of the calibration's spread.
 
-        Where each passage was read alone, all are on one subject as a rule, and shared words say little: those count
-        only where nothing else is asked for, and likelihoods, which reward a passage that repeats the question, half.
+        Passages that were each read alone are mostly on one subject. Then shared words do not count unless they are the
+        only signal, and likelihoods, which favour a passage that repeats the question, count half.
         """
         relative, spread = self.relative(), dict(calibration.spread)
         weights = dict.fromkeys(signals, 1.0)
@@ -111,12 +114,12 @@ class Findings:
         return np.asarray(sum(weights[name] * relative[name] / spread[name] for name in signals))
 
     def probabilities(self, calibration: Calibration) -> dict[str, Floats]:
-        """The probability that each passage holds evidence, (passages,), by each signal and by all (``"combined"``)."""
+        """The probability that each passage holds evidence, (passages,): by each signal and ``"combined"``."""
         if self._known is not None:
             return self._known
         found = {name: calibration.probability(name, self.scores(calibration, (name,))) for name in SIGNALS}
         if self.alone:
-            combined = calibration.probability("alone", self.scores(calibration) / LEANING)
+            combined = calibration.probability("alone", self.scores(calibration) / FLATTENING)
         else:
             combined = calibration.probability("combined", self.scores(calibration))
         if self.again is not None:
@@ -125,14 +128,18 @@ class Findings:
         return self._known
 
     def changed(self) -> None:
-        """More is known than before."""
+        """Drop cached results after a signal was set."""
         self._relative = self._known = None
 
     def count_only(self, shortlist: Sequence[int], among: Sequence[int]) -> None:
-        """Of some passages, count the likelihoods of the shortlist alone.
+        """Among some passages, use the likelihoods of the shortlist only.
 
-        While a document is being read, passages are read alone that later ones push off the shortlist; what is known
-        in the end must not depend on that.
+        While a document is read, later passages push earlier ones off the shortlist. The result at the end must not
+        depend on which passages were on it before.
+
+        Args:
+            shortlist: the passages whose likelihoods are used.
+            among: the passages that are affected.
         """
         self.likelihood[list(among)] = np.nan
         for index in shortlist:
@@ -145,34 +152,36 @@ class Findings:
         return max(self.document.of_chunk[chunk], key=lambda passage: probability[passage], default=None)
 
     def evidence(self, question: str, chunk: Chunk, index: int, calibration: Calibration) -> Evidence:
-        """What is known of a chunk: the signals of its best passage, and the best probability by each of them."""
-        mine, best = self.document.of_chunk[index], self.best_of(index, calibration)
+        """A chunk's evidence: the signals of its best passage, and the highest probability by each signal."""
+        own, best = self.document.of_chunk[index], self.best_of(index, calibration)
         if best is None:
             return Evidence(question, chunk)
         relative, probabilities = self.relative(), self.probabilities(calibration)
-        known = {
+        is_measured = {
             "attention": self.mass[best] is not None,
             "lexical": True,
             "passage": not np.isnan(self.likelihood[best]),
         }
-        found = {name: float(relative[name][best]) if is_known else None for name, is_known in known.items()}
+        found = {
+            name: float(relative[name][best]) if measured else None for name, measured in is_measured.items()
+        }
         return Evidence(
             question,
             chunk,
             found["attention"],
             found["lexical"],
             found["passage"],
-            probabilities={name: float(values[list(mine)].max()) for name, values in probabilities.items()},
+            probabilities={name: float(values[list(own)].max()) for name, values in probabilities.items()},
         )
 
     def sentence_scores(self, calibration: Calibration, passage: int) -> Floats:
-        """How each sentence of a passage compares with the others of it: 0 for the best, (sentences,)."""
+        """The score of each sentence of a passage, (sentences,): 0 for the best sentence, negative for the others."""
         mass = self.mass[passage]
         count = len(self.document.passages[passage].sentences)
         total = np.zeros(count)
         if mass is not None:
             total += np.log(np.maximum(mass, LEAST_MASS)) / calibration.spread["attention"]
-        texts = [self.document.text_of(passage, place) for place in range(count)]
+        texts = [self.document.text_of(passage, number) for number in range(count)]
         words = LexicalIndex(texts).coverage(self.question)
         return _below_best(total + words / calibration.spread["lexical"], -np.inf)
 

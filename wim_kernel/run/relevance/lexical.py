@@ -1,4 +1,4 @@
-"""Words that a question shares with passages: BM25, as a share of the best score that the question could get."""
+"""Shared words: BM25 of a question and passages, as a share of the highest score that the question could get."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import regex
 
-# A run of letters and digits; scripts without spaces between words give one character at a time.
 Floats = np.ndarray
 
 _SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+# A run of letters and digits. Scripts without spaces between words give one character at a time.
 _WORD = regex.compile(rf"[{_SCRIPTS}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{_SCRIPTS}]]+", regex.V1)
 _UNSPACED = regex.compile(rf"[{_SCRIPTS}]")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in any language, in small letters; pairs of characters where a script has no spaces.
+    """The words of a text in any language, in lower case; pairs of characters in scripts without spaces.
 
     >>> words("Who OWNED the ship?")
     ['who', 'owned', 'the', 'ship']
@@ -36,15 +36,15 @@ def words(text: str) -> list[str]:
 
 
 class LexicalIndex:
-    """Passages, indexed by their words, and scored by BM25 (Robertson and Zaragoza, 2009).
+    """An inverted index of passages, scored by BM25 (Robertson and Zaragoza, 2009).
 
-    A few lines of our own: libraries for it are made for millions of documents, and the one that is kept up takes
-    three quarters of a GPU's memory for itself when it is imported where JAX is installed.
+    The index is written here because libraries for BM25 are made for millions of documents, and the maintained one
+    imports JAX if it is installed, which reserves three quarters of a GPU's memory.
 
     Args:
-        passages: their texts.
-        k1: how soon more of the same word adds nothing.
-        b: how much long passages are held to their length.
+        passages: the passages' texts.
+        k1: the saturation of repeated words.
+        b: the weight of length normalisation, 0 to 1.
     """
 
     def __init__(self, passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
@@ -60,7 +60,7 @@ class LexicalIndex:
                 weights.append(count / (count + scale[index]))
 
     def coverage(self, query: str) -> Floats:
-        """How much of the question's words each passage has, weighted by how rare they are: (passages,), 0 to 1."""
+        """The share of the query's words in each passage, weighted by their rarity: (passages,), 0 to 1."""
         scores, best = np.zeros(self._count), 0.0
         for word in dict.fromkeys(words(query)):
             where, weights = self._postings.get(word, ([], []))

@@ -1,7 +1,7 @@
-"""Passages: runs of whole sentences, short enough that one signal speaks for all of a run.
+"""Passages: runs of whole sentences, the unit of the search for evidence.
 
-Relevance is found passage by passage, since a chunk of a thousand tokens is mostly about other things than its one
-sentence that matters. A passage never crosses a chunk's end, and holds text of the chunk's sources alone.
+A chunk of a thousand tokens is too long to be scored as one: most of it is about other things than the one sentence
+that matters. A passage never crosses a chunk's end, and holds text of the chunk's sources only, no separators.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wim_kernel.run.relevance.lexical import LexicalIndex
 from wim_kernel.text.sentences import sentence_spans
 
 PASSAGE_CHARACTERS = 600  # about 130 tokens of English
-HEADING_CHARACTERS = 100  # a paragraph this short is read together with the next one
+HEADING_CHARACTERS = 100  # a paragraph this short is taken for a heading, and joined with the next one
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Passage:
 
     Attributes:
         chunk: the chunk's index.
-        text: the run's text.
-        sentences: where its sentences stand in the chunk's text, without white space around them.
-        cuts: where these sentences begin and end among the chunk's tokens (what separates it from the chunk before it
-            included): begin, end, begin, end, ...
+        text: the passage's text.
+        sentences: the first character of each sentence in the chunk's text and one past its last, without white space
+            around the sentence.
+        cuts: the index of each sentence's first token among the chunk's tokens (separator included) and one past its
+            last: begin, end, begin, end, ...
     """
 
     chunk: int
@@ -43,8 +44,8 @@ class DocumentPassages:
 
     Args:
         chunks: the document's chunks.
-        sizes: how many tokens each chunk has in the reading, its separator included.
-        starts: for each chunk, the characters of its text at which its tokens begin.
+        sizes: how many tokens each chunk has, separator included.
+        starts: for each chunk, the character offset of each token in its text.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class DocumentPassages:
 
     @cached_property
     def index(self) -> LexicalIndex:
-        """The passages' words."""
+        """The BM25 index of the passages."""
         return LexicalIndex([passage.text for passage in self.passages])
 
     @cached_property
     def sentences_of(self) -> list[slice]:
-        """Which sentences of all of the document each passage has."""
+        """The range of each passage's sentences among all sentences of the document."""
         ends = itertools.accumulate((len(passage.sentences) for passage in self.passages), initial=0)
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
@@ -82,18 +83,18 @@ class DocumentPassages:
 def _cut(index: int, chunk: Chunk, size: int, starts: Sequence[int]) -> Iterator[Passage]:
     before = size - len(starts)
     for run in _runs(chunk):
-        places = [place for start, end in run for place in (_with_space(chunk.text, start), end)]
-        cuts = tuple(before + bisect.bisect_left(starts, place) for place in places)
+        offsets = [offset for start, end in run for offset in (_with_space(chunk.text, start), end)]
+        cuts = tuple(before + bisect.bisect_left(starts, offset) for offset in offsets)
         yield Passage(index, chunk.text[run[0][0] : run[-1][1]], tuple(run), cuts)
 
 
 def _with_space(text: str, start: int) -> int:
-    """Where the first token of a sentence begins: tokenizers put the space before a word into the word's token."""
+    """The offset of a sentence's first token: tokenizers put the space before a word into the word's token."""
     return start - 1 if text[max(0, start - 1) : start] == " " else start
 
 
 def _runs(chunk: Chunk) -> Iterator[list[tuple[int, int]]]:
-    """Sentences of a chunk, put together until a run is long enough, or a paragraph ends that is not a heading."""
+    """The passages of a chunk, each a list of sentences: cut where a passage gets too long, or at a paragraph's end."""
     run: list[tuple[int, int]] = []
     for begin, text in sourced(chunk):
         for start, end in quotable(text):
@@ -112,7 +113,7 @@ def _runs(chunk: Chunk) -> Iterator[list[tuple[int, int]]]:
 
 
 def quotable(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text stand, without white space around them; none without a letter or digit."""
+    """The sentences of a text that hold a letter or digit, as character ranges without white space around them."""
     spans = []
     for start, end in sentence_spans(text):
         sentence = text[start:end]
@@ -122,7 +123,7 @@ def quotable(text: str) -> list[tuple[int, int]]:
 
 
 def sourced(chunk: Chunk) -> list[tuple[int, str]]:
-    """The runs of a chunk's text that come from its sources, with where they begin; what stands around them is not."""
+    """The runs of a chunk's text that come from its sources, each with its offset; separators are left out."""
     if not chunk.spans:
         return [(0, chunk.text)]
     runs: list[list[int]] = []

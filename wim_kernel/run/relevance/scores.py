@@ -1,7 +1,7 @@
-"""How much a chunk helps with a question: scores from 0 to 1, behind one small interface.
+"""Relevance scores: how much a chunk helps with a question, from 0 to 1.
 
-A score is a callable that takes the `Evidence` found for a chunk and returns a number. Those of `BY_NAME` come with the
-kernel; any callable of that shape is welcome.
+A score is a callable from a chunk's `Evidence` to a number. The scores in `BY_NAME` come with the kernel; callers may
+give any other callable.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from wim_kernel.common.chunk import Chunk
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one chunk and one question.
+    """The signals of one chunk for one question; None for a signal that was not measured.
 
     Attributes:
         question: the question; empty for a summary.
         chunk: the chunk.
-        attention: attention of the question's tokens on the chunk's best passage, in the heads that look evidence up:
-            its logarithm, in nats, less that of the document's best passage. 0 for the best, below 0 for the others.
-        lexical: how much of the question's words the passage shares, 0 to 1, weighted by rarity (BM25), less the same
-            of the document's best passage.
+        attention: log of the attention of the question's tokens on the chunk's best passage, in the retrieval heads, in
+            nats, less that of the document's best passage: 0 for the best passage, negative for all others.
+        lexical: share of the question's words in the passage, 0 to 1, weighted by rarity (BM25), less that of the
+            document's best passage.
         passage: mean log-probability of the question's tokens given the passage alone, in nats, less that of the
             document's best passage.
         probabilities: the calibrated probability that the chunk holds evidence, by each of these signals alone, and
             by all of them as ``"combined"``.
-        likelihood: mean log-probability, in nats, of the question's tokens given the text through this chunk; None
-            where there is no question to take it of.
-        likelihood_before: the same, given the text up to the chunk.
-        decision: probability of YES against NO as the reply's first token, where the score asks for a decision.
-        judgement: probability of YES when asked about the written note, where the score asks for a second call.
-        note: the written note, where the score asks for a second call.
+        likelihood: mean log-probability, in nats, of the question's tokens given the text through this chunk.
+        likelihood_before: mean log-probability of the question's tokens given the text before the chunk.
+        decision: probability of YES against NO as the reply's first token, for scores with ``asks = "decision"``.
+        judgement: probability of YES to whether the note helps, for scores with ``asks = "judgement"``.
+        note: the written note, for scores with ``asks = "judgement"``.
     """
 
     question: str
@@ -51,7 +50,7 @@ class Evidence:
 
     @property
     def signals(self) -> dict[str, float]:
-        """What was measured, by name."""
+        """The measured signals, by name."""
         names = (
             "attention",
             "lexical",
@@ -69,10 +68,10 @@ class Relevance:
     """Base of the scores.
 
     Attributes:
-        asks: what a branch behind the chunk must be asked: ``"nothing"``, ``"decision"`` (YES or NO as the note's first
-            token, Writing in the Margins, section 3), or ``"judgement"`` (a second call about the written note, as the
-            paper's published code does).
-        searches: which signals of passages it needs: some of ``"attention"``, ``"lexical"`` and ``"passage"``.
+        asks: what a branch at the chunk's end is asked: ``"nothing"``, ``"decision"`` (YES or NO as the note's first
+            token, Writing in the Margins, section 3), or ``"judgement"`` (a second call about the written note, as in
+            the paper's published code).
+        searches: the signals of passages that the score needs: some of ``"attention"``, ``"lexical"``, ``"passage"``.
     """
 
     asks: Literal["nothing", "decision", "judgement"] = "nothing"
@@ -87,12 +86,12 @@ class Relevance:
 class EvidenceProbability(Relevance):
     """The calibrated probability that the chunk holds evidence for the question.
 
-    Each of a chunk's passages is compared with the best of the document, by the attention that the question's tokens
-    put on it, by the words it shares with the question, and by how likely the question is after the passage alone; the
-    chunk is as relevant as its best passage. 1 where there is no question.
+    Each passage of the chunk is compared with the document's best passage: by the attention of the question's tokens,
+    by shared words, and by the question's likelihood after the passage alone. The chunk is as relevant as its best
+    passage. Without a question the relevance is 1.
 
     Attributes:
-        searches: the signals that count.
+        searches: the signals that are combined.
     """
 
     searches: tuple[str, ...] = ("attention", "lexical", "passage")
@@ -109,15 +108,15 @@ class EvidenceProbability(Relevance):
 
 @dataclass(frozen=True)
 class QuestionLikelihood(Relevance):
-    """How much likelier the question became by reading the chunk.
+    """The rise of the question's likelihood by reading the chunk, as a probability.
 
-    The rise in the mean log-probability of the question's tokens, through a logistic curve; 1 where there is no
-    question. The curve's two constants were fitted once, on 474 chunks of 50 SQuAD questions and the embedded model, a
-    little in favour of keeping too much; neither depends on the document's length or the number of chunks.
+    A logistic curve over the rise in the mean log-probability of the question's tokens; 1 without a question. The
+    curve's two constants were fitted on 474 chunks of 50 SQuAD questions with the embedded model, with some preference
+    for keeping too much. They depend neither on the document's length nor on the number of chunks.
 
     Attributes:
-        midpoint: the rise, in nats a token, that means even odds.
-        width: how many nats a token change the odds by a factor of e.
+        midpoint: the rise at even odds, in nats per token.
+        width: the rise that multiplies the odds by e, in nats per token.
     """
 
     midpoint: float = 0.45
@@ -143,7 +142,7 @@ class Decision(Relevance):
 
 @dataclass(frozen=True)
 class SecondCall(Relevance):
-    """The probability of YES when the model is shown its own note and asked whether it helps."""
+    """The probability of YES when the model is asked whether its own note helps."""
 
     asks = "judgement"
 
@@ -172,7 +171,12 @@ RelevanceLike = RelevanceName | Relevance | Callable[[Evidence], float]
 
 
 def resolve(relevance: RelevanceLike) -> Callable[[Evidence], float]:
-    """The score that a name stands for; a callable stands for itself."""
+    """The score of a name; a callable is returned as it is.
+
+    Raises:
+        TypeError: for something else.
+        ValueError: for an unknown name.
+    """
     if not isinstance(relevance, str):
         if not callable(relevance):
             raise TypeError(f"relevance is a name or a callable, not {relevance!r}.")

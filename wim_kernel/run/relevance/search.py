@@ -1,10 +1,12 @@
-"""Finding evidence: which passages of a document a question is about, by what branches of the model tell.
+"""The search for evidence: signals of a document's passages for a question, measured on branches.
 
-Two passes over short prompts serve all passages of a document. One branch behind the text read so far carries the
-question: what its tokens attend to, in the heads that look evidence up, less what they attend to when nothing is asked.
-Then the few best passages are each read alone, from the head on, with the question behind them: how likely the question
-is there does not depend on the order of passages. Where there are only a few passages, the second pass takes them all,
-and the first is left out. (Query-focused heads: arXiv 2506.09944; query likelihood: Ponte and Croft, SIGIR 1998.)
+The search has two passes, and both run short prompts only. First, one branch behind the text read so far carries the
+question. Its signal is the attention of the question's tokens on each passage, in the retrieval heads, less the
+attention of a question about nothing. Then a shortlist of passages is read, each alone behind the head and with the
+question behind it. Its signal is the question's likelihood, which does not depend on the passages' order. A document of
+few passages gets the second pass only, over all its passages.
+
+Query-focused heads: arXiv 2506.09944. Query likelihood: Ponte and Croft, SIGIR 1998.
 """
 
 from __future__ import annotations
@@ -21,36 +23,36 @@ from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import DocumentPassages
 from wim_kernel.text.run_text import Prompt, Text
 
-SHORTLIST = 8  # passages that are read alone
-NOBODY_ASKS = "N/A"  # a question about nothing, whose attention is that of no question in particular
+SHORTLIST = 8  # most passages that are read alone
+NO_QUESTION = "N/A"  # the question about nothing, whose attention is subtracted
 
 Decode = Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]
-"""Runs branches; yields each one's end with its number, and None for a step that brought nothing."""
+"""Decodes branches; yields the index and result of each finished branch, and None for every other step."""
 Lead = Callable[[str], Prompt]
-"""The question's lead-in, the question in its hole."""
+"""Makes the prompt with the question."""
 
 
-class Asker(Protocol):
-    """A question that evidence is looked for."""
+class SearchedQuestion(Protocol):
+    """A question whose evidence is searched for."""
 
     question: str
     findings: Findings | None
 
-    def count(self, decoded: Decoded) -> None:
-        """Add a branch's tokens to what the question cost."""
+    def add_usage(self, decoded: Decoded) -> None:
+        """Add a finished branch's tokens to the question's usage."""
 
 
 @dataclass(frozen=True)
 class EvidenceSearch:
-    """Looks for evidence in a document.
+    """Searches a document for evidence.
 
     Attributes:
-        document: its passages.
-        heads: whose attention counts.
-        calibration: how signals are put together.
-        lead: makes the question's prompt.
-        decode: runs branches.
-        size: how many tokens a document's head takes.
+        document: the document's passages.
+        heads: the retrieval heads.
+        calibration: the model's calibration, which combines the signals.
+        lead: a callback that makes the prompt with the question.
+        decode: a callback that decodes branches.
+        head_tokens: how many tokens stand before the document.
     """
 
     document: DocumentPassages
@@ -62,40 +64,40 @@ class EvidenceSearch:
 
     @property
     def reads_each_alone(self) -> bool:
-        """Whether the document has so few passages that each is read alone, and their order cannot matter."""
+        """Whether the document has so few passages that each is read alone, in place of the first pass."""
         return self.calibration.is_found and len(self.document) <= SHORTLIST
 
     def attend(
-        self, askers: Sequence[Asker], begins: Sequence[int], chunks: range, at: int
+        self, questions: Sequence[SearchedQuestion], begins: Sequence[int], chunks: range, at: int
     ) -> Iterator[None]:
-        """Take the attention on passages of ``chunks``, for several questions at once.
+        """First pass: measure the attention on the passages of ``chunks``, for several questions at once.
 
         Args:
-            askers: the questions.
-            begins: at which position each chunk of ``chunks`` begins.
-            chunks: chunks that were read, of one volume.
-            at: where the text read so far ends.
+            questions: the questions, whose findings are updated.
+            begins: the position of each chunk's first token in the volume.
+            chunks: the chunks of one volume that were read.
+            at: the position of the boundary behind ``chunks``.
         """
         read = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
         sizes = np.cumsum([len(self.document.passages[index].sentences) for index in read])[:-1]
-        for item in self.attention(askers, begins, chunks, at):
+        for item in self.attention(questions, begins, chunks, at):
             if item is None:
                 yield None
                 continue
             number, mass, suffix_ids = item
-            findings = _findings(askers[number])
+            findings = _findings(questions[number])
             findings.changed()
             for index, part in zip(read, np.split(mass.mean(0), sizes), strict=True):
                 findings.mass[index] = part
                 findings.seen[index] = chunks.stop, suffix_ids
 
     def attention(
-        self, askers: Sequence[Asker], begins: Sequence[int], chunks: range, at: int
+        self, questions: Sequence[SearchedQuestion], begins: Sequence[int], chunks: range, at: int
     ) -> Iterator[tuple[int, np.ndarray, tuple[int, ...]] | None]:
-        """What each question's tokens attend to, less what is attended to when nothing is asked; see `attend`.
+        """Each question's attention less that of the question about nothing; see `attend` for the arguments.
 
         Yields:
-            A question's number, its attention, (heads, sentences of ``chunks``), and its branch's tokens; None for
+            A question's index, its attention (heads, sentences of ``chunks``), and its branch's token ids; None for
             other steps.
         """
         cuts = [
@@ -107,37 +109,37 @@ class EvidenceSearch:
         if not cuts:
             return
         probe = AttentionProbe(tuple(cuts), self.heads)
-        questions = [*(asker.question for asker in askers), NOBODY_ASKS]
+        texts = [*(each.question for each in questions), NO_QUESTION]
         found: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}
-        for item in self.decode([asking_branch(at, self.lead(question), probe) for question in questions]):
+        for item in self.decode([asking_branch(at, self.lead(text), probe) for text in texts]):
             if item is None:
                 yield None
                 continue
             number, decoded = item
-            askers[min(number, len(askers) - 1)].count(decoded)
+            questions[min(number, len(questions) - 1)].add_usage(decoded)
             if decoded.scores.attention is not None:
                 found[number] = decoded.scores.attention[:, ::2], decoded.suffix_ids
         if found:
-            unasked, _ = found.pop(len(askers))
-            yield from ((number, mass - unasked, ids) for number, (mass, ids) in found.items())
+            baseline, _ = found.pop(len(questions))
+            yield from ((number, mass - baseline, ids) for number, (mass, ids) in found.items())
 
-    def read_alone(self, askers: Sequence[Asker], chunks: range) -> Iterator[None]:
-        """Read the most promising passages of ``chunks`` alone, for several questions at once."""
-        shortlists = [self._shortlist(_findings(asker), chunks) for asker in askers]
+    def read_alone(self, questions: Sequence[SearchedQuestion], chunks: range) -> Iterator[None]:
+        """Second pass: read the shortlist of the passages of ``chunks``, each passage alone, for several questions."""
+        shortlists = [self._shortlist(_findings(question), chunks) for question in questions]
         pairs = [
-            (asker, index)
-            for asker, shortlist in zip(askers, shortlists, strict=True)
+            (question, index)
+            for question, shortlist in zip(questions, shortlists, strict=True)
             for index in shortlist
-            if index not in _findings(asker).measured
+            if index not in _findings(question).measured
         ]
-        branches = [self._alone(asker.question, index) for asker, index in pairs]
+        branches = [self._alone_branch(question.question, index) for question, index in pairs]
         for item in self.decode(branches) if branches else ():
             if item is None:
                 yield None
                 continue
-            (asker, index), decoded = pairs[item[0]], item[1]
-            asker.count(decoded)
-            scores, findings = decoded.scores, _findings(asker)
+            (question, index), decoded = pairs[item[0]], item[1]
+            question.add_usage(decoded)
+            scores, findings = decoded.scores, _findings(question)
             findings.changed()
             if scores.likelihood is not None:
                 findings.measured[index] = scores.likelihood
@@ -145,11 +147,11 @@ class EvidenceSearch:
                 findings.mass[index], findings.alone = scores.attention.mean(0)[::2], True
                 findings.seen[index] = 0, decoded.suffix_ids
         read = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
-        for asker, shortlist in zip(askers, shortlists, strict=True):
-            _findings(asker).count_only(shortlist, read)
+        for question, shortlist in zip(questions, shortlists, strict=True):
+            _findings(question).count_only(shortlist, read)
 
-    def _alone(self, question: str, index: int) -> Branch:
-        """The passage as if it were the whole document, then the question."""
+    def _alone_branch(self, question: str, index: int) -> Branch:
+        """A branch that reads a passage as if it were the whole document, then the question."""
         passage = self.document.passages[index]
         probe = None
         if self.reads_each_alone:
@@ -159,7 +161,7 @@ class EvidenceSearch:
         return asking_branch(self.head_tokens, (Text(passage.text), *self.lead(question)), probe)
 
     def _shortlist(self, found: Findings, chunks: range) -> list[int]:
-        """The best passage of each of the best chunks, then the best of the others; all if there are few."""
+        """The best passage of each chunk, best chunks first, then the next best passages; all if they are few."""
         candidates = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
         if len(candidates) <= SHORTLIST:
             return candidates
@@ -173,12 +175,12 @@ class EvidenceSearch:
         return [*leaders, *others][:SHORTLIST]
 
 
-def _findings(asker: Asker) -> Findings:
-    assert asker.findings is not None, "a question that is searched for has findings"
-    return asker.findings
+def _findings(question: SearchedQuestion) -> Findings:
+    assert question.findings is not None, "findings are made before the search"
+    return question.findings
 
 
 def asking_branch(at: int, prompt: Prompt, probe: AttentionProbe | None) -> Branch:
-    """A branch whose question's likelihood and attention are wanted."""
-    asked = next(index for index, run in enumerate(prompt) if run.hole == "question")
-    return Branch(at, prompt, scored=asked, probe=probe)
+    """A branch that measures the question's likelihood and, with a probe, its attention."""
+    scored = next(index for index, run in enumerate(prompt) if run.hole == "question")
+    return Branch(at, prompt, scored=scored, probe=probe)

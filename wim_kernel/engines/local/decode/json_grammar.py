@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from wim_kernel.common.errors import SchemaError
 from wim_kernel.engines.local.decode.pattern_samples import multiples, samples
 from wim_kernel.engines.local.decode.shortest_end import JsonPosition, ShortestEnds
-from wim_kernel.text.schemas import Sizes
+from wim_kernel.text.schema_sizes import Sizes
 
 SLACK = 8
 """Tokens by which one token may lengthen the shortest end, beyond what `Sizes.jump` says."""

@@ -1,0 +1,134 @@
+"""Settings: options with every default filled in, and adapted to what an engine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from transformers import GenerationConfig
+
+from wim_kernel.common.margins import Margin
+from wim_kernel.engines.base import AnyEngine
+from wim_kernel.run.relevance.calibration import SIGNALS
+from wim_kernel.run.relevance.scores import Evidence, QuestionLikelihood, resolve
+from wim_kernel.text.prompts import Prompts
+
+MarginStyle = Literal["free", "verbatim"]
+AnswerVolume = Literal["last", "most-relevant"]
+StopRule = Callable[[list[Margin]], bool] | Literal["enough"]
+THRESHOLD = 0.5
+EVIDENCE_THRESHOLD = 0.25  # where relevance is a probability of evidence; see docs/evaluation.md
+QUOTE_TOKENS = 128  # of a verbatim margin, whose sentences cost no decoding
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked options with defaults.
+
+    The defaults of ``margin_style``, ``relevance`` and ``threshold`` depend on the engine, and are filled in by
+    `adapt_to_engine`.
+
+    Attributes:
+        quote_tokens: most tokens of a verbatim margin.
+        without_question: whether there is no question.
+        sees_attention: whether the engine reports the model's attention.
+        answer_schema: the JSON schema of the answer, as text.
+
+    The other attributes are those of `wim_kernel.Options`.
+    """
+
+    threshold: float | None
+    top_k: int | None
+    keep: Callable[[Margin], bool] | None
+    stop_when: StopRule | None
+    relevance: Callable[[Evidence], float]
+    margin_style: MarginStyle | None
+    prompts: Prompts
+    margin_config: GenerationConfig
+    answer_config: GenerationConfig
+    margin_batch: int | None
+    quote_tokens: int = QUOTE_TOKENS
+    rounds: int = 1
+    without_question: bool = False
+    sees_attention: bool = False
+    answer_volume: AnswerVolume = "most-relevant"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    answer_schema: str | None = None
+
+    @property
+    def asks(self) -> str:
+        """The request to a branch that the relevance score needs; see `Relevance.asks`."""
+        return str(getattr(self.relevance, "asks", "nothing"))
+
+    @property
+    def judges_notes(self) -> bool:
+        """Whether a second call judges each written note, so that relevance is known only after the note."""
+        return self.asks == "judgement"
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals of passages to measure; none without a question."""
+        wanted = getattr(self.relevance, "searches", None)
+        if self.without_question:
+            return ()
+        if wanted is None:  # a caller's own score gets every signal that costs no branch of its own
+            wanted = SIGNALS if self.sees_attention else ("lexical",)
+        if not wanted and self.margin_style == "verbatim" and self.sees_attention:
+            wanted = SIGNALS
+        return tuple(wanted)
+
+    @property
+    def measures_boundaries(self) -> bool:
+        """Whether relevance is measured by a branch at each chunk's end."""
+        return not getattr(self.relevance, "searches", ())
+
+
+def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: bool = False) -> Settings:
+    """Fill in the defaults that depend on the engine, and check that the engine can do what the options ask for.
+
+    Without attention the default relevance is ``"likelihood"``, and without likelihoods ``"decision"``.
+
+    Args:
+        settings: the caller's settings.
+        engine: the engine that will run them.
+        without_question: whether there is no question.
+
+    Raises:
+        ValueError: if the engine cannot measure what an option needs.
+    """
+    sees, measures = bool(engine.heads), engine.measures_likelihood
+    relevance, style = settings.relevance, settings.margin_style
+    if relevance == resolve("combined") and not sees:
+        relevance = resolve("likelihood" if measures else "decision")
+    searches = getattr(relevance, "searches", ())
+    if "attention" in searches and not sees:
+        raise ValueError(
+            "This engine cannot see the model's attention: use relevance='passage', 'likelihood' or a callable."
+        )
+    if (isinstance(relevance, QuestionLikelihood) or "passage" in searches) and not measures:
+        if isinstance(relevance, QuestionLikelihood) and relevance == resolve("likelihood"):
+            relevance = resolve("decision")
+        else:
+            raise ValueError(
+                "This relevance needs likelihoods of prompts, which this server does not give without reading the "
+                "document again: use 'lexical', 'decision', 'second-call' or a callable."
+            )
+    if style == "verbatim" and not measures:
+        raise ValueError(
+            "Verbatim margins are chosen by the question's likelihood, which this server does not give without reading "
+            "the document again: use margin_style='free'."
+        )
+    if style is None:
+        style = "verbatim" if sees and not without_question else "free"
+    threshold = settings.threshold
+    if threshold is None:
+        threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
+    return replace(
+        settings,
+        relevance=relevance,
+        margin_style=style,
+        threshold=threshold,
+        without_question=without_question,
+        sees_attention=sees,
+    )
