@@ -19,7 +19,7 @@ from wim_kernel.text.prompts import Frame
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 45.0  # for reading passages alone, when a calibration is measured unasked
+SECONDS = 45.0  # for reading passages alone, if the calibration is measured at the first question
 
 
 class Calibrator:
