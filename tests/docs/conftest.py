@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers import Loaded
+
+from wim_kernel import WimKernel
 
 PASSAGES = (
     "The gull sat on the mast. It rained all night.",
@@ -17,25 +20,27 @@ ANSWER_TOKENS = 24  # answers in the pages end there at the latest: most of the 
 
 
 @pytest.fixture
-def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+def names(
+    smollm2: Loaded, real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], dict[str, Any]]:
     """Gives the names that a page's blocks may use without defining them, by the page's name."""
     monkeypatch.setattr("wim_kernel.run.options.ANSWER_TOKENS", ANSWER_TOKENS)
+    # Pages load the model anew; the checks on loading run each time, the conversion of 540 MB only once.
+    monkeypatch.setattr("wim_kernel.engines.local.engine.load_model", lambda name, **options: smollm2)
 
     def give(page: str) -> dict[str, Any]:
-        if page == "README":
-            return _llama_index()  # it loads the model itself
-        kernel = request.getfixturevalue("real_kernel")
         special = {
+            "README": _llama_index,
             "langchain": _langchain,
             "migrating-from-map-reduce": _langchain,
             "llama-index": _llama_index,
             "migrating-from-tree-summarize": _llama_index,
         }
         return {
-            "kernel": kernel,
+            "kernel": real_kernel,
             "question": QUESTION,
             "pages": list(PASSAGES),
-            "reading": kernel.read(PASSAGES),
+            "reading": real_kernel.read(PASSAGES),
             **special.get(page, dict)(),
         }
 
