@@ -39,7 +39,7 @@ class WimDocumentCompressor(CompressorFields):
     is 0.25, for answers that stand behind the whole document), and the kernel's default with other scores, or where
     ``top_k`` or ``keep`` choose.
 
-    Args:
+    Attributes:
         kernel: reads.
         document_prompt: what is read of each document; by default its page content.
         document_separator: what stands between documents; by default the kernel's own.

@@ -43,7 +43,7 @@ class WimRunnable(DocumentRunnable):
     Questions of a batch that are about the same documents are answered together, and documents that the kernel has
     read are not read again.
 
-    Args:
+    Attributes:
         kernel: the model and the readings it holds.
         question_key: which input is the question; by default the first that there is of those named above.
         documents_key: which input has the documents; likewise.

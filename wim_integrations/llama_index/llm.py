@@ -52,9 +52,11 @@ class WimLLM(CustomLLM):
 
     Args:
         kernel: whose model it is.
+        fields: further fields of `LLM`: ``callback_manager``, ``system_prompt``, ...
+
+    Attributes:
         max_tokens: most tokens of a reply.
         generation_config: how replies are generated.
-        fields: further fields of `LLM`: ``callback_manager``, ``system_prompt``, ...
 
     Example:
         >>> CondenseQuestionChatEngine.from_defaults(engine, llm=WimLLM(kernel))  # doctest: +SKIP
