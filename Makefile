@@ -50,6 +50,16 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+# Quick files on tiny models: no command line, no server, no Triton interpreter.
+FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py tests/test_copying.py tests/test_grounding.py \
+	tests/test_kernel.py tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py \
+	tests/test_tokens.py tests/test_transfer.py tests/langchain/test_reviews.py tests/langchain/test_revisions.py \
+	tests/langchain/test_runnable.py tests/llama_index/test_nodes.py tests/llama_index/test_places.py \
+	$(wildcard tests/evaluation/test_s*.py) tests/evaluation/test_tasks.py tests/server/test_replies.py tests/server/test_sampling.py
+
+test-fast: $(READY) ## run the quick tests (a minute)
+	$(BIN)/python -m pytest -m "not slow" $(FAST) $(ARGS)
+
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
 

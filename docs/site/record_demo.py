@@ -75,6 +75,7 @@ def animated(svg: str, times: list[float]) -> str:
 
 
 def main() -> None:
+    """Record the demo and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "images" / "demo.svg")
     path = parser.parse_args().to
