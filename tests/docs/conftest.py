@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import Loaded
 
 from wim_kernel import WimKernel
+from wim_kernel.engines.local.engine import LocalEngine
 
 PASSAGES = (
     "The gull sat on the mast. It rained all night.",
@@ -16,17 +16,15 @@ PASSAGES = (
     "The fog was thick, and nobody saw the harbour.",
 )
 QUESTION = "Who owned the ship?"
-ANSWER_TOKENS = 24  # answers in the pages end there at the latest: most of the time would go into long ones
+ANSWER_TOKENS = 20  # answers in the pages end there at the latest: most of the time would go into long ones
 
 
 @pytest.fixture
-def names(
-    smollm2: Loaded, real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], dict[str, Any]]:
+def names(real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """Gives the names that a page's blocks may use without defining them, by the page's name."""
     monkeypatch.setattr("wim_kernel.run.options.ANSWER_TOKENS", ANSWER_TOKENS)
-    # Pages load the model anew; the checks on loading run each time, the conversion of 540 MB only once.
-    monkeypatch.setattr("wim_kernel.engines.local.engine.load_model", lambda name, **options: smollm2)
+    # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
+    monkeypatch.setattr(LocalEngine, "from_pretrained", lambda name, **options: real_kernel.engine)
 
     def give(page: str) -> dict[str, Any]:
         special = {
