@@ -60,11 +60,13 @@ def _langchain() -> dict[str, Any]:
         def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
             return docs
 
-    return {
-        "docs": docs,
-        "retriever": Everything(),
-        "llm": FakeListChatModel(responses=["Elsa Brandt owned the ship."]),
-    }
+    llm = FakeListChatModel(
+        responses=["Elsa Brandt owned the ship."],
+        custom_get_token_ids=lambda text: list(
+            range(len(text.split()))
+        ),  # else it asks the Hub for a tokenizer
+    )
+    return {"docs": docs, "retriever": Everything(), "llm": llm}
 
 
 def _llama_index() -> dict[str, Any]:
