@@ -71,6 +71,7 @@ def characters(text: str) -> int:
 # Sentences
 
 
+@pytest.mark.slow
 @given(texts, st.sampled_from(["en", "de", "zh", "hi", "xx", ""]))
 @settings(max_examples=400)
 def test_sentences_cover_the_text(text, language):
@@ -290,6 +291,7 @@ def test_contiguous():
 # Splitting
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(5)
 @given(texts, st.integers(1, 40), st.sampled_from(COUNTERS))
 @settings(max_examples=400)

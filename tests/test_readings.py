@@ -152,6 +152,7 @@ def test_room_is_allocated_once(kernel):
     assert entry.prefix.layers[0].keys.shape[1] == len(kernel._head) + reading.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(1)
 @given(
     documents=st.lists(

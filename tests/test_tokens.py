@@ -101,6 +101,7 @@ def test_holes_are_filled_with_data_only():
     assert "".join(run.text for run in fill("{margins}", question="q")) == "{margins}"
 
 
+@pytest.mark.slow
 def test_a_base_model_gets_plain_text_and_its_own_beginning(gemma3):
     codec = Codec(gemma3[1])
     assert not codec.seam.chat
