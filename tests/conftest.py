@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 import transformers
 from helpers import Loaded, TinyModel
+from invariants import pytest_itemcollected, pytest_terminal_summary  # noqa: F401  (pytest calls them)
 from transformers import PreTrainedConfig, PreTrainedModel
 
 if TYPE_CHECKING:

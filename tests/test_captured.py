@@ -26,7 +26,10 @@ from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps, g
 from wim_kernel.engines.local.rows.triton_rows import TritonRows
 from wim_kernel.text.run_text import Text
 
-pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU"),
+]
 
 CHUNKS = ["The gull sat on the mast.", "Elsa Brandt owned the ship, they say, all of it.", "Nobody else did."]
 BRIEF = {"margin_style": "free", "margin_config": config(4), "answer_config": config(4)}
@@ -57,6 +60,7 @@ def kernels(tiny_model, smollm2):
         kernel.engine.runner.uninstall()
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_oss", "deepseek_v3"])
 def test_margins_and_answer_equal_generate(kernels, kind):
     kernel = kernels(kind)
@@ -161,6 +165,7 @@ def test_two_batches_take_turns_at_one_graph(kernels):
     assert tuple([each[0], each[1]] for each in found) == wanted
 
 
+@pytest.mark.invariant(3)
 def test_batches_that_began_at_different_times_make_steps_together(kernels):
     """By hand: what each of them is told is what it is told alone, also where a step of one is under way already."""
     kernel = kernels("llama")
@@ -194,6 +199,8 @@ def test_batches_that_began_at_different_times_make_steps_together(kernels):
             torch.testing.assert_close(mine.logits, other.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.invariant(3)
+@pytest.mark.invariant(7)
 def test_callers_in_threads_share_passes(kernels, monkeypatch):
     kernel = kernels("llama")
     prefix, together = prefix_of(kernel), []
@@ -215,6 +222,7 @@ def test_callers_in_threads_share_passes(kernels, monkeypatch):
     assert max(together) > 1
 
 
+@pytest.mark.invariant(2)
 def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
     kernel = kernels("llama")
     prefix = prefix_of(kernel)

@@ -71,6 +71,7 @@ def characters(text: str) -> int:
 # Sentences
 
 
+@pytest.mark.slow
 @given(texts, st.sampled_from(["en", "de", "zh", "hi", "xx", ""]))
 @settings(max_examples=400)
 def test_sentences_cover_the_text(text, language):
@@ -170,6 +171,7 @@ def test_an_interrupt_is_not_taken_for_a_panic(monkeypatch):
         sentence_spans("One. Two.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [PROSE, "word ", "a", " ", "\n", '"', "👩\u200d👧", ". ", "\n \t"])
 def test_a_megabyte_takes_seconds(unit):
     text = unit * (1_000_000 // len(unit))
@@ -306,6 +308,8 @@ def test_contiguous():
 # Splitting
 
 
+@pytest.mark.slow
+@pytest.mark.invariant(5)
 @given(texts, st.integers(1, 40), st.sampled_from(COUNTERS))
 @settings(max_examples=400)
 def test_split_loses_nothing_and_keeps_the_budget(text, max_tokens, count_tokens):
@@ -567,6 +571,7 @@ def test_overlap_is_the_longest(head, shared, tail):
         assert _overlap(previous, following) == longest
 
 
+@pytest.mark.slow
 def test_overlap_of_a_repetitive_text_is_linear():
     begin = time.perf_counter()
     assert _overlap("a" * 300_000, "a" * 200_000 + "b" + "a" * 99_999) == 200_000

@@ -36,6 +36,8 @@ from wim_kernel.common.events import (
 from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
 from wim_kernel.kernel import WimKernel
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who owned the ship Aurora?"
 FACTS = """\

@@ -24,6 +24,8 @@ from wim_kernel.cli.display import TerminalDisplay
 from wim_kernel.common.errors import ServerError
 from wim_kernel.common.events import AnswerToken, ChunkRead
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who owned the ship Aurora?"
 TEXT = "The ship Aurora was owned by Margaret Vale. The school stands on the hill. " * 12

@@ -12,6 +12,7 @@ import pytest
 from wim_kernel.engines.local.attention import triton_kernels as kernels
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not kernels.AVAILABLE, reason="Triton is not installed"),
     pytest.mark.skipif(
         sys.platform != "linux", reason="Triton's compiler for CUDA comes with its Linux builds"

@@ -18,6 +18,8 @@ from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.text.run_text import Text
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "The gull sat on the mast." * 3,
     "Elsa Brandt owned the ship." * 3,
@@ -66,6 +68,7 @@ def assert_idle(kernel, batches=()):
         pass
 
 
+@pytest.mark.invariant(7)
 def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
     kernel.readings.clear()
     (zebra,) = kernel.engine.encode(Text(" zebra"))
@@ -81,6 +84,7 @@ def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
     assert_idle(kernel)
 
 
+@pytest.mark.invariant(7)
 async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
     kernel.readings.clear()
     lags: list[float] = []
@@ -103,6 +107,7 @@ async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
     assert_idle(kernel)
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("after", [ChunkRead, MarginWritten, AnswerToken])
 def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, after):
     kernel.readings.clear()
@@ -126,6 +131,7 @@ def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, aft
     same(reading.ask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
+@pytest.mark.invariant(6)
 def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
@@ -138,6 +144,7 @@ def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
     assert_idle(kernel, batches)
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("where", ["keep", "stop_when", "relevance"])
 def test_an_exception_in_a_callback(kernel, alone, batches, where):
     kernel.readings.clear()
@@ -154,6 +161,7 @@ def test_an_exception_in_a_callback(kernel, alone, batches, where):
     assert again.usage.cached_tokens > 0  # what was read is kept
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2", "qwen3_next"])
 def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2, kind):
     kernel = WimKernel(tiny_model(kind), smollm2[1])
@@ -177,6 +185,7 @@ def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2,
     same(reading.ask(QUESTIONS[0], threshold=0, **FREE), expected)
 
 
+@pytest.mark.invariant(6)
 async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
@@ -198,6 +207,7 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
     same(await reading.aask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
+@pytest.mark.invariant(6)
 async def test_leaving_an_async_stream(kernel, alone, batches):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
@@ -211,6 +221,7 @@ async def test_leaving_an_async_stream(kernel, alone, batches):
     same(await reading.aask(QUESTIONS[0], threshold=0, **FREE), alone[QUESTIONS[0]])
 
 
+@pytest.mark.invariant(7)
 def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
     kernel.readings.clear()
     reading = kernel.read(TEXTS)
@@ -264,6 +275,7 @@ def test_who_takes_turns_again_and_again_starves_nobody():
     assert max(others) < 0.5
 
 
+@pytest.mark.invariant(6)
 def test_no_memory_grows_over_rounds(kernel):
     from wim_kernel.engines.local.prefix.store import LayerStore
 

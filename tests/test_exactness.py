@@ -15,6 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from wim_kernel import WimKernel
 from wim_kernel.text.run_text import Text
 
+pytestmark = pytest.mark.slow
+
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma2", "gpt_neox"]
 SNAPSHOT = ["lfm2", "qwen3_next"]
 ALSO_SHARED = ["phi3", "cohere", "stablelm", "starcoder2", "gpt2", "opt", "gpt_oss", "deepseek_v3"]
@@ -49,12 +51,14 @@ def check(kernel: WimKernel, chunks: list[str], question: str, **options: Any) -
     assert list(result.token_ids) == generated(reading, result, options["answer_config"])
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", [*SHARED, *SNAPSHOT])
 def test_margins_and_answer_equal_generate(kernels, kind):
     chunks = [" ".join(WORDS[i:] + WORDS[:i]) for i in (0, 4, 9, 2, 7)]
     check(kernels(kind), chunks, "Which zebra kept the ledger?")
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT, *DECODERS])
 def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
     kernel = kernels(kind)
@@ -62,6 +66,7 @@ def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
     check(kernel, [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])], "Which zebra kept the ledger?")
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "bloom", "bart"])
 @pytest.mark.parametrize("end", [[7], [2], [11, 13]])
 def test_end_that_is_forced_stands_where_generate_puts_it(kernels, kind, end):
@@ -77,6 +82,7 @@ def test_the_slower_path_is_taken_and_said(tiny_model, smollm2, kind):
     assert kernel.engine.cache_mode == "snapshot"
 
 
+@pytest.mark.invariant(3)
 @given(
     kind=st.sampled_from(SHARED),
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=7),
@@ -102,6 +108,7 @@ def test_any_chunking_any_batch(kernels, kind, sizes, question, batch, new):
         kernel.engine.max_branches = most
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 @pytest.mark.parametrize("most", [1, 3, 16])
 def test_relevance_equals_plain_passes(kernels, kind, most):
@@ -134,6 +141,7 @@ def test_relevance_does_not_depend_on_how_many_devices_the_model_is_on(kernels, 
     assert [margin.token_ids for margin in found.margins] == [margin.token_ids for margin in wanted.margins]
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind):
     kernel = kernels(kind)
@@ -149,6 +157,7 @@ def test_a_decision_is_part_of_the_prompt_and_equals_a_plain_pass(kernels, kind)
         assert list(margin.token_ids) == generated(reading, margin, FREE["margin_config"])
 
 
+@pytest.mark.invariant(3)
 def test_sentences_are_chosen_as_one_alone_would_be(tiny_model, smollm2):
     """Where attention cannot be seen, by the question's likelihood."""
     kernel, question = (
@@ -177,6 +186,7 @@ def test_sentences_are_chosen_as_one_alone_would_be(tiny_model, smollm2):
     assert span.source_id == "1"
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2"])
 def test_each_document_token_is_run_once(kernels, kind):
     kernel = kernels(kind)
@@ -197,6 +207,7 @@ def test_each_document_token_is_run_once(kernels, kind):
     assert spy.count(zebra) == 78
 
 
+@pytest.mark.invariant(2)
 def test_a_branch_never_changes_the_reading(kernels):
     kernel = kernels("llama")
     kernel.readings.clear()

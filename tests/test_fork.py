@@ -19,7 +19,10 @@ from wim_kernel import ForkError, WimKernel
 from wim_kernel.common import forks
 from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
 
 TEXT = "The gull sat on the mast. Elsa Brandt owned the ship. The storm came at night. " * 12
 FEW: dict[str, Any] = {"margin_tokens": 3, "answer_tokens": 5, "threshold": 0}
@@ -84,6 +87,7 @@ ASKED: dict[str, Callable[[Any], str]] = {
 }
 
 
+@pytest.mark.invariant(7)
 @pytest.mark.parametrize("before", ASKED)
 @pytest.mark.parametrize("inside", ASKED)
 def test_child_answers_as_the_parent_did(kernel: WimKernel, before: str, inside: str) -> None:

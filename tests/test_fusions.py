@@ -15,7 +15,10 @@ from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
 from wim_kernel.engines.local.model.fusions import FusedProjections, Fusions
 
-pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU"),
+]
 
 
 class Switch:

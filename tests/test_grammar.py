@@ -13,6 +13,8 @@ from transformers import GenerationConfig
 from wim_kernel import WimKernel
 from wim_kernel.engines.local.decode.json_grammar import SchemaError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship Aurora. She bought it in 1902."]
 QUESTION = "Who owned the ship, and when was it bought?"
 

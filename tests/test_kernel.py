@@ -128,6 +128,7 @@ def test_events_and_results_are_plain_data(reading):
 # -- choosing margins -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(5)
 def test_below_the_threshold_nothing_is_written(reading):
     result = reading.ask(QUESTION, relevance=by_word("Elsa"), **FREE)
     assert [margin.kept for margin in result.margins] == [False, True, False, False]
@@ -234,6 +235,7 @@ def test_stop_when_gets_margins_in_order(reading):
     assert all(call == sorted(call) for call in calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["free", "verbatim"])
 @pytest.mark.parametrize("relevance", list(BY_NAME))
 def test_every_relevance_with_every_style(reading, style, relevance):
@@ -304,6 +306,7 @@ def test_an_answer_after_stopping_early_stands_on_what_was_read(kernel):
 # -- several questions, other tasks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("style", ["free", "verbatim"])
 def test_many_questions_answer_as_each_alone(reading, kernel, style):
     questions = [QUESTION, "What fell all night?", "Where did the gull sit, and why there of all places?"]
@@ -416,6 +419,7 @@ def test_an_empty_document_is_refused(kernel, document):
         kernel.read(document)
 
 
+@pytest.mark.invariant(5)
 @pytest.mark.parametrize(
     "options", [{"threshold": 0}, {"keep": lambda _: True}, {"relevance": lambda _: 1.0}]
 )
@@ -428,6 +432,7 @@ def test_an_empty_chunk_has_a_margin_of_its_own(kernel, options):
         assert not result.margins[index].kept
 
 
+@pytest.mark.invariant(5)
 def test_a_document_longer_than_the_window_says_by_how_much(kernel):
     fits = kernel.engine.window - len(kernel._head) - 1
     (token,) = kernel.engine.encode(Text(" zebra"))
@@ -446,6 +451,7 @@ def test_a_document_longer_than_the_window_says_by_how_much(kernel):
     assert list(exactly.ask(QUESTION, threshold=1, **SHORT).token_ids)
 
 
+@pytest.mark.invariant(5)
 def test_margins_that_find_no_room_are_said(kernel):
     window = kernel.engine.window
     kernel.engine.window = 200

@@ -16,7 +16,10 @@ from wim_kernel.engines.local.attention.triton_launch import (
     prefix_blocks,
 )
 
-pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU"),
+]
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4])

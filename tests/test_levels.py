@@ -49,6 +49,7 @@ def answers(kernel: WimKernel, numbers: list[int]) -> list[tuple[tuple[int, ...]
     return found
 
 
+@pytest.mark.invariant(1)
 def test_what_makes_way_is_packed_and_comes_back(make):
     kernel = make(engine=2, host=10)
     first = answers(kernel, [0, 1, 2, 3])
@@ -133,6 +134,7 @@ def test_none_in_use_is_moved(make):
     assert last.result.token_ids == answers(make(engine=1), [0])[0][0]
 
 
+@pytest.mark.invariant(7)
 def test_threads_that_want_the_same_packed_reading_get_one(make):
     kernel = make(engine=2, host=10)
     (wanted, _), *_ = answers(kernel, [0, 1, 2])

@@ -24,6 +24,8 @@ from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
 from wim_kernel.engines import loading
 from wim_kernel.engines.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 

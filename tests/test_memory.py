@@ -43,6 +43,7 @@ class Device:
         monkeypatch.setattr(SharedPrefix, "extend", full)
 
 
+@pytest.mark.invariant(3)
 def test_branches_are_halved_and_nothing_is_lost_or_told_twice(kernel, monkeypatch):
     reading = kernel.read(CHUNKS)
     reading.prefill()
@@ -60,6 +61,7 @@ def test_branches_are_halved_and_nothing_is_lost_or_told_twice(kernel, monkeypat
         assert result.usage.prompt_tokens == other.usage.prompt_tokens
 
 
+@pytest.mark.invariant(6)
 def test_no_memory_for_one_branch_is_a_clear_error_and_the_kernel_stays_good(kernel, monkeypatch):
     reading = kernel.read(CHUNKS)
     wanted = reading.ask(QUESTION, **OPTIONS)

@@ -34,6 +34,7 @@ def size(kernel, chunks):
     return kernel.read(chunks).tokens
 
 
+@pytest.mark.invariant(1)
 def test_the_longest_run_of_leading_chunks_is_found(kernel):
     assert prefilled(kernel, [A, B]) == size(kernel, [A, B])
     assert prefilled(kernel, [A, B]) == 0
@@ -47,6 +48,7 @@ def test_the_longest_run_of_leading_chunks_is_found(kernel):
     assert len(kernel.readings) == 3
 
 
+@pytest.mark.invariant(2)
 def test_a_fork_is_a_copy_and_both_stay_right(kernel):
     alone = {}
     for chunks in ((A, B, C), (A, B, D), (A, D)):
@@ -61,6 +63,7 @@ def test_a_fork_is_a_copy_and_both_stay_right(kernel):
             assert [m.text for m in result.margins] == [m.text for m in alone[chunks].margins]
 
 
+@pytest.mark.invariant(2)
 def test_two_readers_part_ways_in_the_middle(kernel):
     first, second = kernel.read([A, B, C]), kernel.read([A, B, D])
     with spying(kernel.model) as spy:
@@ -149,6 +152,8 @@ def test_room_is_allocated_once(kernel):
     assert entry.prefix.layers[0].keys.shape[1] == len(kernel._head) + reading.tokens
 
 
+@pytest.mark.slow
+@pytest.mark.invariant(1)
 @given(
     documents=st.lists(
         st.lists(st.sampled_from([A, B, C, D]), min_size=1, max_size=4), min_size=1, max_size=6

@@ -10,6 +10,8 @@ from helpers import config, generated, spying
 
 from wim_kernel import MarginWritten, WimKernel
 
+pytestmark = pytest.mark.slow
+
 STORY = (Path(__file__).parents[1] / "examples" / "data" / "alice-chapters-3-4.txt").read_text()
 QUESTION = "What did the Rabbit tell Mary Ann to fetch?"
 TOLD = STORY.index("Run home this moment")
@@ -26,6 +28,7 @@ def kernel(request):
     return WimKernel(*request.getfixturevalue(request.param))
 
 
+@pytest.mark.invariant(3)
 def test_every_margin_and_the_answer_equal_generate(kernel):
     """A passage long enough that Gemma's window of 512 is passed, in uneven chunks."""
     text = STORY[TOLD - 3000 : TOLD + 400]

@@ -215,6 +215,7 @@ def test_a_passage_that_was_not_measured_is_behind_those_that_were() -> None:
     assert found.evidence(QUESTION, Chunk(SHIP), 0, Calibration()).attention is None
 
 
+@pytest.mark.invariant(5)
 def test_the_order_of_passages_permutes_their_scores() -> None:
     known = findings(in_passages(*map(Chunk, PASSAGES)))
     wanted = known.probabilities(Calibration())
@@ -401,6 +402,7 @@ def attended(
     return np.array([float(weights[begin:end].sum()) for begin, end in spans])
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2, kind: str) -> None:
     kernel = WimKernel(tiny_model(kind), smollm2[1])
@@ -425,6 +427,7 @@ def test_attention_equals_that_of_the_model_alone(tiny_model: TinyModel, smollm2
     assert [margin.evidence["attention"] for margin in margins] == pytest.approx(wanted.tolist(), abs=0.02)
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("path", ["shared", "snapshot"])
 def test_passages_read_alone_equal_plain_passes(tiny_model: TinyModel, smollm2, path: str) -> None:
     kernel = WimKernel(tiny_model("llama"), smollm2[1], cache_mode=path)
@@ -484,6 +487,7 @@ def trained(real_kernel: WimKernel) -> WimKernel:
     return real_kernel
 
 
+@pytest.mark.invariant(5)
 def test_few_passages_are_ranked_the_same_in_every_order(trained: WimKernel) -> None:
     found = {}
     for order in itertools.permutations(range(3)):

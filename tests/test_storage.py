@@ -23,6 +23,8 @@ from wim_kernel.cache.folder import SUFFIX, ReadingFolder
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = [
     Chunk.of("The gull sat on the mast. " * 3, "birds.txt", 0, {"page": 1}),
     Chunk.of("Elsa Brandt owned the ship, they say. " * 3, "owners.txt", 40),
@@ -48,6 +50,7 @@ def make(tiny_model, smollm2):
     return kernel
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.filterwarnings("ignore:.*cannot share a prefix")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_reading_answers_the_same_and_is_not_read_again(make, tmp_path, kind):

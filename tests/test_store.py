@@ -21,6 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from wim_kernel import MarginWritten, ReadingFileError, WimKernel
 from wim_kernel.text.run_text import Text
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"threshold": 0, **FREE}
 QUESTIONS = ["Who owned the ship?", "Where was the fog?"]
 
@@ -184,6 +186,7 @@ class Interrupted(Exception):
     """Raised by a caller's own callback."""
 
 
+@pytest.mark.invariant(7)
 def test_two_hundred_questions_at_once(make, expected):
     """16 threads and 50 tasks over 12 documents that share beginnings, some of which give up or fail on the way."""
     size = make().engine.prefix_bytes(110)

@@ -13,6 +13,8 @@ from wim_kernel import AnswerToken, WimKernel
 from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["The gull sat on the mast." * 3, "Elsa Brandt owned the ship." * 3, "Rain fell all night." * 3]
 OTHER = ["Fog lay on the harbour for nine nights." * 2, "Nobody sailed." * 4]
 LONG = {
@@ -148,6 +150,7 @@ def rows(spy) -> list[int]:
     return [batch.shape[0] for batch in spy.batches if batch.shape[1] == 1]
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("second", [TEXTS, OTHER], ids=["one reading", "two readings"])
 def test_callers_that_come_at_different_times_share_passes(kernel, second):
     first_reading, second_reading = kernel.read(TEXTS), kernel.read(second)
@@ -167,6 +170,7 @@ def test_callers_that_come_at_different_times_share_passes(kernel, second):
     assert 2 in rows(spy)
 
 
+@pytest.mark.invariant(7)
 def test_eight_callers_share_passes(kernel):
     questions = [f"Who owned ship number {number}?" for number in range(8)]
     reading = kernel.read(TEXTS)
@@ -189,6 +193,7 @@ def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
     assert 1 < max(rows(spy)) <= 4
 
 
+@pytest.mark.invariant(6)
 def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
     step_together, failed = TorchRows.step_together, []
 
@@ -207,6 +212,7 @@ def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
     assert [result.token_ids for result in found] == [wanted.token_ids] * 3
 
 
+@pytest.mark.invariant(6)
 def test_one_that_is_closed_leaves_the_others(kernel):
     reading = kernel.read(TEXTS)
     wanted = reading.ask("Who owned it?", **LONG)

@@ -26,6 +26,7 @@ def kernel(tiny_model, smollm2) -> WimKernel:
     return WimKernel(tiny_model("llama"), smollm2[1], window=WINDOW)
 
 
+@pytest.mark.invariant(5)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
 def test_volumes_hold_every_chunk_once_in_order_and_fit(sizes, room):
@@ -45,6 +46,7 @@ def test_questions_of_different_lengths_share_volumes():
     assert longest_chunk(8192, 30) <= capacity(8192, 30, 4096)
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("count", [4, 14, 30])
 def test_every_branch_equals_generate_in_its_volume(kernel, count):
     kernel.readings.clear()
@@ -64,6 +66,7 @@ def test_every_branch_equals_generate_in_its_volume(kernel, count):
     assert len(reading.prompt_ids(result)) + SHORT["answer_config"].max_new_tokens <= WINDOW
 
 
+@pytest.mark.invariant(1)
 def test_every_token_is_read_once_and_a_second_question_reads_nothing(kernel):
     kernel.readings.clear()
     (zebra,) = kernel.engine.encode(Text(" zebra"))
@@ -128,6 +131,7 @@ def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
         assert list(margin.token_ids) == generated(reading, margin, SHORT["margin_config"])
 
 
+@pytest.mark.invariant(5)
 def test_notes_that_find_no_room_are_chosen_by_relevance_and_said(kernel):
     kernel.readings.clear()
     long = {"margin_style": "free", "margin_config": config(30, 30), "answer_config": config(8)}
@@ -179,6 +183,7 @@ def test_a_chunk_that_fills_more_than_half_a_window_is_split(kernel):
         kernel.read([long, "Elsa owned it."], overflow="error")
 
 
+@pytest.mark.invariant(5)
 def test_a_question_that_leaves_no_room_is_an_error(kernel):
     with pytest.raises(ContextOverflowError):
         kernel.read(SENTENCES[:20]).ask("Who " * 300, **OPTIONS)

@@ -16,6 +16,8 @@ from wim_integrations.evaluation.specs import NAMES, parse_methods
 from wim_integrations.evaluation.tasks import Document, Question
 from wim_kernel import WimKernel
 
+pytestmark = pytest.mark.slow
+
 CHUNKS = ("The gull sat on the mast.", "Elsa Brandt owned the ship.", "Fog stood on the river until noon.")
 QUESTION = Question("ships", "1", "Who owned the ship?", ("Elsa Brandt",), CHUNKS, (1,), "any-answer")
 DOCUMENT = Document(CHUNKS, (False, True, False), ("", CHUNKS[1], ""))

@@ -19,6 +19,8 @@ from wim_integrations.evaluation.records import read_records
 from wim_kernel import WimKernel
 from wim_kernel.cli import main as cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("--answer-tokens", "4", "--margin-tokens", "4", "--chunk-tokens", "32")
 

@@ -34,6 +34,7 @@ def equals_generate(reading, result) -> bool:
     return all([*notes, list(result.token_ids) == generated(reading, result, OPTIONS["answer_config"])])
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["auto", "parts"])
 def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
@@ -94,6 +95,7 @@ def test_a_model_that_cannot_be_captured_runs_launch_by_launch(make_kernel, monk
     assert float(torch.ones(3, device="cuda").sum()) == 3.0  # the device is none the worse
 
 
+@pytest.mark.invariant(7)
 def test_threads_share_the_device(make_kernel):
     kernel = make_kernel("qwen2")
     readings = [kernel.read([words(150 + seed, seed), words(60, 20 + seed)]) for seed in range(4)]
@@ -130,6 +132,7 @@ def test_halves_stay_as_close_to_single_precision_as_the_model_itself(make_kerne
     assert (mine - wanted).norm() < 1.5 * (plain - wanted).norm()
 
 
+@pytest.mark.invariant(3)
 def test_layers_on_two_devices(make_kernel):
     """Each layer's keys and values live where the layer runs. (With one GPU, the other device is the CPU.)"""
     from accelerate import dispatch_model

@@ -47,6 +47,7 @@ def test_what_is_computed_before_is_what_is_copied():
     assert float((target + target).sum()) == 2.0 * 4096 * 4096
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.parametrize("attention", ["auto", "parts"])
 def test_a_reading_in_the_hosts_memory_or_on_disk_is_as_good_as_new(make_kernel, tmp_path, attention):
     kernel = make_kernel("llama", attention)

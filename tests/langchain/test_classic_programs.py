@@ -28,6 +28,8 @@ from langchain_text_splitters import CharacterTextSplitter
 from wim_integrations.langchain import create_wim_documents_chain, create_wim_map_reduce_chain
 from wim_kernel import EmptyDocumentError, MissingInputError, WimKernel
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 6}
 

@@ -242,6 +242,7 @@ class Broken(BaseCallbackHandler):
             raise RuntimeError("a listener's own")
 
 
+@pytest.mark.invariant(6)
 async def test_an_exception_in_a_handler_frees_everything(
     make: Make, kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_stream_closed_in_its_answer_ends_the_models_run(
     assert not any(live.in_use for live in kernel.readings.held)
 
 
+@pytest.mark.invariant(6)
 async def test_a_cancelled_event_stream_frees_everything(
     make: Make, kernel: WimKernel, documents: list[Document]
 ) -> None:

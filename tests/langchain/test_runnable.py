@@ -128,6 +128,7 @@ def test_the_question_may_be_a_message(runnable: WimRunnable, documents: list[Do
     assert runnable.invoke({"question": HumanMessage(QUESTION), "documents": documents})["answer"] == wanted
 
 
+@pytest.mark.invariant(1)
 def test_two_questions_in_a_row_prefill_once(runnable: WimRunnable, documents: list[Document]) -> None:
     first = runnable.invoke(asked(documents))["usage"]
     second = runnable.invoke(asked(documents, "What sat on the mast?"))["usage"]
@@ -135,6 +136,7 @@ def test_two_questions_in_a_row_prefill_once(runnable: WimRunnable, documents: l
     assert (second["prefill_tokens"], second["cached_tokens"]) == (0, first["prefill_tokens"])
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.parametrize("way", ["batch", "abatch"])
 async def test_a_batch_prefills_once_and_decodes_questions_together(
     runnable: WimRunnable, documents: list[Document], way: str
@@ -570,6 +572,7 @@ def test_quotes_survive_the_way_through_a_person(kernel: WimKernel, documents: l
 # -- leaving early ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(6)
 async def test_closing_an_asynchronous_stream_stops_the_work(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
@@ -585,6 +588,7 @@ async def test_closing_an_asynchronous_stream_stops_the_work(
     assert not any(live.in_use for live in runnable.kernel.readings.held)
 
 
+@pytest.mark.invariant(6)
 def test_closing_a_stream_stops_the_work(runnable: WimRunnable, documents: list[Document]) -> None:
     stream = runnable.stream(asked(documents))
     next(stream)
@@ -594,6 +598,7 @@ def test_closing_a_stream_stops_the_work(runnable: WimRunnable, documents: list[
     assert runnable.invoke(asked(documents))["answer"]
 
 
+@pytest.mark.invariant(6)
 async def test_a_cancelled_task_stops_the_work(runnable: WimRunnable, documents: list[Document]) -> None:
     async def read() -> None:
         async for _ in runnable.astream(asked(documents)):
@@ -613,6 +618,7 @@ async def test_a_cancelled_task_stops_the_work(runnable: WimRunnable, documents:
     assert (await runnable.ainvoke(asked(documents)))["answer"]
 
 
+@pytest.mark.invariant(6)
 async def test_an_exception_in_keep_reaches_the_caller_and_nothing_is_held(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -627,6 +633,7 @@ async def test_an_exception_in_keep_reaches_the_caller_and_nothing_is_held(
     assert not any(live.in_use for live in kernel.readings.held)
 
 
+@pytest.mark.invariant(7)
 async def test_twenty_tasks_at_once_get_what_each_would_alone(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:

@@ -43,6 +43,8 @@ from transformers import GenerationConfig
 from wim_integrations.llama_index import WimSynthesizer
 from wim_kernel import PROMPTS, WimKernel
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 5}
 
@@ -437,6 +439,7 @@ def test_it_is_a_synthesizer_for_every_task(kernel: WimKernel, nodes: list[NodeW
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(7)
 async def test_twenty_queries_at_once_leave_the_loop_free(
     real_kernel: WimKernel, index: SummaryIndex
 ) -> None:
@@ -467,6 +470,7 @@ async def test_twenty_queries_at_once_leave_the_loop_free(
     assert lags[len(lags) * 9 // 10] < 0.1, f"the loop waited {lags[-1]:.2f} s at most"
 
 
+@pytest.mark.invariant(6)
 async def test_closing_streams_and_cancelling_frees_everything(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -490,6 +494,7 @@ async def test_closing_streams_and_cancelling_frees_everything(
     assert not any(live.in_use for live in kernel.readings.held)
 
 
+@pytest.mark.invariant(1)
 def test_the_same_nodes_prefill_once(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     synthesizer = WimSynthesizer(kernel, margin_style="free", **FEW)  # notes that quote no mark
     mark = kernel.tokenizer.encode(" Brandt", add_special_tokens=False)[0]

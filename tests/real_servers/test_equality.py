@@ -6,6 +6,8 @@ import pytest
 from helpers import config
 from transformers import GenerationConfig
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Who owned the ship?"
 OPTIONS = {"threshold": 0, "margin_config": config(8), "answer_config": config(12)}
 
@@ -22,6 +24,7 @@ def kernel(server):
     return server.kernel()
 
 
+@pytest.mark.invariant(3)
 def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
     document = fresh()
     there, here = kernel.read(document), real_kernel.read(document)
@@ -36,6 +39,7 @@ def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(ke
     assert [margin.relevance for margin in theirs.margins] == pytest.approx(relevances, abs=1e-4)
 
 
+@pytest.mark.invariant(3)
 def test_decisions_and_verbatim_margins_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
     if not kernel.engine.measures_likelihood:
         pytest.skip("it tells no likelihoods")
@@ -61,6 +65,7 @@ def test_likelihoods_leave_the_cache_as_it_is(server, kernel, fresh):
     assert counted.cached > 3 * reading.tokens // 2
 
 
+@pytest.mark.invariant(3)
 def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
     reading, questions = kernel.read(fresh()), [QUESTION, "Where did gull 3 sit?"]
     together = reading.ask_many(questions, **OPTIONS)

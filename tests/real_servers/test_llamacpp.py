@@ -12,6 +12,8 @@ from launching import launched
 from wim_kernel import MarginWritten
 from wim_kernel.engines.server.transport import Server
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Who owned the ship?"
 OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(4)}
 

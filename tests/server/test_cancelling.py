@@ -14,6 +14,8 @@ from ship import OPTIONS, QUESTION, TEXTS, always
 from wim_kernel import AnswerToken
 from wim_kernel.common.concurrency import iterate_in_thread, stoppable
 
+pytestmark = pytest.mark.slow
+
 
 def rests(kernel) -> bool:
     """Whether nobody holds a reading, and no request is under way."""
@@ -21,6 +23,7 @@ def rests(kernel) -> bool:
     return not in_use and all(server.running == 0 for server in kernel.engine.servers)
 
 
+@pytest.mark.invariant(6)
 def test_closing_a_stream_stops_requests(behind_proxy, proxy):
     kernel = behind_proxy()
     options = {**OPTIONS, "answer_config": config(400)}
@@ -39,6 +42,7 @@ def test_closing_a_stream_stops_requests(behind_proxy, proxy):
     assert all(server.running == 0 for server in kernel.engine.servers)
 
 
+@pytest.mark.invariant(6)
 async def test_cancelling_a_task_stops_its_requests_at_once(behind_proxy, proxy):
     kernel = behind_proxy()
     proxy.spoil, proxy.delay = ["delay"], 60.0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers import config
 from proxy import posts, proxied
 from ship import OPTIONS, QUESTION, TEXTS, always
 
 from wim_kernel import WimKernel
 from wim_kernel.engines.server import transport
+
+pytestmark = pytest.mark.slow
 
 
 def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(served, proxy, monkeypatch):

@@ -98,6 +98,7 @@ def test_fresh_prefixes_are_no_reason_to_warn():
         assert reuse.record(UsageReport(5000, 1, 0, server), 0) == 0
 
 
+@pytest.mark.invariant(4)
 def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smollm2):
     words = TokenizerCodec(smollm2[1])
     head = words.head("Be brief.", "Document:\n")

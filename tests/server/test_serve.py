@@ -13,6 +13,8 @@ from ship import OPTIONS, QUESTION, TEXTS, always
 
 from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kernel(served) -> WimKernel:
@@ -38,6 +40,7 @@ def test_the_server_is_asked_what_it_is(kernel):
         kernel.model  # noqa: B018
 
 
+@pytest.mark.invariant(3)
 def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, real_kernel):
     """With prompts whose runs meet where the tokenizer cuts in any case, since the server is sent text."""
     plain = {
@@ -57,6 +60,7 @@ def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, re
     assert there.relevance_by == "the caller's own"
 
 
+@pytest.mark.invariant(1)
 def test_a_second_question_reads_nothing_and_a_longer_document_what_is_new(kernel):
     kernel.readings.clear()
     first = kernel.read(TEXTS[:2]).ask(QUESTION, **OPTIONS)
@@ -232,6 +236,7 @@ def test_no_server_at_all():
 # -- several callers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(7)
 def test_threads_share_a_server(kernel, expected):
     found = []
     with warnings.catch_warnings():

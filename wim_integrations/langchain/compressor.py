@@ -38,7 +38,7 @@ class WimDocumentCompressor(CompressorFields):
     favours recall: 0.1 if relevance is a probability of evidence, as by default (the kernel's default is 0.25, for
     answers behind the whole document). With other scores, ``top_k`` or ``keep`` it is the kernel's default.
 
-    Args:
+    Attributes:
         kernel: the kernel.
         document_prompt: the template of each document's text; by default its page content.
         document_separator: the text between documents; by default the kernel's separator.

@@ -43,7 +43,7 @@ class WimRunnable(DocumentRunnable):
     Questions of a batch about the same documents are answered in one run, and documents in the kernel's cache are not
     read again.
 
-    Args:
+    Attributes:
         kernel: the kernel.
         question_key: the input's key of the question; by default the first present one of the keys above.
         documents_key: the input's key of the documents; by default the first present one of the keys above.

@@ -51,9 +51,11 @@ class WimLLM(CustomLLM):
 
     Args:
         kernel: the kernel.
+        fields: further fields of `LLM`: ``callback_manager``, ``system_prompt``, ...
+
+    Attributes:
         max_tokens: most tokens of a reply.
         generation_config: the generation config of replies.
-        fields: further fields of `LLM`: ``callback_manager``, ``system_prompt``, ...
 
     Example:
         >>> CondenseQuestionChatEngine.from_defaults(engine, llm=WimLLM(kernel))  # doctest: +SKIP

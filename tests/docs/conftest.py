@@ -1,0 +1,78 @@
+"""What the pages take for granted: a kernel on the embedded model, documents, a retriever, an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from wim_kernel import WimKernel
+from wim_kernel.engines.local.engine import LocalEngine
+
+PASSAGES = (
+    "The gull sat on the mast. It rained all night.",
+    "Elsa Brandt owned the ship Aurora. She bought it in Brill.",
+    "The fog was thick, and nobody saw the harbour.",
+)
+QUESTION = "Who owned the ship?"
+ANSWER_TOKENS = 6  # answers end there at the latest: most of the time would go into long ones
+SHOWN_ANSWER_TOKENS = 20  # in pages that show an answer
+
+
+@pytest.fixture
+def names(real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Gives the names that a page's blocks may use without defining them, by the page's name."""
+    # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
+    monkeypatch.setattr(LocalEngine, "from_pretrained", lambda name, **options: real_kernel.engine)
+
+    def give(page: str) -> dict[str, Any]:
+        tokens = SHOWN_ANSWER_TOKENS if page == "README" else ANSWER_TOKENS
+        monkeypatch.setattr("wim_kernel.run.options.ANSWER_TOKENS", tokens)
+        special = {
+            "README": _llama_index,
+            "langchain": _langchain,
+            "migrating-from-map-reduce": _langchain,
+            "llama-index": _llama_index,
+            "migrating-from-tree-summarize": _llama_index,
+        }
+        return {
+            "kernel": real_kernel,
+            "question": QUESTION,
+            "pages": list(PASSAGES),
+            "reading": real_kernel.read(PASSAGES),
+            **special.get(page, dict)(),
+        }
+
+    return give
+
+
+def _langchain() -> dict[str, Any]:
+    from langchain_core.documents import Document
+    from langchain_core.language_models import FakeListChatModel
+    from langchain_core.retrievers import BaseRetriever
+
+    docs = [Document(text, metadata={"source": f"page {page}"}) for page, text in enumerate(PASSAGES)]
+
+    class Everything(BaseRetriever):
+        """Finds all documents, whatever the query."""
+
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return docs
+
+    llm = FakeListChatModel(
+        responses=["Elsa Brandt owned the ship."],
+        custom_get_token_ids=lambda text: list(
+            range(len(text.split()))
+        ),  # else it asks the Hub for a tokenizer
+    )
+    return {"docs": docs, "retriever": Everything(), "llm": llm}
+
+
+def _llama_index() -> dict[str, Any]:
+    from llama_index.core import SummaryIndex
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.schema import TextNode
+
+    nodes = [TextNode(text=text, id_=f"node-{place}") for place, text in enumerate(PASSAGES)]
+    return {"nodes": nodes, "index": SummaryIndex(nodes), "llm": MockLLM(max_tokens=8)}
