@@ -1,7 +1,7 @@
 """Draw `make demo` as a picture: run it on the embedded model, and write what a terminal shows to an SVG.
 
-Lines of the picture appear in the order and at the pace of the run, which is shortened to `SECONDS`. A viewer without
-animations shows the last state.
+Lines of the picture appear in the order and at the pace of the run, which is shortened to `SECONDS`; the line about the
+cost is left out. A viewer without animations shows the last state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from wim_kernel import WimKernel
+from wim_kernel import Answered, WimKernel
 from wim_kernel.cli.display import TerminalDisplay
 from wim_kernel.text.files import read_document
 
@@ -49,6 +49,8 @@ def record() -> tuple[Console, list[float]]:
     os.chdir((ROOT / file).parent)  # so that margins name the file alone
     document = read_document([Path(file).name])
     for event in kernel.read(document, chunk_tokens=kernel.chunk_tokens).stream(question):
+        if isinstance(event, Answered):
+            break  # it shows the cost, whose seconds are this machine's
         display.show(event)
         times += [time.perf_counter() - start] * (lines() - len(times))
     return console, times
@@ -78,7 +80,7 @@ def main() -> None:
     """Record the demo and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "images" / "demo.svg")
-    path = parser.parse_args().to
+    path = parser.parse_args().to.resolve()
     console, times = record()
     svg = console.export_svg(title="make demo", theme=MONOKAI, unique_id=NAME)
     path.write_text(animated(svg, times) + "\n")
