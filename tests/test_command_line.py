@@ -103,6 +103,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams are closed this w
         ("wim ask q FILE >&-", 2, "Standard output is closed"),
         ("wim ask q no-such-file 2>&-", 2, ""),
         ("wim ask q no-such-file --json >/dev/full", 1, "standard output cannot be written: No space left"),
+        ("wim ask q FILE --json >/dev/full", 1, "standard output cannot be written: No space left"),
+        ("wim ask q FILE >/dev/full", 1, "standard output cannot be written: No space left"),
         ("wim ask --help >/dev/full", 1, "standard output cannot be written: No space left"),
         ("wim --version >/dev/full", 1, "standard output cannot be written: No space left"),
         ("wim ask q no-such-file 2>/dev/full", 2, ""),

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import warnings
@@ -152,6 +153,33 @@ def check_output() -> None:
     """
     if sys.stdout is None:
         raise click.UsageError("Standard output is closed, so an answer would be lost.")
+
+
+def check_room() -> None:
+    """Check, before a model is loaded, that standard output has room, as far as the system can tell.
+
+    Raises:
+        OSError: if its disk is full, or it is a device that takes nothing.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):  # replaced by an object without a descriptor
+        return
+    if _is_full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _is_full(descriptor: int) -> bool:
+    """Whether writing to a file or device is known to fail for lack of room."""
+    try:
+        state = os.fstat(descriptor)
+        if stat.S_ISCHR(state.st_mode):
+            return os.path.exists("/dev/full") and state.st_rdev == os.stat("/dev/full").st_rdev
+        return (
+            stat.S_ISREG(state.st_mode) and hasattr(os, "fstatvfs") and os.fstatvfs(descriptor).f_bavail == 0
+        )
+    except OSError:
+        return False
 
 
 def at_a_terminal(stream: Any) -> bool:

@@ -34,6 +34,7 @@ from wim_kernel.cli.console import (
     Interrupts,
     Program,
     check_output,
+    check_room,
     guarded,
     quietened,
     set_encoding,
@@ -161,6 +162,7 @@ def ask(
             check_folder(cache_dir)
         check_options(questions, _kernel_options(options))
         document = read_document(files or (STDIN,))
+        check_room()
         if servers:
             display.status(f"Asking {', '.join(servers)}")
             kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
