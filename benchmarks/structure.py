@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wim_kernel", "wim_integrations")
+sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 
 def sources() -> dict[str, Path]:
@@ -100,6 +101,7 @@ def trip() -> list[str]:
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     from wim_kernel import WimKernel
+    from wim_kernel.engines.local.decode.sampling import Sampler
 
     embedded = WimKernel.from_pretrained("embedded")
     torch.manual_seed(0)
@@ -114,20 +116,20 @@ def trip() -> list[str]:
     )
     kernel = WimKernel(Qwen2ForCausalLM(config), embedded.tokenizer)
     deepest: list[str] = []
+    push = Sampler.push
 
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_name == "push" and not deepest:
-            deepest.extend(project_frames(frame.f_back))
+    def watched(sampler: Sampler, token: int) -> bool:
+        deepest[:] = deepest or project_frames(sys._getframe(1))
+        return push(sampler, token)
 
+    Sampler.push = watched  # type: ignore[method-assign]
     brief = GenerationConfig(max_new_tokens=4)
     options: Any = {"margin_style": "free", "threshold": 0, "margin_config": brief, "answer_config": brief}
-    sys.setprofile(watch)
     try:
         for _ in kernel.read(["The ship sailed."]).stream("Who owned it?", **options):
-            if deepest:
-                break
+            pass
     finally:
-        sys.setprofile(None)
+        Sampler.push = push  # type: ignore[method-assign]
     return deepest
 
 

@@ -128,7 +128,7 @@ def test_settings_that_are_not_followed_are_named(kernel: WimKernel, name: str) 
 def test_overflow_blames_the_question_and_counts_from_zero(
     kernel: WimKernel, question: str, overflow: Any
 ) -> None:
-    with pytest.raises(ContextOverflowError, match="What is asked") as caught:
+    with pytest.raises(ContextOverflowError, match="The question, with its prompts") as caught:
         kernel.read(TEXTS, overflow=overflow).ask(question, **FEW)
     assert caught.value.fits >= 0
     assert " -" not in str(caught.value)
