@@ -103,7 +103,7 @@ def test_child_finds_what_the_parent_read(kernel: WimKernel) -> None:
     assert in_child(lambda: reading.ask(QUESTION, **FEW).usage.prefill_tokens) == 0
 
 
-@pytest.mark.parametrize("at", ["model", "changed", "lock", "door", "session", "reading"])
+@pytest.mark.parametrize("at", ["model", "changed", "lock", "move lock", "session", "reading"])
 def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = reading.ask(QUESTION, **FEW).answer
@@ -120,7 +120,7 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         "model": lambda: engine.lock,
         "changed": lambda: engine.lock.changed,
         "lock": lambda: readings.lock,
-        "move": lambda: readings._move_lock,
+        "move lock": lambda: readings._move_lock,
         "session": lambda: engine.batcher.session(lambda: None),
         "reading": mid_stream,
     }
