@@ -48,7 +48,7 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Quick files on tiny models: no command line, no server, no Triton interpreter.
 FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py tests/test_copying.py tests/test_grounding.py \
