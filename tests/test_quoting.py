@@ -88,3 +88,19 @@ def test_any_marks(text: str) -> None:
     if sentences:
         found = quote(Chunk.of(text, "a", 0), sentences[::2], 200, words)
         assert reads(found.text, [text[span.start : span.end] for span in found.spans])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'She went home.\n\nIt was late, he said, and dark." So they left.',
+        'She went home.\n\n`"Run home!" said he, and she ran.\'',
+        'The plank was 5" wide. She sawed it.',
+    ],
+)
+def test_a_closing_mark_alone_makes_no_speech_of_what_stands_paragraphs_before(text: str) -> None:
+    assert all(item.start >= 0 for item in quotations(text))
+
+
+def test_speech_that_began_before_the_text_ends_in_its_first_paragraph() -> None:
+    assert [item.start for item in quotations("and sold the ship.” She left.\n\nThe end.”")] == [-1]

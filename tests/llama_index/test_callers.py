@@ -307,7 +307,9 @@ async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithS
 def asked(synthesizer: WimSynthesizer, nodes: list[NodeWithScore], **variables: Any) -> tuple[str, str]:
     """A margin's and the answer's prompts as the model sees them."""
     reading = synthesizer._read(nodes).reading
-    result = reading.ask(QUESTION, **{**synthesizer._call_options(QUESTION, variables), "margin_style": "free"})
+    result = reading.ask(
+        QUESTION, **{**synthesizer._call_options(QUESTION, variables), "margin_style": "free"}
+    )
     decode = synthesizer.kernel.tokenizer.decode
     return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
 

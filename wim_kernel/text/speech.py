@@ -33,7 +33,7 @@ _OPENERS = {"”": "“", "“": "„", "»": "«", "«": "»", "›": "‹", "�
 _APOSTROPHES = "'’‘"
 _MARKS = "".join(sorted({*_CLOSERS, *"".join(_CLOSERS.values())}))
 _MARK = regex.compile(rf"[{_MARKS}]|\n[^\S\n]*\n\s*")
-_BEFORE_AN_OPENING = regex.compile(r"[\s(\[{<\p{Pd}\p{Ps}\p{Pi}\p{Lo}:=“”„\"«»'‘’]")
+_BEFORE_AN_OPENING = regex.compile(r"[\s`(\[{<\p{Pd}\p{Ps}\p{Pi}\p{Lo}:=“”„\"«»'‘’]")
 
 ADDED = rf"(?:\[[{_MARKS}]+\])?"
 """A pattern of the marks that `marked` adds: in brackets, as what an editor adds to a quotation is."""
@@ -65,13 +65,17 @@ def quotations(text: str) -> list[Quotation]:
     """
     found: list[Quotation] = []
     open_: list[tuple[int, str]] = []
+    is_first_paragraph = True
     for match in _MARK.finditer(text):
         at, mark = match.start(), match[0]
         if mark[0] == "\n":
             following = text[match.end() : match.end() + 1]
             open_ = [item for item in open_ if item[1] == following]
+            is_first_paragraph = is_first_paragraph and not text[:at].strip()
         elif mark == '"' and '"' in (text[at - 1 : at], text[at + 1 : at + 2]):
             continue  # code, or an empty string
+        elif is_first_paragraph and not open_ and not found and _closes_earlier_speech(text, at, mark):
+            found.append(Quotation(-1, at + 1, _OPENERS[mark], mark))
         else:
             _take(text, at, mark, open_, found)
     end = len(text)
@@ -82,7 +86,7 @@ def quotations(text: str) -> list[Quotation]:
 
 
 def _take(text: str, at: int, mark: str, open_: list[tuple[int, str]], found: list[Quotation]) -> None:
-    """What one mark does: close what is open, open something, or close what began before the text."""
+    """What one mark does: close what is open, or open something."""
     if _may_close(text, at, mark):
         for place in range(len(open_) - 1, -1, -1):
             if mark in _CLOSERS[open_[place][1]]:
@@ -93,12 +97,24 @@ def _take(text: str, at: int, mark: str, open_: list[tuple[int, str]], found: li
     if open_ and open_[-1][1] == mark and _opens_a_paragraph(text, at):  # the same speech, which goes on
         start, _ = open_.pop()
         found.append(Quotation(start, at, mark, _CLOSERS[mark][0]))
-    if mark in _CLOSERS and _may_open(text, at, mark):
+    if _opens(text, at, mark):
         open_.append((at, mark))
-    elif mark in _OPENERS and not open_ and not found and _may_close(text, at, mark) and text[:at].strip():
-        if mark == '"' and text[at - 1].isalnum():
-            return  # inches
-        found.append(Quotation(-1, at + 1, _OPENERS[mark], mark))
+
+
+def _closes_earlier_speech(text: str, at: int, mark: str) -> bool:
+    """Whether a mark closes speech that began before the text. Speech that runs on would open each later paragraph."""
+    if (
+        mark not in _OPENERS
+        or not text[:at].strip()
+        or _opens(text, at, mark)
+        or not _may_close(text, at, mark)
+    ):
+        return False
+    return not (mark == '"' and text[at - 1].isalnum())  # inches
+
+
+def _opens(text: str, at: int, mark: str) -> bool:
+    return mark in _CLOSERS and _may_open(text, at, mark)
 
 
 def _may_open(text: str, at: int, mark: str) -> bool:
