@@ -18,7 +18,7 @@ MarginStyle = Literal["free", "verbatim"]
 AnswerVolume = Literal["last", "most-relevant"]
 StopRule = Callable[[list[Margin]], bool] | Literal["enough"]
 THRESHOLD = 0.5
-EVIDENCE_THRESHOLD = 0.25  # where relevance is a probability of evidence; see docs/evaluation.md
+EVIDENCE_THRESHOLD = 0.25  # where relevance is a probability of evidence; see docs/relevance.md
 QUOTE_TOKENS = 128  # of a verbatim margin, whose sentences cost no decoding
 
 
