@@ -181,7 +181,7 @@ def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
     left.close()  # B was planned, and never read
     reader, late = Lease(kernel.readings, tokens(A, C)), None
     try:
-        assert not kernel.readings.must_fork(reader.entry, reader.document, 1)
+        assert kernel.readings.plan(reader.entry, reader.document, 1)
         late = Lease(kernel.readings, tokens(A, D))
         list(reader.read(1))
         list(late.read(1))

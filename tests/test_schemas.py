@@ -241,7 +241,7 @@ def test_looking_for_an_end_costs_few_steps(grammars: Grammars, schema: dict[str
 
 
 def test_too_little_room_says_how_much_is_needed(grammars: Grammars) -> None:
-    with pytest.raises(SchemaError, match=r"takes 38 tokens and there are 20: give more answer_tokens"):
+    with pytest.raises(SchemaError, match=r"takes 38 tokens and the limit is 20: give more answer_tokens"):
         grammars.processor(grammar_schema({"type": "string", "format": "uuid"}), 0, 20)
 
 

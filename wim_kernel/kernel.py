@@ -55,7 +55,7 @@ class WimKernel(Shared):
         calibration: the calibration of the model's relevance signals. ``"auto"`` uses a shipped or cached one, or
             measures it once, at the first question (see `calibrate`); ``"off"`` scores by shared words alone.
         engine: the engine that runs the model; by default one in this process.
-        engine_options: options of `LocalEngine`: ``window``, ``cache_mode``.
+        engine_options: options of `LocalEngine`: ``window``, ``cache_mode``, ``attention``.
 
     Raises:
         UnsupportedModelError: if the model's results on branches differ from its plain forward pass.
@@ -240,12 +240,11 @@ class WimKernel(Shared):
             chunks = [
                 part for chunk in chunks for part in split_chunk(chunk, longest, self.count_tokens) or [chunk]
             ]
+        between = self.frame.separator if separator is None else separator
         if join_small:
-            between = self.frame.separator if separator is None else separator
             chunks = join_adjacent(chunks, longest, self.count_tokens, separator=between)
         if not any(chunk.text.strip() for chunk in chunks):
             raise EmptyDocumentError
-        between = self.frame.separator if separator is None else separator
         encoded = EncodedDocument.encode(self.engine, self._head, chunks, between)
         return self._reading(self._split_for_volumes(encoded, overflow), overflow)
 

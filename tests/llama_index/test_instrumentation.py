@@ -12,6 +12,7 @@ from llama_index.core import SummaryIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
@@ -307,3 +308,40 @@ def test_the_model_serves_another_llm_in_turn_from_threads(
     for thread in threads:
         thread.join()
     assert found == {"said": [said] * 3, "answered": [answered] * 3}
+
+
+class OpenEvents(BaseCallbackHandler):
+    """Counts events that were started and not ended."""
+
+    def __init__(self) -> None:
+        super().__init__([], [])
+        self.open: list[str] = []
+
+    def on_event_start(self, event_type: Any, payload: Any = None, event_id: str = "", **_: Any) -> str:
+        self.open.append(event_id)
+        return event_id
+
+    def on_event_end(self, event_type: Any, payload: Any = None, event_id: str = "", **_: Any) -> None:
+        self.open.remove(event_id)
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        pass
+
+    def end_trace(self, trace_id: str | None = None, trace_map: Any = None) -> None:
+        pass
+
+
+async def test_a_refused_call_leaves_no_event_open(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+    counter = OpenEvents()
+    manager = CallbackManager([counter])
+    synthesizer = WimSynthesizer(kernel, callback_manager=manager, **FEW)
+    postprocessor = WimNodePostprocessor(kernel=kernel, callback_manager=manager)
+    with pytest.raises(ValueError, match="no question"):
+        synthesizer.synthesize(" ", nodes)
+    with pytest.raises(ValueError, match="no question"):
+        await synthesizer.asynthesize(" ", nodes)
+    with pytest.raises(ValueError, match="no question"):
+        postprocessor.postprocess_nodes(nodes, query_str=" ")
+    with pytest.raises(ValueError, match="no question"):
+        await postprocessor.apostprocess_nodes(nodes, query_str=" ")
+    assert counter.open == []

@@ -16,6 +16,7 @@ from wim_kernel.engines.server.engine import ServerEngine
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.ordering import decode_one_by_one
 from wim_kernel.engines.server.prefixes import ServerPrefix
+from wim_kernel.run.decoding import decode_all
 
 
 @given(st.permutations(range(6)))
@@ -92,6 +93,15 @@ def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measu
     assert asked == [[[3, 9, 1, 7].index(at)] for at in order]
     done = [(item.branch, item.done.text, item.done.generated) for item in progress if item.done is not None]
     assert done == [(0, "", False), (1, "9", True), (2, "", False), (3, "7", True)]
+
+
+def test_a_sequential_server_gets_any_number_of_branches_longest_first():
+    engine = engine_of("llama.cpp")
+    engine.max_branches = engine.family.max_branches
+    branches = [Branch(at, (), choices=("YES", "NO")) for at in range(300)]
+    for _ in decode_all(engine, ServerPrefix(), branches):
+        pass
+    assert engine._branches.requests == [("decide", at) for at in reversed(range(300))]
 
 
 def test_other_servers_get_requests_together():

@@ -27,6 +27,7 @@ from wim_integrations.langchain.map_reduce import Configs, WimMapReduceChain
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.requests import Request, joined_input, someone_watches
 from wim_kernel import Event, MissingInputError
+from wim_kernel.common.relay import alast_of, last_of
 
 
 class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
@@ -74,20 +75,15 @@ class WimMapReduceDocumentsChain(WimMapReduceChain, BaseCombineDocumentsChain):
         return await self._acombine(inputs, run.get_child(), ensure_config())
 
     def _combine(self, inputs: Inputs, manager: CallbackManager, config: RunnableConfig) -> dict[str, Any]:
-        request, last = self._request(inputs), None
-        for event in self._relayed(request, manager, config, live=someone_watches(manager, config)):
-            last = event
-        return self._new_outputs(request, last)
+        request, live = self._request(inputs), someone_watches(manager, config)
+        return self._new_outputs(request, last_of(self._relayed(request, manager, config, live=live)))
 
     async def _acombine(
         self, inputs: Inputs, manager: AsyncCallbackManager, config: RunnableConfig
     ) -> dict[str, Any]:
-        request, last = await self._arequest(inputs), None
-        live = someone_watches(manager, config)
-        async with aclosing(self._arelayed(request, manager, config, live=live)) as events:
-            async for event in events:
-                last = event
-        return self._new_outputs(request, last)
+        request, live = await self._arequest(inputs), someone_watches(manager, config)
+        events = self._arelayed(request, manager, config, live=live)
+        return self._new_outputs(request, await alast_of(events))
 
     def _new_outputs(self, request: Request, last: Event | None) -> dict[str, Any]:
         output = self._output(request, last)

@@ -81,9 +81,11 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         if source is None:
             return []
         options = self._options(source)
+        stream = source.reading.stream_margins(
+            question, **options
+        )  # raises before the emitter opens an event
         emitter = Emitter(self.callback_manager, source, question, options)
-        events = relay(source.reading.stream_margins(question, **options), emitter)
-        return _margin_nodes(source, last_of(events))
+        return _margin_nodes(source, last_of(relay(stream, emitter)))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -92,9 +94,9 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         if source is None:
             return []
         options = self._options(source)
+        stream = source.reading.astream_margins(question, **options)
         emitter = Emitter(self.callback_manager, source, question, options)
-        events = arelay(source.reading.astream_margins(question, **options), emitter)
-        return _margin_nodes(source, await alast_of(events))
+        return _margin_nodes(source, await alast_of(arelay(stream, emitter)))
 
     def _read(self, nodes: list[NodeWithScore]) -> NodeReading | None:
         try:

@@ -281,9 +281,10 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     ) -> Generator[str, None, None]:
         """Yield the answer's pieces; emit all events, and record margins and results in the state."""
         assert state.source is not None
+        pace = paced(state.source, options, self._callback_manager, streams=streams)
+        stream = state.source.reading.stream(question, **pace)  # raises before the emitter opens an event
         emitter = Emitter(self._callback_manager, state.source, question, options)
-        options = paced(state.source, options, self._callback_manager, streams=streams)
-        with closing(relay(state.source.reading.stream(question, **options), emitter)) as events:
+        with closing(relay(stream, emitter)) as events:
             for event in events:
                 _record(state, event)
                 if isinstance(event, AnswerToken):
@@ -293,9 +294,10 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         self, state: SynthesisState, question: str, options: Options, streams: bool
     ) -> AsyncGenerator[str, None]:
         assert state.source is not None
+        pace = paced(state.source, options, self._callback_manager, streams=streams)
+        stream = state.source.reading.astream(question, **pace)
         emitter = Emitter(self._callback_manager, state.source, question, options)
-        options = paced(state.source, options, self._callback_manager, streams=streams)
-        async with aclosing(arelay(state.source.reading.astream(question, **options), emitter)) as events:
+        async with aclosing(arelay(stream, emitter)) as events:
             async for event in events:
                 _record(state, event)
                 if isinstance(event, AnswerToken):

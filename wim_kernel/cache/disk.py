@@ -105,14 +105,14 @@ def write(
 
 
 def as_path(given: object, name: str) -> Path:
-    """A path as it was given.
+    """The path that a caller gave.
 
     Args:
-        given: a string or a path.
-        name: what it is called.
+        given: the caller's value.
+        name: the argument's name, for the error.
 
     Raises:
-        OptionError: if it is none, or no file system can have it.
+        OptionError: if the value is no path, or contains a null character.
     """
     if not isinstance(given, str | os.PathLike) or "\0" in str(given):
         raise OptionError(f"{name} has to be a path, as a string or a Path, and is {shown(given)}.")

@@ -111,7 +111,7 @@ class Lease:
 
     def _claim(self, chunk: int) -> None:
         """Make the entry continue with a chunk, in a copy if other leases continue it with another chunk."""
-        if self.cache.must_fork(self._open_entry, self.document, chunk, self._known_shared):
+        if not self.cache.plan(self._open_entry, self.document, chunk, self._known_shared):
             self.entry = self.cache.fork(self._open_entry, self.document, chunk)
             self._known_shared = chunk + 1
         self.cache.reserve(self._open_entry, self.document.total)

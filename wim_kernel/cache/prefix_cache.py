@@ -157,8 +157,10 @@ class PrefixCache(Shared):
             entry.users -= 1
         self.trim()
 
-    def must_fork(self, entry: Entry, document: TokenizedDocument, chunk: int, known: int = 0) -> bool:
-        """Whether the entry continues differently from ``document``; if not, ``chunk`` is recorded as its next chunk.
+    def plan(self, entry: Entry, document: TokenizedDocument, chunk: int, known: int = 0) -> bool:
+        """Record ``chunk`` as the entry's next chunk; returns False if the entry continues differently.
+
+        Then the caller has to `fork` it.
 
         Chunks of another document that are recorded and not yet prefilled are discarded if nobody else uses the entry.
         That is safe, because the lock is held until the caller's chunk is recorded.
@@ -173,10 +175,10 @@ class PrefixCache(Shared):
             planned = entry.document
             if planned.common_chunks(document, known) == chunk and len(planned) > chunk:
                 if entry.users > 1 or entry.tokens > document.ends[chunk]:
-                    return True
+                    return False
                 planned = planned.part(range(chunk))
             entry.document = planned.then(document.chunks[len(planned) : chunk + 1])
-            return False
+            return True
 
     def fork(self, entry: Entry, document: TokenizedDocument, chunk: int) -> Entry:
         """Release an entry, and acquire a copy of its leading chunks that continues with ``chunk``.

@@ -58,10 +58,10 @@ def check_options(questions: Sequence[str], options: dict[str, Any]) -> None:
 
 
 def check_folder(name: str) -> None:
-    """See that readings can be kept in a folder that was named: it is one, or can be made.
+    """Check that a folder for readings exists, or can be created.
 
     Raises:
-        ReadingFileError: if it cannot be.
+        ReadingFileError: if it does not and cannot.
     """
     path = Path(name).expanduser()
     above = next((each for each in (path, *path.parents) if each.exists()), path)

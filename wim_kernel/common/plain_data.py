@@ -1,4 +1,4 @@
-"""Plain data read back: each value is seen to be of its type, and what is not is said in one sentence."""
+"""Type checks of values that are read from JSON; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class WrongTypeError(ValueError):
-    """A value is not of its type; whoever reads the data turns this into an error of theirs."""
+    """A value has the wrong type. Callers convert this into an error of their own."""
 
     def __init__(self, name: str, wanted: str, value: object) -> None:
         super().__init__(f"its {name} is {wanted}, not {shown(value)}")
@@ -77,7 +77,7 @@ def is_finite(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: on one line, and not all of what is long."""
+    """A value's repr for an error message: on one line, and shortened."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a repr may do anything, and numbers may have too many digits for one

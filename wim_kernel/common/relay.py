@@ -23,7 +23,11 @@ class Listener(Protocol):
 
 
 def relay(events: Generator[Item, None, None], listener: Listener) -> Generator[Item, None, None]:
-    """Yield each event after the listener has emitted it. Closing the generator closes the events."""
+    """Yield each event after the listener has emitted it. Closing the generator closes the events.
+
+    An error of the events or of the listener reaches ``listener.fail``. After an error of its own the consumer closes
+    the generator, and the listener gets a `GeneratorExit`.
+    """
     try:
         with closing(events):
             for event in events:
@@ -78,7 +82,10 @@ async def _afinish(calls: Calls | None) -> None:
     try:
         while calls is not None:
             value = calls.send(value)
-            if isawaitable(value):
-                value = await value
+            while isawaitable(value):
+                try:
+                    value = await value
+                except BaseException as error:
+                    value = calls.throw(error)
     except StopIteration:
         return

@@ -1,6 +1,6 @@
 """The engine protocol: `Engine.extend` prefills a prefix, `Engine.decode` decodes a set of branches of it.
 
-The algorithm in ``wim_kernel.kernel`` is written once, on top of these two methods. An engine brings a model, a cache
+The algorithm in ``wim_kernel.reading`` is written once, on top of these two methods. An engine brings a model, a cache
 and a tokenizer.
 """
 
@@ -158,7 +158,7 @@ class Engine(Protocol[PrefixT]):
 
     @property
     def decides_by(self) -> str:
-        """What the probabilities of choices are taken from: the ``"first token"`` or the ``"text"`` of the reply."""
+        """How the probabilities of choices are obtained: from the reply's ``"first token"``, or from its ``"text"``."""
 
     @property
     def reports_cached(self) -> bool | None:

@@ -65,9 +65,10 @@ class TokenizedDocument:
         """
         if not known and self.head != other.head:
             return -1
-        ours, theirs = (itertools.islice(each.chunks, known, None) for each in (self, other))
-        pairs = zip(ours, theirs, strict=False)
-        return known + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        count, end = known, min(len(self.chunks), len(other.chunks))
+        while count < end and self.chunks[count] == other.chunks[count]:
+            count += 1
+        return count
 
     def digest(self, tokens: int) -> int:
         """A digest of the first ``tokens`` ids, for comparisons within this process."""

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from wim_kernel.common.errors import OptionError
+from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.text.prompts import Prompts
 
 
@@ -17,8 +18,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and not math.isnan(value)
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return is_finite(value)  # an integer that no float holds is none
 
 
 def _is_text(value: Any) -> bool:
@@ -81,9 +83,4 @@ def check_types(options: Mapping[str, Any]) -> None:
             continue
         is_valid, wanted = _KINDS[name]
         if not is_valid(value):
-            raise OptionError(f"{name} has to be {wanted}, and is {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+            raise OptionError(f"{name} has to be {wanted}, and is {shown(value)} ({type(value).__name__}).")

@@ -38,7 +38,7 @@ class Quote:
 
     Attributes:
         text: the sentences, in the chunk's order, with ``[…]`` where something between them is left out, and
-            quotation marks in brackets where they are somebody's words and have none.
+            quotation marks in brackets around quoted speech that lacks them.
         spans: where each sentence stands in its source.
     """
 

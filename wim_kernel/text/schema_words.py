@@ -1,4 +1,4 @@
-"""The many ways to say a thing in a JSON schema, in the words that grammars have."""
+"""Rewrites the keywords of JSON schemas into keywords that grammars support."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _AS_PATTERNS = {
 
 
 def check_is_schema(given: Mapping[str, Any]) -> None:
-    """See that a dict is meant as a schema: one without a single keyword would let every answer pass.
+    """Check that a dict is a schema. A dict without any keyword would accept every answer.
 
     Raises:
         SchemaError: if it is not.
@@ -79,11 +79,11 @@ def check_is_schema(given: Mapping[str, Any]) -> None:
 
 
 def put_plainly(node: Node, target: Callable[[Any], Any]) -> None:
-    """Say in place what a schema says by itself in words that grammars have; what fits it stays the same, or less.
+    """Rewrite a schema, in place, with keywords that grammars support. It then accepts the same values, or fewer.
 
     Args:
         node: one schema, without those within it.
-        target: what a reference points to.
+        target: a callback that returns the schema that a reference points to.
 
     Raises:
         SchemaError: for a ``multipleOf`` that nothing is a multiple of.
@@ -128,7 +128,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _put_format(node: Node) -> None:
-    """A format is a remark that nobody has to know; what is known of it is kept."""
+    """Replace a format by one that the grammar knows, or drop it: a format is only an annotation."""
     name = node.get("format")
     if not isinstance(name, str) or name in _HELD:
         return
@@ -162,7 +162,7 @@ def _put_names(node: Node, target: Callable[[Any], Any]) -> None:
 
 
 def _put_unevaluated(node: Node) -> None:
-    """Where nothing else describes a value, what is not evaluated is what is additional."""
+    """Rename ``unevaluated*`` to ``additional*`` where no other schema describes the value."""
     if any(name in node for name in _IN_PLACE):
         return
     for name, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):

@@ -1,4 +1,4 @@
-"""Where a text is somebody's words: the quotations in it, by the quotation marks of any language.
+"""Finds the quotations in a text, by the quotation marks of any language.
 
 A sentence that is taken out of the middle of a quotation has no marks of its own and would read as the narrator's.
 """
@@ -28,7 +28,7 @@ _CLOSERS = {
     "‚": "‘’",
     "'": "'",
 }
-# How a quotation began whose beginning is not there.
+# The opening mark to assume for a closing mark without one.
 _OPENERS = {"”": "“", "“": "„", "»": "«", "«": "»", "›": "‹", "‹": "›", "」": "「", "』": "『", '"': '"'}
 _APOSTROPHES = "'’‘"
 _MARKS = "".join(sorted({*_CLOSERS, *"".join(_CLOSERS.values())}))
@@ -36,19 +36,19 @@ _MARK = regex.compile(rf"[{_MARKS}]|\n[^\S\n]*\n\s*")
 _BEFORE_AN_OPENING = regex.compile(r"[\s`(\[{<\p{Pd}\p{Ps}\p{Pi}\p{Lo}:=“”„\"«»'‘’]")
 
 ADDED = rf"(?:\[[{_MARKS}]+\])?"
-"""A pattern of the marks that `marked` adds: in brackets, as what an editor adds to a quotation is."""
+"""A pattern of the marks that `marked` adds: in brackets, as editors mark their additions."""
 
 
 @dataclass(frozen=True)
 class Quotation:
-    """Somebody's words in a text.
+    """A quotation in a text.
 
     Attributes:
-        start: where the mark stands that opens it; -1 if that is not in the text.
-        end: one past the mark that closes it; if there is none, one past the text's end, or where the next paragraph
-            opens it again.
-        opener: the mark that opens it.
-        closer: the mark that closes it.
+        start: the position of the opening mark; -1 if the quotation began before the text.
+        end: one past the closing mark; without one, one past the text's end, or the position where the next paragraph
+            opens the quotation again.
+        opener: the opening mark.
+        closer: the closing mark.
     """
 
     start: int
@@ -86,13 +86,13 @@ def quotations(text: str) -> list[Quotation]:
 
 
 def _take(text: str, at: int, mark: str, open_: list[tuple[int, str]], found: list[Quotation]) -> None:
-    """What one mark does: close what is open, or open something."""
+    """Apply one mark: close the innermost quotation that it can close, or open one."""
     if _may_close(text, at, mark):
-        for place in range(len(open_) - 1, -1, -1):
-            if mark in _CLOSERS[open_[place][1]]:
-                start, opener = open_[place]
+        for index in range(len(open_) - 1, -1, -1):
+            if mark in _CLOSERS[open_[index][1]]:
+                start, opener = open_[index]
                 found.append(Quotation(start, at + 1, opener, mark))
-                del open_[place:]
+                del open_[index:]
                 return
     if open_ and open_[-1][1] == mark and _opens_a_paragraph(text, at):  # the same speech, which goes on
         start, _ = open_.pop()
@@ -125,7 +125,7 @@ def _may_open(text: str, at: int, mark: str) -> bool:
 
 
 def _may_close(text: str, at: int, mark: str) -> bool:
-    """Whether a mark can stand at a quotation's end: no word follows, and none of its own paragraph begins with it."""
+    """Whether a mark can close a quotation: no word follows it, and it does not open its own paragraph."""
     after = text[at + 1 : at + 2]
     if mark in "」』〞〟":
         return True
@@ -143,11 +143,11 @@ def _opens_a_paragraph(text: str, at: int) -> bool:
 
 
 def marked(text: str, runs: Sequence[tuple[int, int]], known: Iterable[Quotation]) -> Iterator[str]:
-    """Runs of a text, with the quotation marks in brackets that they lack where they are somebody's words.
+    """Runs of a text, with missing quotation marks added in brackets around quoted words.
 
     Args:
-        text: what the runs are of.
-        runs: characters.
+        text: the text.
+        runs: character ranges of the text.
         known: the text's quotations.
     """
     spoken = list(known)

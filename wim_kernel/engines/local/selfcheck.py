@@ -89,7 +89,7 @@ def _checked(runner: ModelRunner, backend: AttentionBackend, mode: str, may_fall
         with torch.inference_mode():
             checked = _compare(runner, TorchBackend(runner), mode)
         warnings.warn(
-            f"The kernels do not run for {type(runner.model).__name__} on this device ({error}); plain PyTorch is "
+            f"The kernels do not run for {type(runner.model).__name__} here ({error}); plain PyTorch is "
             "used, which is exact and slower.",
             stacklevel=5,
         )

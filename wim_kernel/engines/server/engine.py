@@ -91,7 +91,7 @@ class ServerEngine(Shared):
         self.route = _route(route, self.family, self.codec)
         self.window = window or wait_for(window_of(first, self.family, about))
         self.margin_batch = 1 if self.family.sequential else 4
-        self.max_branches = 256
+        self.max_branches = self.family.max_branches
         self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
         self.measures_likelihood = self.shows_tokens and self.family.likelihoods

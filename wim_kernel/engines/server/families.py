@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,6 +44,11 @@ class Family:
     settings: Mapping[str, str] = field(default_factory=dict)
     top_k_off: int = 0
     ignore_eos_drops_stop_ids: bool = False
+
+    @property
+    def max_branches(self) -> int:
+        """Most branches of one call; any number where the server keeps one prompt, so that all can be ordered."""
+        return sys.maxsize if self.sequential else 256
 
 
 _SETTINGS = {

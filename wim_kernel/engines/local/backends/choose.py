@@ -47,5 +47,5 @@ def choose_backend(attention: Attention, runner: ModelRunner) -> AttentionBacken
     use: dict[Attention, Literal["always", "never", "measured"]] = {"cudnn": "always", "kernels": "never"}
     cudnn = CuDNN(use.get(attention, "measured"))
     why = f"the model is {dtype} on {device.type}" if attention == "auto" else "it was asked for"
-    logger.info("Attention is computed by Triton, long runs by cuDNN: %s (%s).", cudnn.use, why)
+    logger.info("Attention is computed by Triton; use of cuDNN: %s (%s).", cudnn.use, why)
     return TritonBackend(runner, cudnn)

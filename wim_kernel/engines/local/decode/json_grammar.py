@@ -71,8 +71,8 @@ class Grammars:
         if ends.least > max_tokens:
             about = "" if ends.whole is not None else "at least "
             raise SchemaError(
-                f"What this JSON schema asks for takes {about}{ends.least} tokens and there are {max_tokens}: give "
-                "more answer_tokens."
+                f"The shortest JSON of this schema takes {about}{ends.least} tokens and the limit is {max_tokens}: "
+                "give more answer_tokens."
             )
         return JsonGrammar(self, matcher, ends, prompt_tokens, max_tokens)
 

@@ -198,7 +198,7 @@ class ShortestEnds:
         return self._choices_by_mask[mask]
 
     def _multiples(self, begun: bytes) -> list[bytes]:
-        """What makes a number that was begun a multiple of what it is to be one of, the shortest first."""
+        """Texts that complete a begun number to an allowed multiple, shortest first."""
         found = {text for step in self.multiples for text in completions(begun, step)}
         return sorted(found, key=len)
 

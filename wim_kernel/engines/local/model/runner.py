@@ -120,7 +120,7 @@ def _mask(original: str, *args: Any, **kwargs: Any) -> Any:
 
 
 class ModelRunner:
-    """Runs a causal language model, with attention of ours in place of its own.
+    """Runs a causal language model with the kernel's attention in place of its own.
 
     Args:
         model: a transformers causal LM in eval mode.

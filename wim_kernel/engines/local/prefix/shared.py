@@ -146,7 +146,7 @@ class ExtendContext:
         if layer not in prefix.layers:
             if not backend.supports(params):
                 raise UnsupportedModelError(
-                    f"Layer {layer} attends in a way that attention={backend.name!r} does not compute."
+                    f"Layer {layer} attends in a way that the backend {backend.name!r} does not compute."
                 )
             prefix.layers[layer] = LayerStore(key[0], value[0], prefix.capacity, by_token=backend.by_token)
             prefix.windows[layer] = params.window
