@@ -104,3 +104,18 @@ def test_a_closing_mark_alone_makes_no_speech_of_what_stands_paragraphs_before(t
 
 def test_speech_that_began_before_the_text_ends_in_its_first_paragraph() -> None:
     assert [item.start for item in quotations("and sold the ship.” She left.\n\nThe end.”")] == [-1]
+
+
+def test_a_sentence_that_introduces_a_speech_is_quoted_with_the_rest_of_it() -> None:
+    text = "The Rabbit called out, `Why, what are you doing?  Run home!  Quick!'  She ran. He slept."
+    chunk = Chunk(text)
+    first = quotable(text)[0]
+    assert quote(chunk, [first], 200, words).text == text[: text.index("  She")]
+    assert quote(chunk, [first], 9, words).text == text[: text.index("  Run")] + "[']"
+
+
+@pytest.mark.parametrize(
+    "text", ["```python\nrun(x)\n```", "Call `run` twice. It waits.", "A ` alone. It stays."]
+)
+def test_backticks_around_code_make_no_speech(text: str) -> None:
+    assert all(text[item.start] == text[item.end - 1] == "`" for item in quotations(text))

@@ -9,6 +9,7 @@ import pytest
 from helpers import config, generated, spying
 
 from wim_kernel import MarginWritten, WimKernel
+from wim_kernel.run.settings import EVIDENCE_THRESHOLD
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +45,14 @@ def test_every_margin_and_the_answer_equal_generate(kernel):
         assert list(result.token_ids) == generated(reading, result, OPTIONS["answer_config"])
 
 
-def test_relevance_finds_the_passage(smollm2):
+@pytest.mark.parametrize(("score", "at_least"), [("likelihood", 0.9), ("combined", EVIDENCE_THRESHOLD)])
+def test_relevance_finds_the_passage(smollm2, score, at_least):
     kernel = WimKernel(*smollm2)
     reading = kernel.read(STORY[TOLD - 6000 : TOLD + 3000], chunk_tokens=256)
-    relevance = reading.relevance(QUESTION)
+    relevance = reading.relevance(QUESTION, relevance=score)
     (gold,) = [i for i, chunk in enumerate(reading.chunks) if "Run home this moment" in chunk.text]
     assert relevance[gold] == max(relevance)
-    assert relevance[gold] > 0.9
+    assert relevance[gold] > at_least
     assert sorted(relevance)[len(relevance) // 2] < 0.5
 
 

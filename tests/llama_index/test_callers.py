@@ -366,7 +366,7 @@ def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScor
     _, answer = asked(WimSynthesizer(kernel, prompts=prompts, variables={"tone": "kind"}, **FEW), nodes)
     assert f"In a kind tone: {QUESTION}" in answer
     config = GenerationConfig(max_new_tokens=700, do_sample=False)
-    options = WimSynthesizer(kernel, output_cls=Owner, answer_config=config)._asked(QUESTION, {})
+    options = WimSynthesizer(kernel, output_cls=Owner, answer_config=config)._call_options(QUESTION, {})
     assert options.get("answer_tokens") is None
 
 

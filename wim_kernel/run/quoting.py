@@ -12,7 +12,7 @@ from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.engines.base import Branch, Decoded
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
-from wim_kernel.run.relevance.passages import quotable
+from wim_kernel.run.relevance.passages import quotable, sourced
 from wim_kernel.run.settings import EVIDENCE_THRESHOLD
 from wim_kernel.text.run_text import Prompt, Text
 from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
@@ -122,7 +122,7 @@ def quote(
     """
     said = quotations(chunk.text)
     chosen: list[CharRange] = []
-    for span in ranked:
+    for span in dict.fromkeys(_with_speech(chunk, ranked, said)):
         if not chosen:
             chosen = [
                 _cut_short(
@@ -139,6 +139,19 @@ def quote(
     return Quote(
         _read(chunk, chosen, said), tuple(source for span in chosen for source in chunk.locate(*span))
     )
+
+
+def _with_speech(chunk: Chunk, ranked: Sequence[CharRange], said: Sequence[Quotation]) -> Iterator[CharRange]:
+    """The ranked sentences; one that introduces a speech ("He said: “Go. …") is followed by the rest of the speech."""
+    sentences = [
+        (begin + start, begin + end) for begin, text in sourced(chunk) for start, end in quotable(text)
+    ]
+    for start, end in ranked:
+        yield start, end
+        introduced = [item for item in said if start < item.start < end < item.end]
+        if introduced and any(map(str.isalnum, chunk.text[start : introduced[0].start])):
+            stop = introduced[0].end
+            yield from (other for other in sentences if end <= other[0] and other[1] <= stop)
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:

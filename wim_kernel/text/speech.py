@@ -27,6 +27,7 @@ _CLOSERS = {
     "‘": "’",
     "‚": "‘’",
     "'": "'",
+    "`": "'`",  # as in plain-text books, and around code
 }
 # The opening mark to assume for a closing mark without one.
 _OPENERS = {"”": "“", "“": "„", "»": "«", "«": "»", "›": "‹", "‹": "›", "」": "「", "』": "『", '"': '"'}
@@ -72,7 +73,7 @@ def quotations(text: str) -> list[Quotation]:
             following = text[match.end() : match.end() + 1]
             open_ = [item for item in open_ if item[1] == following]
             is_first_paragraph = is_first_paragraph and not text[:at].strip()
-        elif mark == '"' and '"' in (text[at - 1 : at], text[at + 1 : at + 2]):
+        elif mark in '"`' and mark in (text[at - 1 : at], text[at + 1 : at + 2]):
             continue  # code, or an empty string
         elif is_first_paragraph and not open_ and not found and _closes_earlier_speech(text, at, mark):
             found.append(Quotation(-1, at + 1, _OPENERS[mark], mark))
@@ -80,7 +81,7 @@ def quotations(text: str) -> list[Quotation]:
             _take(text, at, mark, open_, found)
     end = len(text)
     for at, mark in open_:
-        if mark not in _APOSTROPHES:
+        if mark not in _APOSTROPHES + "`":
             found.append(Quotation(at, end + 1, mark, _CLOSERS[mark][0]))
     return sorted(found, key=lambda item: (item.start, -item.end))
 
