@@ -26,7 +26,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line for each invariant of which a test ran."""
+    """One line for each invariant whose tests ran."""
     lines = summary(terminalreporter.stats)
     if lines:
         terminalreporter.section("invariants")

@@ -19,7 +19,7 @@ class Templates:
     """The templates of ``get_prompts`` and ``update_prompts``: one for the answer, one for margins.
 
     Args:
-        base: the kernel's prompts, of which templates replace some.
+        base: the kernel's prompts; templates replace some of them.
         given: templates, by LlamaIndex's names.
     """
 

@@ -54,7 +54,7 @@ class DecodeSession:
             ahead: see `wim_kernel.engines.local.rows.base.BranchRows.step`.
 
         Returns:
-            The logits of the step, whoever ran it.
+            The logits of the step, which this caller or another one ran.
         """
         lock = self.batcher.lock
         with lock.changed:

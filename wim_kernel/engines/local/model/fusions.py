@@ -28,7 +28,7 @@ ROTARY = "apply_rotary_pos_emb"
 class FusedProjections:
     """Linear layers with the same input, such as Q, K and V, computed as one product: narrow ones leave a GPU idle.
 
-    The weights are moved into one tensor, of which each layer's parameter becomes a view. So they take no more memory
+    The weights are moved into one tensor, and each layer's parameter becomes a view of it. So they take no more memory
     and remain the layers' own parameters. If the parameters are views no longer (because the model was copied, moved
     or given other weights), the layers are computed one by one.
 

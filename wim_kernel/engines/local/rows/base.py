@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
@@ -79,3 +80,9 @@ class BranchRows(Protocol):
 
     def select(self, rows: list[int]) -> None:
         """Keep only ``rows``, ascending."""
+
+
+def left_padded(ids: Sequence[Sequence[int]], width: int) -> tuple[list[int], Tensor]:
+    """Prompts padded on the left to ``width``: the padding of each row, and token ids (rows, width)."""
+    pads = [width - len(row) for row in ids]
+    return pads, torch.tensor([[0] * pad + list(row) for pad, row in zip(pads, ids, strict=True)])

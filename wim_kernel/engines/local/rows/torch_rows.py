@@ -19,7 +19,7 @@ from wim_kernel.engines.local.attention.parts import (
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import StepOutput
+from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 
 
 class TorchRows:
@@ -58,9 +58,8 @@ class TorchRows:
     ) -> Tensor:
         """See `BranchRows.prompt`."""
         rows = slice(start, start + len(ids))
-        self.pads[rows] = [width - len(row) for row in ids]
+        self.pads[rows], padded = left_padded(ids, width)
         self.used = width
-        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
         context = RowsContext([OwnTokens(self, rows, 0, width)], probe)
         return self.runner.forward(padded, context.positions.clamp(min=0), context, keep)
 

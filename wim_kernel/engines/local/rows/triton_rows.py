@@ -17,7 +17,7 @@ from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state, table_row
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of, to_device, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
-from wim_kernel.engines.local.rows.base import StepOutput
+from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps
 from wim_kernel.engines.local.rows.triton_context import TritonContext
 
@@ -109,10 +109,9 @@ class TritonRows:
     ) -> Tensor:
         """See `BranchRows.prompt`."""
         rows = slice(start, start + len(ids))
-        self.pads[rows] = [width - len(row) for row in ids]
+        self.pads[rows], padded = left_padded(ids, width)
         self.used = width
         lengths, pads = self.lengths[rows], self.pads[rows]
-        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(width)[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
