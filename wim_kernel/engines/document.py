@@ -50,6 +50,8 @@ class TokenizedDocument:
 
     def part(self, chunks: range) -> TokenizedDocument:
         """The document of the same head and some consecutive chunks."""
+        if chunks == range(len(self.chunks)):
+            return self
         return TokenizedDocument(self.head, self.chunks[chunks.start : chunks.stop])
 
     def then(self, chunks: Sequence[tuple[int, ...]]) -> TokenizedDocument:
@@ -72,4 +74,10 @@ class TokenizedDocument:
 
     def digest(self, tokens: int) -> int:
         """A digest of the first ``tokens`` ids, for comparisons within this process."""
-        return hash(tuple(itertools.islice(self.ids(), tokens)))
+        if tokens not in self._digests:
+            self._digests[tokens] = hash(tuple(itertools.islice(self.ids(), tokens)))
+        return self._digests[tokens]
+
+    @cached_property
+    def _digests(self) -> dict[int, int]:
+        return {}

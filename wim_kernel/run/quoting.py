@@ -143,15 +143,16 @@ def quote(
 
 def _with_speech(chunk: Chunk, ranked: Sequence[CharRange], said: Sequence[Quotation]) -> Iterator[CharRange]:
     """The ranked sentences; one that introduces a speech ("He said: “Go. …") is followed by the rest of the speech."""
-    sentences = [
-        (begin + start, begin + end) for begin, text in sourced(chunk) for start, end in quotable(text)
-    ]
     for start, end in ranked:
         yield start, end
         introduced = [item for item in said if start < item.start < end < item.end]
         if introduced and any(map(str.isalnum, chunk.text[start : introduced[0].start])):
             stop = introduced[0].end
-            yield from (other for other in sentences if end <= other[0] and other[1] <= stop)
+            yield from (other for other in _sentences(chunk) if end <= other[0] and other[1] <= stop)
+
+
+def _sentences(chunk: Chunk) -> list[CharRange]:
+    return [(begin + start, begin + end) for begin, text in sourced(chunk) for start, end in quotable(text)]
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:

@@ -120,7 +120,7 @@ class TritonRows:
         if probe is not None:
             context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
         logits = self.runner.forward(padded, positions, context, keep)
-        if start == 0:
+        if start == 0 and self.room > width:  # a batch that only measures takes no steps
             self.decode_steps.refresh()  # some milliseconds of the host, while the device is busy
         return logits
 
