@@ -74,16 +74,20 @@ class Lease:
         self._known_shared = self._open_entry.document.common_chunks(self.document, self._known_shared)
         return chunk < self._known_shared and self.prefix.tokens >= self.document.ends[chunk + 1]
 
-    def read(self, chunk: int) -> Iterator[None]:
+    def read(self, chunk: int, last: int | None = None) -> Iterator[None]:
         """Prefill a chunk, all chunks before it being prefilled; yields after every block.
 
         The head is prefilled with the first chunk. Several leases may read the same chunk at once: then each block is
         run by one of them.
+
+        Args:
+            chunk: the chunk.
+            last: the last chunk whose tokens may be in the same blocks; by default ``chunk`` itself.
         """
         self._claim(chunk)
         document, ends = self.document, self.document.ends
         with_head = chunk == 0 and self.prefix.tokens < len(document.head)
-        parts, start = [document.chunks[chunk]], ends[chunk]
+        parts, start = list(document.chunks[chunk : self._claim_more(chunk, last) + 1]), ends[chunk]
         if with_head:
             parts, start = [document.head, *parts], 0
         while not self.has(chunk):
@@ -91,7 +95,9 @@ class Lease:
             self.prefilled_head += max(0, min(ran.stop, ends[0]) - ran.start) if with_head else 0
             # Tokens before the chunk that a server ran again count for this chunk.
             begin = max(ran.start, ends[0]) if with_head else ran.start
-            self.prefilled[chunk] += max(0, min(ran.stop, ends[chunk + 1]) - begin)
+            for index in range(chunk, len(parts) + chunk - with_head):
+                first = begin if index == chunk else max(begin, ends[index])
+                self.prefilled[index] += max(0, min(ran.stop, ends[index + 1]) - first)
             yield
 
     def record(self, boundary: int, suffix_ids: tuple[int, ...]) -> BranchRecord:
@@ -115,3 +121,11 @@ class Lease:
             self.entry = self.cache.fork(self._open_entry, self.document, chunk)
             self._known_shared = chunk + 1
         self.cache.reserve(self._open_entry, self.document.total)
+
+    def _claim_more(self, chunk: int, last: int | None) -> int:
+        """Plan the chunks behind a claimed chunk, up to ``last``; returns the last one that the entry continues with."""
+        while last is not None and chunk < last:
+            if not self.cache.plan(self._open_entry, self.document, chunk + 1, self._known_shared):
+                break
+            chunk += 1
+        return chunk

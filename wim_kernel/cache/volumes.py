@@ -105,31 +105,37 @@ class VolumeLease:
         volume = self.volume_of(chunk)
         return volume is self._volume and self._open_lease.has(chunk - volume.start)
 
-    def read(self, chunk: int) -> Iterator[None]:
-        """Prefill a chunk, all chunks before it in its volume being prefilled; yields after every block."""
+    def read(self, chunk: int, last: int | None = None) -> Iterator[None]:
+        """Prefill a chunk, all chunks before it in its volume being prefilled; yields after every block.
+
+        Args:
+            chunk: the chunk.
+            last: the last chunk of the volume whose tokens may be in the same blocks; by default ``chunk`` itself.
+        """
         self._switch_to(self.volume_of(chunk))
-        yield from self._read(chunk)
+        yield from self._read(chunk, last)
 
     def return_to(self, boundary: int) -> Iterator[None]:
         """Make a boundary's volume the current one, and prefill its chunks again up to there if they were evicted."""
         volume = self.volume_of(boundary - 1) if boundary else self._volume
         self._switch_to(volume)
         for chunk in range(volume.start, boundary):
-            yield from self._read(chunk)
+            yield from self._read(chunk, boundary - 1)
 
     def record(self, boundary: int, suffix_ids: tuple[int, ...]) -> BranchRecord:
         """A record of the tokens that a branch behind the first ``boundary`` chunks saw."""
         volume, end = self.volume_of(boundary - 1) if boundary else self._volume, self.end(boundary)
         return BranchRecord(end, suffix_ids, self.document.part(volume).digest(end), volume.start)
 
-    def _read(self, chunk: int) -> Iterator[None]:
-        local, lease = chunk - self.volume_of(chunk).start, self._open_lease
-        head, before = lease.prefilled_head, lease.prefilled[local]
+    def _read(self, chunk: int, last: int | None = None) -> Iterator[None]:
+        first, lease = self.volume_of(chunk).start, self._open_lease
+        head, before = lease.prefilled_head, list(lease.prefilled)
         try:
-            yield from lease.read(local)
+            yield from lease.read(chunk - first, None if last is None else last - first)
         finally:
             self.prefilled_head += lease.prefilled_head - head
-            self.prefilled[chunk] += lease.prefilled[local] - before
+            for index, (now, then) in enumerate(zip(lease.prefilled, before, strict=True), first):
+                self.prefilled[index] += now - then
 
     def _switch_to(self, volume: range) -> None:
         if volume is not self._volume:

@@ -151,6 +151,8 @@ class Engine(Protocol[PrefixT]):
     """Whether `Scores.likelihood` can be measured."""
     writes_as_it_reads: bool
     """Whether margins should always be written before the next chunk is prefilled."""
+    joins_chunks: bool
+    """Whether `extend` runs short chunks together in one block."""
     shows_tokens: bool
     """Whether the token ids of this protocol are the ids that the model sees."""
     heads: tuple[Head, ...]

@@ -86,19 +86,38 @@ class Run:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read_chunk(self, index: int) -> Work[None]:
-        """Prefill a chunk, unless it is cached, and queue its margins."""
-        prefilled, count = self.lease.prefilled[index], len(self.chunks)
-        yield from self.stopwatch.run("prefill", self.lease.read(index))
+    def read_chunk(self, index: int, last: int | None = None) -> Work[None]:
+        """Prefill a chunk, unless it is cached, and queue its margins.
+
+        Args:
+            index: the chunk.
+            last: the last chunk that will be read for certain; by default the document's. Where nobody waits for
+                margins, short chunks up to there are prefilled together.
+        """
+        count = len(self.chunks)
+        stop = self.lease.volume_of(index).stop
+        last = index if self._stops_at_chunks else min(stop - 1, count - 1 if last is None else last)
+        yield from self.stopwatch.run("prefill", self.lease.read(index, last))
         self.chunks_read = index + 1
-        cached = self.lease.prefilled[index] == prefilled
+        cached = not self.lease.prefilled[index]
         yield ChunkRead(index, count, self.tokens.tokens(index + 1), self.tokens.tokens(count), cached)
         self.pending += [PendingMargin(state, index) for state in self.states]
+
+    @property
+    def _stops_at_chunks(self) -> bool:
+        """Whether margins may be due behind any chunk, so that no block should reach beyond it."""
+        settings = self.settings
+        return (
+            self.stream
+            or settings.stop_when is not None
+            or settings.margin_batch is not None
+            or not self.engine.joins_chunks
+        )
 
     def read_through(self, chunks: int) -> Work[None]:
         """Read the first ``chunks`` chunks; of a document in volumes, only those in the last chunk's volume."""
         for index in range(self.lease.volume_of(chunks - 1).start, chunks):
-            yield from self.read_chunk(index)
+            yield from self.read_chunk(index, chunks - 1)
 
     def margins_are_due(self) -> bool:
         """Whether to write the pending margins now; otherwise read on, and write more margins in one batch.

@@ -61,6 +61,7 @@ class LocalEngine(Shared):
     measures_likelihood = True
     decides_by = "first token"
     writes_as_it_reads = False
+    joins_chunks = True
     shows_tokens = True
     reports_cached: bool | None = True
 
@@ -227,6 +228,8 @@ class LocalEngine(Shared):
         ids = self.codec.encode(
             Text("The ship left the harbour in the morning, and nobody on the quay saw it go.")
         )
+        if len(ids) < 2:
+            return False
         logits = self.model(torch.tensor([ids], device=self.runner.device), use_cache=False).logits[0].float()
         loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
         return bool(loss < 0.7 * math.log(logits.shape[-1]))

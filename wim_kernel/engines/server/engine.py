@@ -54,6 +54,7 @@ class ServerEngine(Shared):
     """
 
     heads: tuple[Head, ...] = ()  # servers do not report attention
+    joins_chunks = False
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
