@@ -21,7 +21,6 @@ from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.tools import QueryEngineTool
-from llama_index.llms.huggingface import HuggingFaceLLM
 from pieces import LOG
 
 from wim_integrations.llama_index import (
@@ -283,6 +282,8 @@ async def test_a_query_engine_tool_works_in_an_agent(
 def test_the_model_serves_another_llm_in_turn_from_threads(
     real_kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
+    from llama_index.llms.huggingface import HuggingFaceLLM  # imports torch
+
     other = HuggingFaceLLM(
         model=real_kernel.model,
         tokenizer=real_kernel.tokenizer,
