@@ -66,7 +66,7 @@ test-fast: $(READY) ## run the quick tests (a minute)
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.
-WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_imports.py tests/test_invariants.py \
+WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_invariants.py \
 	tests/test_option_names.py tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
 	$(filter-out %/test_typing.py,$(wildcard tests/langchain/test_*.py)) $(wildcard tests/llama_index/test_*.py) \
 	$(wildcard tests/evaluation/test_[gst]*.py) tests/evaluation/test_records.py \

@@ -111,6 +111,7 @@ async def test_events_of_every_way(
     assert len(outer) == len(ways)
 
 
+@pytest.mark.in_process
 def test_events_carry_what_happened(kernel: WimKernel, nodes: list[NodeWithScore], heard: Heard) -> None:
     response = WimSynthesizer(kernel, **FEW).synthesize(QUESTION, nodes)
     by_kind = {
@@ -132,6 +133,7 @@ def test_margins_come_before_all_is_read_when_somebody_listens(
     assert names.index("WimMarginWritten") < len(names) - 1 - names[::-1].index("WimChunkRead")
 
 
+@pytest.mark.in_process
 async def test_the_older_callbacks_and_their_token_counts(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
