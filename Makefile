@@ -16,12 +16,16 @@ VLLM_VERSION := 0.32.0
 LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
 SGLANG_VERSION := 0.5.23
+
+# Other versions of Python that the tests try: an environment without torch for each, .venv-python3.10 and so on.
+PYTHONS := 3.10 3.12 3.13
+LIGHT := .venv-python
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-picture docs test test-fast test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup demo demo-picture docs test test-fast test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-server clean
 
 help: ## list the targets
@@ -59,6 +63,35 @@ FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py te
 
 test-fast: $(READY) ## run the quick tests (a minute)
 	$(BIN)/python -m pytest -m "not slow" $(FAST) $(ARGS)
+
+# Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
+# that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.
+WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
+	tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
+	$(filter-out %/test_typing.py,$(wildcard tests/langchain/test_*.py)) $(wildcard tests/llama_index/test_*.py) \
+	$(wildcard tests/evaluation/test_[gst]*.py) tests/evaluation/test_records.py \
+	$(addprefix tests/server/test_,odd_replies.py order.py probing.py replies.py sampling.py slots.py)
+
+test-pythons: ## run what needs no torch on Python 3.10, 3.12 and 3.13, where they are installed
+	@set -e; missing=; for version in $(PYTHONS); do \
+		python=$$(tests/find_python $$version) || { missing="$$missing $$version"; continue; }; \
+		$(MAKE) --no-print-directory $(LIGHT)$$version/.ready PYTHON=$$python; \
+		echo "== $$($$python --version)"; \
+		$(LIGHT)$$version/bin/python -m pytest -q -n 2 --dist loadfile -m "not in_process" $(WITHOUT_TORCH) $(ARGS); \
+	done; \
+	if [ -n "$$missing" ]; then echo "Not found on this machine, so not tried: Python$$missing"; fi
+
+# The pinned versions are those of a newer Python than 3.10, which gets the newest that it can have.
+$(LIGHT)%/.ready: pyproject.toml constraints.txt tests/without_torch.py
+	@echo "Setting up $(LIGHT)$*: a minute, once"
+	$(PYTHON) -m venv $(LIGHT)$*
+	echo "torch<0" > $(LIGHT)$*/no-torch.txt
+	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .
+	$(LIGHT)$*/bin/python tests/without_torch.py > $(LIGHT)$*/requirements.txt
+	$(LIGHT)$*/bin/python -m pip uninstall -qq -y wim-integrations  # pip would miss torch; the tests run from the tree
+	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq -r $(LIGHT)$*/requirements.txt \
+		-c $(LIGHT)$*/no-torch.txt $(if $(filter 3.10,$*),,-c constraints.txt)
+	@touch $@
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -141,5 +174,5 @@ bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL
 	$(BIN)/python benchmarks/server.py $(ARGS)
 
 clean: ## remove .venv, the servers' environments, the caches and what was built
-	rm -rf $(VENV) $(VLLM) $(LLAMACPP) $(SGLANG) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LLAMACPP) $(SGLANG) $(LIGHT)* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

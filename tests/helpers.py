@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
 from wim_kernel import Margin, Reading, WimResult
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-TinyModel = Callable[[str], PreTrainedModel]
+if TYPE_CHECKING:  # some tests run without torch
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Loaded: TypeAlias = "tuple[PreTrainedModel, PreTrainedTokenizerBase]"
+TinyModel: TypeAlias = "Callable[[str], PreTrainedModel]"
 
 
 def config(new: int, least: int | None = None) -> GenerationConfig:
@@ -56,6 +60,8 @@ def spying(model: PreTrainedModel) -> Iterator[Spy]:
 
 def generated(reading: Reading, of: Margin | WimResult, generation: GenerationConfig) -> list[int]:
     """What ``model.generate`` writes after the very tokens that a branch saw, without end-of-sequence."""
+    import torch
+
     model = reading.kernel.model
     ids = torch.tensor([reading.prompt_ids(of)], device=model.device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
@@ -67,6 +73,8 @@ def generated(reading: Reading, of: Margin | WimResult, generation: GenerationCo
 
 def scored_alone(model: PreTrainedModel, before: list[int], scored: list[int]) -> float:
     """Mean log-probability of tokens behind others, by one plain forward pass."""
+    import torch
+
     with torch.inference_mode():
         logits = model(torch.tensor([before + scored])).logits[0].float().log_softmax(-1)
     start = len(before) - 1

@@ -190,15 +190,15 @@ def test_model_that_is_not_there_is_told_without_trying_again(facts: str) -> Non
 
 
 def test_hub_is_left_alone_where_nobody_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from wim_kernel.engines import loading
+    from wim_kernel.engines import hub, loading
 
-    monkeypatch.setattr(loading.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "getproxies", dict)
-    assert loading.hub_options("a/b", {"token": "t"}) == {"token": "t", "local_files_only": True}
-    assert loading.hub_options(str(tmp_path), {}) == {}
-    assert loading.hub_options("a/b", {"local_files_only": False}) == {"local_files_only": False}
-    for load in (loading.load_model, loading.load_tokenizer):
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+    assert hub.hub_options("a/b", {"token": "t"}) == {"token": "t", "local_files_only": True}
+    assert hub.hub_options(str(tmp_path), {}) == {}
+    assert hub.hub_options("a/b", {"local_files_only": False}) == {"local_files_only": False}
+    for load in (loading.load_model, hub.load_tokenizer):
         with pytest.raises(loading.ModelNotFoundError, match="nosuch/x"):
             load("nosuch/x")
     with pytest.raises(loading.ModelNotFoundError, match=r"nosuch/x"):

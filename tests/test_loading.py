@@ -18,10 +18,11 @@ import pytest
 import torch
 from helpers import Loaded, TinyModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
 from wim_kernel.engines import loading
+from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.loading import load_model
 
 pytestmark = pytest.mark.slow
@@ -314,6 +315,7 @@ def test_with_a_full_disk_it_goes_on(
 RACER = """
 import pathlib, sys, time, warnings
 from wim_kernel.engines import loading
+from wim_kernel.engines.hub import load_tokenizer
 
 gguf, cache, me, other = map(pathlib.Path, sys.argv[1:])
 convert = loading._convert
@@ -481,3 +483,20 @@ def test_tiny_models_heed_what_they_read(tiny_model: TinyModel, kind: str) -> No
     assert len(set(out[0].tolist())) > 4, "always the same token"
     assert not torch.equal(*out)
     assert tiny_model(kind) is tiny_model(kind)
+
+
+def test_a_tokenizer_alone_is_what_transformers_makes_of_it(smollm2: Loaded) -> None:
+    folder = smollm2[0].name_or_path
+    alone, tokenizer = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "<|im_start|>It rained in 1865\n\n12 times, naïvely. 🐦"
+    assert alone(text).input_ids == tokenizer(text).input_ids
+    assert alone.chat_template == tokenizer.chat_template
+    assert (alone.bos_token, alone.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
+    assert alone.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_tokenizer_without_a_file_of_its_own_is_made_as_the_models_config_says(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert load_tokenizer(str(tmp_path))("ab").input_ids == [2]

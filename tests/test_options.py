@@ -212,7 +212,7 @@ def test_folder_that_takes_nothing_is_told_once(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("wim_kernel.cache.disk.save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for text in ("One.", "Two.", "Three."):

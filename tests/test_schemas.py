@@ -6,15 +6,16 @@ import itertools
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from helpers import Loaded
 
 from wim_kernel import SchemaError
-from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.text.schemas import grammar_schema
+
+if TYPE_CHECKING:
+    from wim_kernel.engines.local.decode.json_grammar import Grammars
 
 A = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 B = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
@@ -22,22 +23,23 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/N"}}, "requir
 PAIR = {"$defs": {"A": A, "N": NODE}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Random numbers are had sooner by one."""
+@pytest.fixture(scope="module")
+def grammars(smollm2: Loaded) -> Iterator[Grammars]:
+    """Grammars, with one thread for torch: random numbers are had sooner by one."""
+    import torch
+
+    from wim_kernel.engines.local.decode.json_grammar import Grammars
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    yield Grammars(smollm2[1], 49152, frozenset([2]))
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def grammars(smollm2: Loaded) -> Grammars:
-    return Grammars(smollm2[1], 49152, frozenset([2]))
 
 
 def written(grammars: Grammars, schema: Any, room: int, seed: int = 0, sharpness: float = 3.0) -> Any:
     """What a model of random logits writes to a schema."""
+    import torch
+
     processor = grammars.processor(grammar_schema(schema), 0, room)
     dice, ids = torch.Generator().manual_seed(seed), []
     while len(ids) < room:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from wim_kernel.cache import disk
@@ -21,7 +20,6 @@ from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import ChunkError, EmptyDocumentError, ReadingFileError
 from wim_kernel.common.margins import WimResult
 from wim_kernel.engines.base import AnyEngine
-from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.reading import Reading
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.options import Options
@@ -32,6 +30,11 @@ from wim_kernel.run.request import Overflow, parse_request
 from wim_kernel.text.chunks import as_chunks, drop_overlaps, join_adjacent, split_chunk
 from wim_kernel.text.prompts import Frame
 from wim_kernel.text.run_text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wim_kernel.engines.local.engine import LocalEngine
 
 Document = str | Iterable[str | Chunk]
 
@@ -151,6 +154,8 @@ class WimKernel(Shared):
         Raises:
             ModelNotFoundError: if the model cannot be found.
         """
+        from wim_kernel.engines.local.engine import LocalEngine  # imports torch, which only this engine needs
+
         engine = LocalEngine.from_pretrained(name, **loading)
         return cls(
             engine=engine,
@@ -199,12 +204,14 @@ class WimKernel(Shared):
     @property
     def model(self) -> PreTrainedModel:
         """The loaded model."""
-        return _local(self.engine).model
+        model: PreTrainedModel = _loaded(self.engine, "model")
+        return model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The loaded tokenizer."""
-        return _local(self.engine).tokenizer
+        tokenizer: PreTrainedTokenizerBase = _loaded(self.engine, "tokenizer")
+        return tokenizer
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a run of document text has."""
@@ -312,10 +319,13 @@ def _local_engine(
 ) -> LocalEngine:
     if model is None or tokenizer is None:
         raise TypeError("WimKernel needs a model and its tokenizer, or an engine.")
+    from wim_kernel.engines.local.engine import LocalEngine
+
     return LocalEngine(model, tokenizer, **options)
 
 
-def _local(engine: AnyEngine) -> LocalEngine:
-    if not isinstance(engine, LocalEngine):
+def _loaded(engine: AnyEngine, name: str) -> Any:
+    """The model or the tokenizer that an engine of this process has loaded."""
+    if not hasattr(engine, name):
         raise AttributeError("This kernel's model does not run in this process.")
-    return engine
+    return getattr(engine, name)

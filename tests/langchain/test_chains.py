@@ -193,6 +193,7 @@ def test_map_reduce_batch_prefills_once(kernel: WimKernel, documents: list[Docum
     assert after == [new.invoke(item) for item in given]
 
 
+@pytest.mark.in_process
 def test_map_reduce_takes_the_prompts_of_the_old_chains(kernel: WimKernel, documents: list[Document]) -> None:
     question_prompt = PromptTemplate.from_template("Text: {context}\nCopy what is about: {question}")
     combine_prompt = PromptTemplate.from_template("{summaries}\n\nQ: {question}\nA:")
@@ -314,6 +315,7 @@ def test_documents_chain_names_parser_and_document_prompt(
 # -- compression -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 async def test_compressor_in_a_contextual_compression_retriever(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -375,6 +377,7 @@ async def test_compressor_takes_templates_and_checks_its_options(
         WimDocumentCompressor(kernel=kernel, options={"treshold": 1})
 
 
+@pytest.mark.in_process
 def test_compressor_stops_early(kernel: WimKernel, documents: list[Document]) -> None:
     compressor = WimDocumentCompressor(kernel=kernel, options={"threshold": 0, "stop_after": 1})
     (margin,) = compressor.compress_documents(documents, QUESTION)

@@ -280,6 +280,7 @@ def test_a_retrieval_chain_announces_input(kernel: WimKernel, documents: list[Do
 # -- variables as the frameworks' own tutorials call them --------------------------------------------------------------
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("name", ["text", "docs", "doc_summaries", "summaries", "context"])
 def test_variables_of_the_tutorials(kernel: WimKernel, documents: list[Document], name: str) -> None:
     chain = create_wim_map_reduce_chain(

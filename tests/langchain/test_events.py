@@ -100,7 +100,12 @@ def wanted_events(make: Make) -> Counter[str]:
     return wanted
 
 
-@pytest.fixture(params=PARTS, ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[
+        pytest.param(make, marks=pytest.mark.in_process) if make is compressor else make for make in PARTS
+    ],  # a compressor quotes, for which it needs likelihoods
+    ids=lambda make: make.__name__,
+)
 def make(request: pytest.FixtureRequest) -> Make:
     made: Make = request.param
     return made
@@ -165,6 +170,7 @@ async def test_event_streams_have_custom_events_and_the_models_own(
         assert kinds.count("on_chain_stream") > 3
 
 
+@pytest.mark.in_process
 async def test_usage_is_counted_as_the_kernel_counts_it(
     make: Make, kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -185,6 +191,7 @@ async def test_usage_is_counted_as_the_kernel_counts_it(
     assert (usage["output_tokens"] > 0) == (make is not compressor)  # sentences are copied, not generated
 
 
+@pytest.mark.in_process
 async def test_usage_is_what_the_output_says(kernel: WimKernel, documents: list[Document]) -> None:
     with get_usage_metadata_callback() as counted:
         usage = whole(kernel, documents).invoke(QUESTION)["usage"]
@@ -225,6 +232,7 @@ async def test_in_a_batch_each_run_hears_of_its_own_question(
     assert usage["output_tokens"] == sum(output["usage"]["output_tokens"] for output in outputs)
 
 
+@pytest.mark.in_process
 async def test_events_need_no_run(kernel: WimKernel, documents: list[Document]) -> None:
     compress = WimDocumentCompressor(kernel=kernel, options={"threshold": 0})
     assert len(compress.compress_documents(documents, QUESTION)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, TypedDict
 
 import pytest
@@ -79,6 +80,7 @@ def edited(margins: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return margins
 
 
+@pytest.mark.in_process
 def test_the_resumed_graph_answers_from_what_the_person_left_and_prefills_nothing(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -106,6 +108,9 @@ def by_hand(kernel: WimKernel, documents: list[Document], margins: list[dict[str
     return reading.answer(QUESTION, left, answer_tokens=6).answer
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="LangGraph interrupts no async node before Python 3.11"
+)
 async def test_the_same_asynchronously(kernel: WimKernel, documents: list[Document]) -> None:
     graph = reviewed_graph(kernel, InMemorySaver(), threshold=0)
     paused = await graph.ainvoke({"question": QUESTION, "documents": documents}, THREAD)
@@ -115,6 +120,7 @@ async def test_the_same_asynchronously(kernel: WimKernel, documents: list[Docume
     assert done["answer"] == by_hand(kernel, documents, edited(margins))
 
 
+@pytest.mark.in_process
 def test_after_a_restart_it_reads_again_and_answers_rightly(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -127,6 +133,7 @@ def test_after_a_restart_it_reads_again_and_answers_rightly(
     assert done["answer"] == wanted
 
 
+@pytest.mark.in_process
 def test_a_reading_that_stopped_early_is_answered_from_where_it_stopped(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -160,6 +167,7 @@ def test_dropping_all_margins_is_an_answer_without_notes(
     assert done["answer"] == reading.answer(QUESTION, [], answer_tokens=6).answer
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     ("kind", "ask"),
     [

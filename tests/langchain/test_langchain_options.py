@@ -68,6 +68,7 @@ def test_every_part_takes_every_option(kernel: WimKernel, part: str) -> None:
     assert PARTS[part](kernel, **some)
 
 
+@pytest.mark.in_process
 def test_a_schema_and_variables_reach_the_model(kernel: WimKernel, documents: list[Document]) -> None:
     schema = {
         "type": "object",
@@ -165,6 +166,7 @@ async def test_bound_map_reduce_chains_keep_their_keys(kernel: WimKernel, docume
 # -- the compressor ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_process
 def test_the_compressor_is_made_as_the_others_are(kernel: WimKernel, documents: list[Document]) -> None:
     made = [
         WimDocumentCompressor(kernel=kernel, threshold=0),

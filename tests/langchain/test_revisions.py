@@ -83,6 +83,7 @@ def tool(kernel: WimKernel, documents: list[Document], config: dict[str, Any]) -
     return create_wim_tool(kernel, documents, **SLOWLY).invoke(call, config).artifact["margins"]
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("part", [runnable, margins_only, tool], ids=lambda part: part.__name__)
 def test_what_was_told_last_is_what_a_margin_is(
     part: Part, revising: WimKernel, documents: list[Document]
@@ -98,6 +99,7 @@ def test_what_was_told_last_is_what_a_margin_is(
     assert set(heard.runs) == {0, 1, 2}
 
 
+@pytest.mark.in_process
 async def test_parts_of_a_stream_add_up_to_revised_margins(
     revising: WimKernel, documents: list[Document]
 ) -> None:
@@ -130,6 +132,7 @@ class State(TypedDict, total=False):
     answer: str
 
 
+@pytest.mark.in_process
 def test_graphs_hear_of_revised_margins(revising: WimKernel, documents: list[Document]) -> None:
     builder = StateGraph(State)
     builder.add_node("read", WimRunnable(kernel=revising, **SLOWLY))
@@ -191,6 +194,7 @@ def faint(evidence: Evidence) -> float:
     return 0.15 if "Elsa" in evidence.chunk.text else 0.05
 
 
+@pytest.mark.in_process
 def test_a_compressor_leans_to_recall(kernel: WimKernel, documents: list[Document]) -> None:
     def kept(**fields: Any) -> list[str]:
         found = WimDocumentCompressor(kernel=kernel, **fields).compress_documents(documents, QUESTION)

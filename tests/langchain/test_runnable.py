@@ -68,6 +68,7 @@ async def test_every_way_to_call_it_gives_the_same(runnable: WimRunnable, docume
         assert sum("answer" in chunk for chunk in chunks) > 2
 
 
+@pytest.mark.in_process
 def test_the_first_margin_is_streamed_before_the_last_chunk_is_read(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_question_may_be_a_message(runnable: WimRunnable, documents: list[Do
     assert runnable.invoke({"question": HumanMessage(QUESTION), "documents": documents})["answer"] == wanted
 
 
+@pytest.mark.in_process
 @pytest.mark.invariant(1)
 def test_two_questions_in_a_row_prefill_once(runnable: WimRunnable, documents: list[Document]) -> None:
     first = runnable.invoke(asked(documents))["usage"]
@@ -136,6 +138,7 @@ def test_two_questions_in_a_row_prefill_once(runnable: WimRunnable, documents: l
     assert (second["prefill_tokens"], second["cached_tokens"]) == (0, first["prefill_tokens"])
 
 
+@pytest.mark.in_process
 @pytest.mark.invariant(1)
 @pytest.mark.parametrize("way", ["batch", "abatch"])
 async def test_a_batch_prefills_once_and_decodes_questions_together(
@@ -212,6 +215,7 @@ def test_a_batchs_documents_are_split_and_encoded_once(
     assert len(read) == 1
 
 
+@pytest.mark.in_process
 def test_max_concurrency_bounds_how_many_are_answered_together(
     runnable: WimRunnable, documents: list[Document]
 ) -> None:
@@ -225,6 +229,7 @@ def test_max_concurrency_bounds_how_many_are_answered_together(
     assert one_by_one <= len(documents) + 1 < max(batch.shape[0] for batch in spy.batches)
 
 
+@pytest.mark.in_process
 def test_options_are_fields_that_can_be_configured(kernel: WimKernel, documents: list[Document]) -> None:
     runnable = WimRunnable(kernel=kernel, threshold=0, margin_tokens=5, answer_tokens=6).configurable_fields(
         threshold=ConfigurableField(id="threshold"),
@@ -273,6 +278,7 @@ def test_it_composes(runnable: WimRunnable, documents: list[Document]) -> None:
     assert "".join(runnable.pick("answer").stream(asked(documents))) == chain.invoke(QUESTION)
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     ("given", "error"),
     [
@@ -312,6 +318,7 @@ def test_no_documents_may_have_an_answer_of_their_own(kernel: WimKernel, documen
     assert outputs[0]["answer"] == "Nothing to read." != outputs[1]["answer"]
 
 
+@pytest.mark.in_process
 def test_document_prompt_and_separator_are_read(kernel: WimKernel, documents: list[Document]) -> None:
     prompt = PromptTemplate.from_template("[{source}] {page_content}!")
     runnable = WimRunnable(
@@ -389,6 +396,7 @@ def test_text_that_neighbours_share_is_read_once(kernel: WimKernel) -> None:
         assert documents[1].page_content[second["start"] : second["end"]] == text[56:]
 
 
+@pytest.mark.in_process
 def test_verbatim_margins_quote_the_documents(kernel: WimKernel, documents: list[Document]) -> None:
     runnable = WimRunnable(kernel=kernel, threshold=0, margin_style="verbatim", answer_tokens=2)
     for margin in runnable.invoke(asked(documents))["margins"]:
@@ -406,6 +414,7 @@ def prompts_seen(runnable: WimRunnable, given: dict[str, Any]) -> tuple[str, str
     return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
 
 
+@pytest.mark.in_process
 def test_langchain_templates_as_prompts(kernel: WimKernel, documents: list[Document]) -> None:
     prompts = {
         "margin": PromptTemplate.from_template(
@@ -435,6 +444,7 @@ def test_langchain_templates_as_prompts(kernel: WimKernel, documents: list[Docum
     assert "tone" in runnable.get_input_schema().model_fields
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     ("template", "wanted"),
     [
@@ -484,6 +494,7 @@ def test_templates_of_every_format(
     assert list(result.branch.suffix_ids).count(end) == 1  # the user's turn ends once
 
 
+@pytest.mark.in_process
 def test_relevance_is_of_the_question_whatever_else_its_prompt_holds(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -534,6 +545,7 @@ async def test_margins_then_answer_is_the_whole(runnable: WimRunnable, documents
     assert outputs[0]["answer"] == wanted["answer"]
 
 
+@pytest.mark.in_process
 def test_what_a_person_did_to_margins_reaches_the_answers_prompt(
     kernel: WimKernel, documents: list[Document]
 ) -> None:
@@ -559,6 +571,7 @@ def test_what_a_person_did_to_margins_reaches_the_answers_prompt(
     assert {"margins", "chunks_read", "question", "documents"} == set(answer.get_input_schema().model_fields)
 
 
+@pytest.mark.in_process
 def test_quotes_survive_the_way_through_a_person(kernel: WimKernel, documents: list[Document]) -> None:
     margins = WimMargins(kernel=kernel, threshold=0, margin_style="verbatim").invoke(asked(documents))[
         "margins"
@@ -633,6 +646,7 @@ async def test_an_exception_in_keep_reaches_the_caller_and_nothing_is_held(
     assert not any(live.in_use for live in kernel.readings.held)
 
 
+@pytest.mark.in_process
 @pytest.mark.invariant(7)
 async def test_twenty_tasks_at_once_get_what_each_would_alone(
     runnable: WimRunnable, documents: list[Document]

@@ -101,6 +101,7 @@ async def test_content_is_bounded_and_the_artifact_plain(kernel: WimKernel) -> N
     assert also.content == message.content
 
 
+@pytest.mark.in_process
 async def test_what_goes_wrong_is_the_tools_message(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, {"log": [SHIP], "blank": " "})
     for args in (

@@ -63,6 +63,7 @@ PARTS = {
 }
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("name", PARTS)
 async def test_the_models_run_shows_what_was_asked(
     kernel: WimKernel, documents: list[Document], name: str
@@ -89,6 +90,7 @@ async def test_the_models_run_shows_what_was_asked(
     assert (await part.ainvoke({**given, key: documents})) is not None
 
 
+@pytest.mark.in_process
 def test_the_prompt_shown_is_the_one_the_model_saw(kernel: WimKernel, documents: list[Document]) -> None:
     part = WimRunnable(kernel=kernel, **FEW)
     given = {"question": QUESTION, "documents": documents}
@@ -124,6 +126,7 @@ def test_a_summary_and_prompts_of_ones_own_are_shown(
     assert "In two words, from - " in prompt(model)
 
 
+@pytest.mark.in_process
 def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Document]) -> None:
     given = {"question": QUESTION, "documents": documents}
     for style, asked in (
@@ -149,6 +152,7 @@ def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Docu
     assert elided(kernel, documents) in prompt(model)
 
 
+@pytest.mark.in_process
 def test_parts_in_other_parts(kernel: WimKernel, documents: list[Document]) -> None:
     retriever = ContextualCompressionRetriever(
         base_compressor=WimDocumentCompressor(kernel=kernel, threshold=0),

@@ -281,6 +281,7 @@ class Owner(BaseModel):
     year: int
 
 
+@pytest.mark.in_process
 async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     few = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 80}
     for synthesizer in (
@@ -314,6 +315,7 @@ def asked(synthesizer: WimSynthesizer, nodes: list[NodeWithScore], **variables: 
     return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     "template",
     [
@@ -352,6 +354,7 @@ def test_templates(kernel: WimKernel, nodes: list[NodeWithScore], template: Any)
     assert f"Note what the last passage above says of {QUESTION}." in note
 
 
+@pytest.mark.in_process
 def test_a_template_that_changes_the_question(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     template = RichPromptTemplate("{{ query_str | upper }}\n{{ margins }}")
     synthesizer = WimSynthesizer(kernel, text_qa_template=template, **FEW)
@@ -361,6 +364,7 @@ def test_a_template_that_changes_the_question(kernel: WimKernel, nodes: list[Nod
     assert not any("\ue000" <= char <= "\ue002" for char in answer)
 
 
+@pytest.mark.in_process
 def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     prompts = replace(PROMPTS["answer"], answer="\n\nIn a {tone} tone: {question}")
     _, answer = asked(WimSynthesizer(kernel, prompts=prompts, variables={"tone": "kind"}, **FEW), nodes)
@@ -370,6 +374,7 @@ def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScor
     assert options.get("answer_tokens") is None
 
 
+@pytest.mark.in_process
 def test_texts_that_a_subclass_changed_are_what_is_read(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -387,6 +392,7 @@ def test_texts_that_a_subclass_changed_are_what_is_read(
     assert spy.count(mark) == 0
 
 
+@pytest.mark.in_process
 def test_margins_are_written_together_where_nobody_watches(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -496,6 +502,7 @@ async def test_closing_streams_and_cancelling_frees_everything(
     assert not any(live.in_use for live in kernel.readings.held)
 
 
+@pytest.mark.in_process
 @pytest.mark.invariant(1)
 def test_the_same_nodes_prefill_once(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     synthesizer = WimSynthesizer(kernel, margin_style="free", **FEW)  # notes that quote no mark

@@ -21,7 +21,6 @@ from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.tools import QueryEngineTool
-from llama_index.llms.huggingface import HuggingFaceLLM
 from pieces import LOG
 
 from wim_integrations.llama_index import (
@@ -112,6 +111,7 @@ async def test_events_of_every_way(
     assert len(outer) == len(ways)
 
 
+@pytest.mark.in_process
 def test_events_carry_what_happened(kernel: WimKernel, nodes: list[NodeWithScore], heard: Heard) -> None:
     response = WimSynthesizer(kernel, **FEW).synthesize(QUESTION, nodes)
     by_kind = {
@@ -133,6 +133,7 @@ def test_margins_come_before_all_is_read_when_somebody_listens(
     assert names.index("WimMarginWritten") < len(names) - 1 - names[::-1].index("WimChunkRead")
 
 
+@pytest.mark.in_process
 async def test_the_older_callbacks_and_their_token_counts(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -283,6 +284,8 @@ async def test_a_query_engine_tool_works_in_an_agent(
 def test_the_model_serves_another_llm_in_turn_from_threads(
     real_kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
+    from llama_index.llms.huggingface import HuggingFaceLLM  # imports torch
+
     other = HuggingFaceLLM(
         model=real_kernel.model,
         tokenizer=real_kernel.tokenizer,

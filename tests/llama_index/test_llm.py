@@ -80,6 +80,7 @@ async def test_every_way_to_call_it_says_the_same(kernel: WimKernel) -> None:
     assert await llm.apredict(PromptTemplate("{word}"), word="Hello") == text
 
 
+@pytest.mark.in_process
 def test_its_metadata_and_its_options(kernel: WimKernel) -> None:
     llm = WimLLM(kernel, max_tokens=8)
     assert llm.metadata.context_window == kernel.engine.window
@@ -144,6 +145,7 @@ async def test_a_condense_question_chat_engine(real_kernel: WimKernel) -> None:
     assert "".join(streamed.response_gen).strip()
 
 
+@pytest.mark.in_process
 def test_sub_questions(kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(kernel, llm=WimLLM(kernel, max_tokens=400), **FEW)
     sub = SubQuestionQueryEngine.from_defaults(
@@ -162,6 +164,7 @@ class Owner(BaseModel):
     year: int
 
 
+@pytest.mark.in_process
 async def test_structured_predictions_fit(kernel: WimKernel) -> None:
     llm = WimLLM(kernel, max_tokens=64)
     prompt = PromptTemplate("Who owned {what}?")

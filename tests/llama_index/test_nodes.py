@@ -33,6 +33,7 @@ def seen(source: NodeReading) -> str:
     return str(reading.kernel.tokenizer.decode(ids))
 
 
+@pytest.mark.in_process
 def test_overlaps_and_repeated_metadata_are_read_once(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     source = NodeReading(kernel, [item.node for item in nodes])
     assert texts(source) == ["file: log.txt\n\n" + LOG[:46], LOG[46:81], LOG[82:100]]
@@ -54,6 +55,7 @@ def test_document_order(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     assert "".join(texts(source)).count("It rained all night.") == 1
 
 
+@pytest.mark.in_process
 def test_a_splitters_nodes_are_the_document_again(kernel: WimKernel) -> None:
     text = " ".join(f"The mate wrote down sentence number {number}." for number in range(60))
     nodes = SentenceSplitter(chunk_size=80, chunk_overlap=30).get_nodes_from_documents([Document(text=text)])
@@ -70,6 +72,7 @@ def test_a_splitters_nodes_are_the_document_again(kernel: WimKernel) -> None:
             assert node.get_content()[quote["start"] : quote["end"]] == said
 
 
+@pytest.mark.in_process
 def test_small_neighbours_share_a_chunk_and_keep_their_names(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -103,6 +106,7 @@ def test_nothing_to_read(kernel: WimKernel) -> None:
             NodeReading(kernel, nodes)
 
 
+@pytest.mark.in_process
 def test_white_space_around_a_text_does_not_hide_its_place(kernel: WimKernel) -> None:
     text = "  \nElsa Brandt owned the ship.  \n"
     for node in (
@@ -161,6 +165,7 @@ def about_elsa(evidence: Any) -> float:
     return 0.9 if "Elsa" in evidence.chunk.text else 0.1
 
 
+@pytest.mark.in_process
 async def test_margins_as_nodes(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     before = [item.model_copy(deep=True) for item in nodes]
     postprocessor = WimNodePostprocessor(kernel, relevance=about_elsa)
@@ -200,6 +205,7 @@ def test_source_nodes_carry_relevance_and_are_not_changed(
     assert nodes == before
 
 
+@pytest.mark.in_process
 def test_the_postprocessor_before_a_synthesizer_of_llama_index(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -213,6 +219,7 @@ def test_the_postprocessor_before_a_synthesizer_of_llama_index(
     assert "Elsa Brandt owned the ship Aurora." in str(response)
 
 
+@pytest.mark.in_process
 def test_the_postprocessor_stops_early_and_can_be_made_again(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:

@@ -61,6 +61,7 @@ async def test_a_tools_sources_keep_their_own_scores(kernel: WimKernel, order: A
     assert [item.score for item in output.source_nodes] == [1.0, 0.01, 0.01]
 
 
+@pytest.mark.in_process
 def test_margins_as_nodes_keep_their_own_sources(kernel: WimKernel) -> None:
     margins = WimNodePostprocessor(kernel, relevance=about_elsa, threshold=0).postprocess_nodes(
         twins(["same"] * 3), query_str=QUESTION

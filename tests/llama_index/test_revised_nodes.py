@@ -61,6 +61,7 @@ def latest(margins: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_response_has_the_revised_margins(
     revising: WimKernel, nodes: list[NodeWithScore], heard: Heard, streaming: bool
@@ -95,6 +96,7 @@ def synthesizer_again(kernel: WimKernel, nodes: list[NodeWithScore]) -> Any:
     return WimSynthesizer(kernel, answer_tokens=3, **SLOWLY).synthesize(QUESTION, nodes)
 
 
+@pytest.mark.in_process
 async def test_a_workflow_s_stream_has_revised_margins(
     revising: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
@@ -123,6 +125,7 @@ def faint(evidence: Evidence) -> float:
     return 0.15 if "Elsa" in evidence.chunk.text else 0.05
 
 
+@pytest.mark.in_process
 async def test_a_postprocessor_leans_to_recall(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     async def kept(**options: Any) -> list[int]:
         postprocessor, query = WimNodePostprocessor(kernel, **options), QueryBundle(QUESTION)

@@ -18,8 +18,6 @@ from proxy import Proxy, proxied
 from wim_kernel import WimKernel
 
 pytest.importorskip("openai")
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
 
 
 class Served:
@@ -79,6 +77,8 @@ class Served:
 @pytest.fixture(scope="package")  # it keeps a core busy, also while nobody asks
 def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
     folder = smollm2[0].name_or_path
     assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
     server = Served(folder, tmp_path_factory.mktemp("serve") / "log")

@@ -126,15 +126,21 @@ def proxied(target: int) -> Iterator[Proxy]:
     """A proxy that runs in a thread of its own."""
     proxy, started = Proxy(target), threading.Event()
 
-    async def serve() -> None:
+    async def serve() -> asyncio.Server:
         server = await asyncio.start_server(proxy._handle, "127.0.0.1", 0)
         proxy.port = server.sockets[0].getsockname()[1]
         started.set()
+        return server
 
     def run() -> None:
         asyncio.set_event_loop(proxy._loop)
-        proxy._loop.run_until_complete(serve())
+        server = proxy._loop.run_until_complete(serve())
         proxy._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(proxy._loop):
+            task.cancel()
+        proxy._loop.run_until_complete(asyncio.sleep(0))
+        proxy._loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GenerationConfig
 
+from wim_kernel.engines.generation import Greedy
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.sampling import sampling_fields
 
@@ -96,3 +97,9 @@ def test_what_is_stated_is_sent_in_place_of_a_servers_own_default(family, sent):
     found = fields(family, do_sample=True, **stated)
     assert {name: value for name, value in found.items() if name in sent} == sent
     assert set(found) - set(sent) <= {"max_tokens", "temperature", "repeat_last_n"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_default_is_what_transformers_calls_greedy(name):
+    greedy = GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": 7})
+    assert sampling_fields(FAMILIES[name], Greedy(7)) == sampling_fields(FAMILIES[name], greedy)

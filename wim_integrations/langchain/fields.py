@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, get_type_h
 
 from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.runnables import RunnableSerializable
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model
 
 from wim_integrations.langchain.documents import DocumentPrompt
 from wim_integrations.langchain.outputs import Inputs, Outputs
@@ -46,9 +46,18 @@ class ReadingFields(BaseModel):
         check_names(given, cls.model_fields, cls.__name__, "Extra inputs are not permitted: ")
 
 
+def _checked(config: Any) -> Any:
+    """Check that a value is a `GenerationConfig`, whose class is imported by whoever has one, and not here."""
+    from transformers import GenerationConfig
+
+    if not isinstance(config, GenerationConfig):
+        raise ValueError(f"a GenerationConfig is needed, not a {type(config).__name__}")
+    return config
+
+
 def _with_options(name: str, base: type[BaseModel]) -> type[BaseModel]:
     """A model with every option as a field that defaults to None, on top of `ReadingFields`."""
-    hints = get_type_hints(Options)
+    hints = get_type_hints(Options, localns={"GenerationConfig": Annotated[Any, AfterValidator(_checked)]})
     fields: dict[str, Any] = {
         option: (Optional[hints[option]], None)  # noqa: UP045 - the hint is evaluated at run time
         for option in OPTION_NAMES

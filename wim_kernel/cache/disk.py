@@ -18,18 +18,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from wim_kernel.common.errors import OptionError, ReadingFileError
 from wim_kernel.common.plain_data import shown
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "wim-reading-2"
 IDS = "ids"
@@ -73,6 +73,9 @@ def write(
     Raises:
         ReadingFileError: if the file cannot be written, for example on a full disk.
     """
+    import torch  # only where there are tensors to write
+    from safetensors.torch import save_file
+
     _check_replaceable(path)
     ids = torch.tensor(list(document.ids()), dtype=torch.int32)
     tensors = {IDS: ids, **{f"kv.{name}": tensor for name, tensor in packed.tensors.items()}}
@@ -247,12 +250,16 @@ def _digest(data: bytes) -> str:
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A digest of each tensor's bytes, computed in as many threads as torch uses; hashing releases the GIL."""
+    import torch
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(zip(tensors, pool.map(_tensor_digest, tensors.values()), strict=True))
 
 
 def _tensor_digest(tensor: Tensor) -> str:
     """A digest that detects damage, not manipulation; as fast as memory."""
+    import torch
+
     digest = xxhash.xxh3_128()
     # `update` releases the GIL; the one-shot function does not in older versions of xxhash
     digest.update(tensor.flatten().view(torch.uint8).numpy().data)

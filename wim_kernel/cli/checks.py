@@ -84,7 +84,7 @@ def check_settings(questions: Sequence[str], options: Any) -> None:
 
 
 def check_reachable(servers: Sequence[str]) -> None:
-    """Check that a server listens at one of the addresses, which is quick, before torch is imported.
+    """Check that a server listens at one of the addresses, which is quick, before a kernel is made.
 
     Raises:
         ServerError: if none listens.

@@ -200,7 +200,7 @@ def evaluate(arguments: tuple[str, ...]) -> None:
 def _load(model: str, gguf_file: str | None) -> WimKernel:
     from transformers.utils import logging as transformers_logging
 
-    from wim_kernel.kernel import WimKernel  # imports torch, which takes seconds: not at the top, for --help
+    from wim_kernel.kernel import WimKernel
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return WimKernel.from_pretrained(model, gguf_file=gguf_file)

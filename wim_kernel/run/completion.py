@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from transformers import GenerationConfig
-
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.common.errors import ContextOverflowError
 from wim_kernel.engines.base import AnyEngine, Branch, Decoded
+from wim_kernel.engines.generation import Generation
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.options import Options, parse_options
 from wim_kernel.text.run_text import Prompt, Text
@@ -97,7 +97,7 @@ def _completed(done: Decoded, head: int) -> Completed:
     return Completed(done.text, head + prompt, output)
 
 
-def _fit_window(engine: AnyEngine, prompt_end: int, config: GenerationConfig) -> GenerationConfig:
+def _fit_window(engine: AnyEngine, prompt_end: int, config: Generation) -> Generation:
     """The config, with ``max_new_tokens`` limited to the room behind ``prompt_end``, in tokens."""
     if engine.window is None or prompt_end + (config.max_new_tokens or 0) <= engine.window:
         return config
@@ -109,7 +109,7 @@ def _fit_window(engine: AnyEngine, prompt_end: int, config: GenerationConfig) ->
             engine.window - 1,
             "Shorten it, or use a model with a longer window.",
         )
-    bounded = GenerationConfig.from_dict(config.to_dict())
+    bounded = copy.deepcopy(config)
     bounded.max_new_tokens = room
     return bounded
 

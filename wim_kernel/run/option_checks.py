@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import GenerationConfig
-
 from wim_kernel.common.errors import OptionError
 from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.text.prompts import Prompts
@@ -28,6 +26,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_config(value: Any) -> bool:
+    from transformers import GenerationConfig  # only here: whoever gives one has imported it
+
     return isinstance(value, GenerationConfig)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, get_args
-
-from transformers import GenerationConfig
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from wim_kernel.common.margins import Margin
+from wim_kernel.engines.generation import Generation, Greedy
 from wim_kernel.run.option_checks import check_types
 from wim_kernel.run.relevance.scores import RelevanceLike, resolve
 from wim_kernel.run.settings import (
@@ -19,6 +19,9 @@ from wim_kernel.run.settings import (
 )
 from wim_kernel.text.prompts import HOLES, PROMPTS, Prompts, Task
 from wim_kernel.text.schemas import grammar_schema
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 NOTE_TOKENS = 64
 ANSWER_TOKENS = 256
@@ -189,15 +192,15 @@ def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
     return dict(given)
 
 
-def _bounded(config: GenerationConfig | None, wanted: int | None, default: int) -> GenerationConfig:
+def _bounded(config: GenerationConfig | None, wanted: int | None, default: int) -> Generation:
     """A generation config with a limit on new tokens; greedy if none is given."""
     tokens = wanted or default
     if config is None:
-        return GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": tokens})
+        return Greedy(tokens)
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise ValueError("Branches decode one hypothesis each: num_beams and num_return_sequences must be 1.")
     if config.max_new_tokens is not None and wanted is None:
         return config
-    bounded = GenerationConfig.from_dict(config.to_dict())
+    bounded = copy.deepcopy(config)
     bounded.max_new_tokens = tokens
     return bounded

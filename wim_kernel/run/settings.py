@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from transformers import GenerationConfig
-
 from wim_kernel.common.margins import Margin
 from wim_kernel.engines.base import AnyEngine
+from wim_kernel.engines.generation import Generation
 from wim_kernel.run.relevance.calibration import SIGNALS
 from wim_kernel.run.relevance.scores import Evidence, QuestionLikelihood, resolve
 from wim_kernel.text.prompts import Prompts
@@ -45,8 +44,8 @@ class Settings:
     relevance: Callable[[Evidence], float]
     margin_style: MarginStyle | None
     prompts: Prompts
-    margin_config: GenerationConfig
-    answer_config: GenerationConfig
+    margin_config: Generation
+    answer_config: Generation
     margin_batch: int | None
     quote_tokens: int = QUOTE_TOKENS
     rounds: int = 1

@@ -15,13 +15,14 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import DeviceMemoryError
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
+from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.loading import load_model
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import Attention, choose_backend
@@ -146,7 +147,7 @@ class LocalEngine(Shared):
         """Token ids of a branch's prompt, up to where the reply begins."""
         return self.codec.flat_suffix(branch)
 
-    def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
+    def check_schema(self, json_schema: str, generation: Generation) -> None:
         """Check that generation can be constrained to a JSON schema.
 
         Raises:
@@ -213,8 +214,10 @@ class LocalEngine(Shared):
             "path": self.cache_mode,
         }
 
-    def fingerprint(self) -> str:
-        """A digest of the model's weights that is the same for every dtype in which they may be loaded."""
+    def calibration_key(self) -> str | None:
+        """A digest of the weights that is the same for every dtype; None without heads, and for random weights."""
+        if not self.heads or not self.reads_text:
+            return None
         digest = hashlib.blake2b(digest_size=12)
         digest.update(type(self.model).__name__.encode())
         samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]

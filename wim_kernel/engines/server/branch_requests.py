@@ -8,9 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import GenerationConfig
-
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
+from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
 from wim_kernel.engines.server.prefixes import ServerPrefix
@@ -77,7 +76,7 @@ class BranchRequests:
         expected = "first token" if self.family.logprobs > 0 else "text"
         return " or the ".join(sorted(self._decided_by or {expected}))
 
-    def check(self, generation: GenerationConfig) -> None:
+    def check(self, generation: Generation) -> None:
         """Check that the settings can be sent to the server.
 
         Raises:

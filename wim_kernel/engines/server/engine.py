@@ -7,14 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import PurePath
-from typing import Any
-
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
-from wim_kernel.engines.loading import load_tokenizer
+from wim_kernel.engines.generation import Generation
+from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
@@ -27,6 +26,9 @@ from wim_kernel.engines.server.requests import READ, Requests
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ServerEngine(Shared):
@@ -130,7 +132,7 @@ class ServerEngine(Shared):
         """Ids of a branch's prompt, up to where the reply begins."""
         return self.codec.suffix(branch)
 
-    def check_schema(self, json_schema: str, generation: GenerationConfig) -> None:
+    def check_schema(self, json_schema: str, generation: Generation) -> None:
         """Check that the server's family can constrain replies to a JSON schema.
 
         Raises:
@@ -159,6 +161,9 @@ class ServerEngine(Shared):
     def identity(self) -> dict[str, str]:
         """See `Engine.identity`."""
         return {"model": self.model_id, "server": self.servers[0].name}
+
+    def calibration_key(self) -> None:
+        """None, since servers do not report attention."""
 
     def pack(self, prefix: ServerPrefix, tokens: int) -> Packed:
         """Not possible: keys and values are on the server.

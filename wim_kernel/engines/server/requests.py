@@ -16,7 +16,6 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
-from transformers import GenerationConfig
 
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.codecs import PromptCodec, TokenizerCodec
@@ -193,6 +192,8 @@ class Requests:
 
     def _greedy(self, spec: CompletionSpec, codec: TokenizerCodec) -> str:
         """The generation config for `transformers serve`, which needs an EOS to end a text."""
+        from transformers import GenerationConfig
+
         ends = list(spec.ends) or codec.chat_codec.tokenizer.eos_token_id
         tokens = spec.fields["max_tokens"]
         config = GenerationConfig(do_sample=False, max_new_tokens=tokens, eos_token_id=ends)  # type: ignore[no-untyped-call]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import GenerationConfig
-
+from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.server.families import Family
 
 STANDARD = ("max_tokens", "temperature", "top_p", "stop")
@@ -41,7 +40,7 @@ _CHANGES_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 
-def sampling_fields(family: Family, generation: GenerationConfig, end: int | None = None) -> dict[str, Any]:
+def sampling_fields(family: Family, generation: Generation, end: int | None = None) -> dict[str, Any]:
     """The fields of a request for a generation config. Settings that the config leaves open are left to the server.
 
     Args:
@@ -83,7 +82,7 @@ def sampling_fields(family: Family, generation: GenerationConfig, end: int | Non
     return {**fields, **_shortest(family, generation), **_ends(family, generation, end)}
 
 
-def _shortest(family: Family, generation: GenerationConfig) -> dict[str, Any]:
+def _shortest(family: Family, generation: Generation) -> dict[str, Any]:
     """The fields for a minimum length. A family without one may be able to generate exactly the maximum."""
     if not generation.min_new_tokens:
         return {}
@@ -93,7 +92,7 @@ def _shortest(family: Family, generation: GenerationConfig) -> dict[str, Any]:
     return {_sent_as(family, "min_new_tokens"): generation.min_new_tokens}
 
 
-def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict[str, Any]:
+def _ends(family: Family, generation: Generation, end: int | None) -> dict[str, Any]:
     """The fields for the caller's EOS tokens, which replace the model's."""
     ends = ends_of(generation)
     if not ends or ("eos_token_id" not in family.settings and ends == [end]):
@@ -109,13 +108,13 @@ def _ends(family: Family, generation: GenerationConfig, end: int | None) -> dict
     return {name: ends, "ignore_eos": True}
 
 
-def ends_of(generation: GenerationConfig) -> list[int]:
+def ends_of(generation: Generation) -> list[int]:
     """The EOS tokens of a config; empty if it has none."""
     ends = generation.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def _changes(generation: GenerationConfig, name: str) -> bool:
+def _changes(generation: Generation, name: str) -> bool:
     """Whether a setting is set to a value that has an effect."""
     value = getattr(generation, name, None)
     return value is not None and bool(value) and value not in _CHANGES_NOTHING.get(name, ())

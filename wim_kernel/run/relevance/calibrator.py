@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from wim_kernel.common import forks
 from wim_kernel.engines.base import AnyEngine
-from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import parse_options
 from wim_kernel.run.relevance.calibration import Calibration, keep, known
@@ -71,15 +70,12 @@ class Calibrator:
         return calibration
 
     def _find_for_model(self) -> Calibration:
-        engine = self.engine
-        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
+        model = self.engine.calibration_key() if self._may_calibrate else None
+        if model is None:
             return Calibration()
-        if not engine.reads_text:
-            return Calibration()  # random weights
-        model = engine.fingerprint()
         calibration = known(model)
         if calibration is None:
-            logger.info("Calibrating relevance for %s: once, up to a minute.", engine.model_name)
+            logger.info("Calibrating relevance for %s: once, up to a minute.", self.engine.model_name)
             calibration = self._measure(packaged_examples(), SECONDS)
             keep(model, calibration)
         return calibration

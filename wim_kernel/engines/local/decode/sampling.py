@@ -16,6 +16,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from wim_kernel.common.errors import OptionError
 from wim_kernel.common.plain_data import is_finite, shown
+from wim_kernel.engines.generation import Generation, Greedy
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 
 _UNSUPPORTED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
@@ -35,9 +36,11 @@ class Policy:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Generation
     ) -> None:
         generating: Any = model  # the generation mixin is not part of the model's declared type
+        if isinstance(config, Greedy):
+            config = GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": config.max_new_tokens})
         ready, _ = generating._prepare_generation_config(config)
         if (ready.num_beams or 1) > 1 or (ready.num_return_sequences or 1) > 1:
             raise ValueError(
