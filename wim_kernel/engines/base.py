@@ -88,8 +88,8 @@ class Decoded:
         generated: whether the gate let the branch generate.
         prompt_tokens: number of tokens of the prompt, if it is not the number of ``suffix_ids``.
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
-        recomputed: number of prefix tokens that a server ran again, because they were evicted from its prefix cache or
-            only partly filled one of its blocks.
+        recomputed: number of prefix tokens that a server ran beyond those that `Engine.extend` counted: again, because
+            they were evicted from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
     """
 
     scores: Scores
@@ -228,6 +228,13 @@ class Engine(Protocol[PrefixT]):
 
         Returns:
             The positions that were run. They begin before the block if the engine had to run evicted tokens again.
+        """
+
+    def settle(self, prefix: PrefixT) -> int:
+        """Run what `extend` has counted as run and an engine leaves to the first branch that needs it, if anything.
+
+        Returns:
+            How many tokens were run beyond those counted; below 0 if some were cached.
         """
 
     def decode(

@@ -100,6 +100,12 @@ class Run:
         for index in range(self.lease.volume_of(chunks - 1).start, chunks):
             yield from self.read_chunk(index)
 
+    def settle(self) -> Work[None]:
+        """At a volume's end, run the chunks that the engine would leave to the first branch that needs them."""
+        if self.lease.ends_volume(self.chunks_read - 1):
+            self.states[0].recomputed += self.engine.settle(self.lease.prefix)
+        yield None
+
     def margins_are_due(self) -> bool:
         """Whether to write the pending margins now; otherwise read on, and write more margins in one batch.
 

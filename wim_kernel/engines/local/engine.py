@@ -268,6 +268,10 @@ class LocalEngine(Shared):
                 prefix.mark_boundary()
             return range(before, prefix.tokens)
 
+    def settle(self, prefix: LocalPrefix) -> int:
+        """See `Engine.settle`: nothing is left to the branches here."""
+        return 0
+
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None
     ) -> Iterator[list[Progress]]:

@@ -13,9 +13,9 @@ from transformers import GenerationConfig
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
-from wim_kernel.engines.server.prefixes import ServerPrefix
+from wim_kernel.engines.server.prefixes import Claim, ServerPrefix
 from wim_kernel.engines.server.replies import choice_probabilities, schema_fields, without_decision
-from wim_kernel.engines.server.requests import CompletionSpec, Requests
+from wim_kernel.engines.server.requests import READ, CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
 from wim_kernel.engines.server.transport import Emit
@@ -103,14 +103,14 @@ class BranchRequests:
         assert isinstance(self.codec, TokenizerCodec)
         likelihood, run = 0.0, self.codec.scored(state.branch)
         if run:
-            prompt, spec = state.suffix[: run.stop], CompletionSpec({}, scored=len(run))
+            prompt, spec, claim = state.suffix[: run.stop], CompletionSpec({}, scored=len(run)), Claim()
             async for attempt in self.requests.attempts():
                 with attempt:
-                    completion = self.requests.complete(prefix, state.branch.at, prompt, spec)
+                    completion = self.requests.complete(prefix, state.branch.at, prompt, spec, claim)
                     async with aclosing(completion) as deltas:
                         (measured,) = [delta async for delta in deltas]
             likelihood = statistics.fmean(measured.likelihoods)
-            state.cost += self._cost(prefix, state, measured.usage)
+            state.cost += self._cost(prefix, state, measured.usage, claim)
         state.scores = replace(state.scores, likelihood=likelihood)
         emit(state)
 
@@ -118,19 +118,20 @@ class BranchRequests:
         self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
     ) -> tuple[dict[str, float], str]:
         """The beginning of a reply: log-probabilities of first tokens, empty if not reported, and the text."""
+        claim = Claim()
         async for attempt in self.requests.attempts():
             with attempt:
                 top, text, usage = dict[str, float](), "", None
-                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                async with aclosing(self._complete(prefix, state, spec, claim)) as deltas:
                     async for delta in deltas:
                         top, text, usage = top or delta.top, text + delta.text, delta.usage or usage
-        state.cost += self._cost(prefix, state, usage)
+        state.cost += self._cost(prefix, state, usage, claim)
         return top, text
 
     def _complete(
-        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
+        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec, claim: Claim
     ) -> AsyncGenerator[StreamDelta, None]:
-        return self.requests.complete(prefix, state.branch.at, state.suffix, spec)
+        return self.requests.complete(prefix, state.branch.at, state.suffix, spec, claim)
 
     async def write(self, prefix: ServerPrefix, state: BranchState, emit: Emit[Progress]) -> None:
         """Generate, and emit new text as it comes.
@@ -140,11 +141,11 @@ class BranchRequests:
         branch, sent = state.branch, ""
         decided = self._decided(branch)
         state.suffix = (*state.suffix, *decided)
-        spec = self._completion_spec(branch)
+        spec, claim = self._completion_spec(branch), Claim()
         async for attempt in self.requests.attempts():
             with attempt:
                 text, token_ids, usage, finish = "", list[int](), None, None
-                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                async with aclosing(self._complete(prefix, state, spec, claim)) as deltas:
                     async for delta in deltas:
                         text, usage, finish = text + delta.text, delta.usage or usage, delta.finish or finish
                         token_ids += delta.token_ids
@@ -161,7 +162,7 @@ class BranchRequests:
             raise self.requests.error(prefix, "the JSON did not end within max_new_tokens")
         if whole != sent:
             emit(Progress(state.index, whole[len(sent) :]))
-        state.cost += self._cost(prefix, state, usage)
+        state.cost += self._cost(prefix, state, usage, claim)
         emit(state.done(whole, self._without_end(token_ids), generated=True))
 
     def _completion_spec(self, branch: Branch) -> CompletionSpec:
@@ -174,15 +175,37 @@ class BranchRequests:
             extra["return_token_ids"] = True
         return CompletionSpec(fields, extra, ends_of(branch.generation))
 
-    def _cost(self, prefix: ServerPrefix, state: BranchState, usage: UsageReport | None) -> Cost:
+    def _cost(
+        self, prefix: ServerPrefix, state: BranchState, usage: UsageReport | None, claim: Claim
+    ) -> Cost:
         """The cost of a request by the server's report; without a report, by what was sent."""
-        at, exact, moved = state.branch.at, self.codec.exact, prefix.pop_recomputed()
-        found = self.reuse.record(usage, prefix.expected_cached(at, exact))
+        at = state.branch.at
+        recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
         if usage is None:
-            return Cost(len(state.suffix), recomputed=moved)
-        before = at if exact else prefix.server_counts.get(at)
-        prompt = len(state.suffix) if before is None else max(0, usage.prompt_tokens - before)
-        return Cost(prompt, usage.output_tokens, moved + (0 if found is None else max(0, at - found)))
+            return Cost(len(state.suffix), recomputed=recomputed)
+        before = at if self.codec.exact else prefix.server_counts.get(at, at)
+        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed)
+
+    def _recomputed(
+        self, prefix: ServerPrefix, at: int, more: int, usage: UsageReport | None, claim: Claim
+    ) -> int:
+        """Count a request's cache hits; returns how many prefix tokens the server prefilled beyond those counted."""
+        expected = claim.expected
+        if not self.codec.exact:
+            if usage is not None and at + more:  # as near as can be known
+                prefix.server_counts[at] = usage.prompt_tokens * at // (at + more)
+            expected = prefix.server_counts.get(expected, 0)
+        return claim.recomputed(at, self.reuse.record(usage, expected))
+
+    async def read(self, prefix: ServerPrefix) -> int:
+        """Make the server prefill the whole prefix; see `Engine.settle`."""
+        at, usage, claim = prefix.tokens, None, Claim()
+        async for attempt in self.requests.attempts():
+            with attempt:
+                async with aclosing(self.requests.complete(prefix, at, (), READ, claim)) as deltas:
+                    async for delta in deltas:
+                        usage = delta.usage or usage
+        return self._recomputed(prefix, at, 0, usage, claim)
 
     @property
     def _end(self) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
@@ -18,12 +17,11 @@ from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
-from wim_kernel.engines.server.deltas import UsageReport
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.ordering import decode_one_by_one
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
-from wim_kernel.engines.server.requests import READ, Requests
+from wim_kernel.engines.server.requests import Requests
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
@@ -172,34 +170,21 @@ class ServerEngine(Shared):
         raise TypeError("The keys and values are on the server, which keeps them itself.")
 
     def extend(self, prefix: ServerPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
-        """See `Engine.extend`. Prefills all chunks in one request.
+        """Take in chunks, and send nothing: the first request that needs them makes the server prefill them.
 
-        The returned positions are those that the server reports. They may begin before the chunks: a server runs again
-        what it has evicted, or has only in part of a block.
+        The returned positions count as run. What the server really ran is known when that request has ended, and the
+        difference is in its `Decoded.recomputed`.
         """
         ids = list(itertools.chain.from_iterable(chunks))
         with prefix.lock:
             before, end = prefix.tokens, start + len(ids)
-            if before >= end:
-                return range(before, before)
-            more = ids[before - start :]
-            usage = wait_for(self._read(prefix, more))
-            found = self._reuse.record(usage, prefix.expected_cached(before, self.codec.exact))
-            prefix.ids += more
-            prefix.tokens_on_server = end
-            if usage is not None:
-                prefix.server_counts[end] = usage.prompt_tokens
-            return range(before if found is None else min(end, found), end)
+            prefix.ids += ids[max(0, before - start) :]
+            self._requests.assign(prefix)
+            return range(before, max(before, end))
 
-    async def _read(self, prefix: ServerPrefix, more: Sequence[int]) -> UsageReport | None:
-        """Prefill a prefix and the ids ``more`` after it; returns the server's usage report."""
-        usage = None
-        async for attempt in self._requests.attempts():
-            with attempt:
-                async with aclosing(self._requests.complete(prefix, prefix.tokens, more, READ)) as deltas:
-                    async for delta in deltas:
-                        usage = delta.usage or usage
-        return usage
+    def settle(self, prefix: ServerPrefix) -> int:
+        """Make the server prefill what no request has needed yet; see `Engine.settle`."""
+        return wait_for(self._branches.read(prefix)) if prefix.tokens_on_server < prefix.tokens else 0
 
     # -- branches -----------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from transformers import GenerationConfig
 
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.codecs import PromptCodec, TokenizerCodec
-from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
+from wim_kernel.engines.server.deltas import StreamDelta
 from wim_kernel.engines.server.families import Family, Route
-from wim_kernel.engines.server.prefixes import ServerPrefix
+from wim_kernel.engines.server.prefixes import Claim, ReadingTurn, ServerPrefix
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.slots import Slot
 from wim_kernel.engines.server.transport import Server
@@ -98,32 +98,37 @@ class Requests:
         )
 
     async def complete(
-        self, prefix: ServerPrefix, known: int, more: Sequence[int], spec: CompletionSpec
+        self, prefix: ServerPrefix, known: int, more: Sequence[int], spec: CompletionSpec, claim: Claim
     ) -> AsyncGenerator[StreamDelta, None]:
         """Stream a completion from the prefix's server or, if that fails before the first delta, from another.
 
-        If the prefix has moved to a new server, one request makes that server prefill it first.
+        If the server has not prefilled the prefix so far, this request makes it do so. Others that need the same part
+        wait until the reply begins, because servers do not share what they have not computed yet.
 
         Args:
             prefix: the prefix.
             known: number of prefix tokens with which the prompt begins.
             more: ids of the rest of the prompt.
             spec: what the request asks for.
+            claim: is set to what the request expects of the server's cache, and is charged for.
         """
         ids = [*prefix.ids[:known], *more]
         document = len(ids) if spec.reads else known
         tried: set[Server] = set()
         while True:
-            server = self._server_for(prefix, more, tried)
+            server = self._server_for(prefix, tried)
             begun = False
             try:
-                if known and not spec.reads:
-                    await self.catch_up(prefix, server)
                 stream = self._stream(server, ids, known, spec)
-                async with self._hold_slot(server, ids, document) as mark_read, aclosing(stream) as deltas:
+                async with (
+                    ReadingTurn(prefix, server, known, claim) as turn,
+                    self._hold_slot(server, ids, document) as mark_in_slot,
+                    aclosing(stream) as deltas,
+                ):
                     async for delta in deltas:
                         if not begun:
-                            mark_read()
+                            mark_in_slot()
+                            turn.reply_begins()
                         begun = True
                         yield delta
                 return
@@ -142,26 +147,6 @@ class Requests:
         """An error in an answer that a retry would not mend."""
         server = prefix.server or self.servers[0]
         return ServerError(server.name, what, passing=False)
-
-    async def catch_up(self, prefix: ServerPrefix, server: Server) -> None:
-        """Make the new server of a prefix prefill it; concurrent requests on the prefix wait for that."""
-        async with prefix.catch_up_lock:
-            if prefix.server is not server or prefix.tokens_on_server > 0:
-                return
-            ids, usage = list(prefix.ids), None
-            stream = self._stream(server, ids, len(ids), READ)
-            async with self._hold_slot(server, ids, len(ids)) as mark_read, aclosing(stream) as deltas:
-                async for delta in deltas:
-                    usage = delta.usage or usage
-                mark_read()
-            if prefix.server is server:
-                prefix.tokens_on_server = max(prefix.tokens_on_server, len(ids))
-            prefix.recomputed += self._ran(ids, usage)
-
-    def _ran(self, ids: Sequence[int], usage: UsageReport | None) -> int:
-        """The number of tokens that a new server prefilled; all of them, if it does not report cache hits."""
-        found = self.reuse.record(usage, 0)
-        return max(0, len(ids) - (found or 0))
 
     def _stream(
         self, server: Server, ids: Sequence[int], known: int, spec: CompletionSpec
@@ -205,12 +190,16 @@ class Requests:
             return {"messages": self.codec.messages(ids)}
         return {"prompt": self.codec.text(ids, known)}
 
-    def _server_for(self, prefix: ServerPrefix, more: Sequence[int], tried: set[Server]) -> Server:
+    def assign(self, prefix: ServerPrefix) -> None:
+        """Choose a new prefix's server by its beginning."""
+        self._server_for(prefix, set())
+
+    def _server_for(self, prefix: ServerPrefix, tried: set[Server]) -> Server:
         """The prefix's server. A new prefix gets one by rendezvous hashing of its beginning, equal in all processes."""
         able = [server for server in self.servers if server not in tried and not server.is_down]
         able = able or [server for server in self.servers if server not in tried] or list(self.servers)
         if prefix.server not in able:
-            begins = repr((prefix.ids or list(more))[:4096])
+            begins = repr(prefix.ids[:4096])
             prefix.move_to(max(able, key=lambda server: _rank(server.name + begins)))
         assert prefix.server is not None
         return prefix.server
