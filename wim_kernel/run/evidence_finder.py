@@ -17,7 +17,7 @@ from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
-from wim_kernel.run.relevance.scores import Evidence
+from wim_kernel.run.relevance.scores import FIRST_LOOK, Evidence, LexicalDecision
 from wim_kernel.run.relevance.search import EvidenceSearch
 from wim_kernel.run.settings import Settings
 from wim_kernel.run.state import PendingMargin, QuestionState
@@ -73,6 +73,8 @@ class EvidenceFinder:
                 state.findings = state.findings or Findings.of(search.document, state.question)
             last = max(pending.index for pending in batch)
             chunks = range(self.lease.volume_of(last).start, last + 1)
+            if not self.engine.heads:  # then no signal depends on what was read
+                chunks = range(len(self.document.chunks))
             signals = self._signals(search.calibration)
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.begin(chunk) for chunk in chunks]
@@ -103,6 +105,14 @@ class EvidenceFinder:
                     pending.branch = self.lease.record(boundary, suffix_ids)
             if not self.settings.measures_boundaries:
                 pending.relevance = self.relevance(pending.evidence)
+
+    def may_matter(self, pending: PendingMargin) -> bool:
+        """Whether to ask the model about a chunk: not if a first look at shared words makes evidence too improbable."""
+        if not isinstance(self.settings.relevance, LexicalDecision) or not pending.state.question:
+            return True
+        assert pending.evidence is not None, "chunks are searched before the model is asked about them"
+        bound = self.settings.relevance(pending.evidence)
+        return bound >= min(FIRST_LOOK, self.settings.threshold or 0.0)
 
     def search_again(self, state: QuestionState, chunks: range) -> Iterator[None]:
         """Search a volume once more, with the most relevant notes in the question's prompt.
@@ -172,7 +182,7 @@ class EvidenceFinder:
         calibration = self.calibration
         return EvidenceSearch(
             self.document.passages,
-            calibration.heads or self.engine.heads,
+            (calibration.heads or self.engine.heads) if self.engine.heads else (),
             calibration,
             lambda question: question_lead(question, self.settings)[0],
             self.decode,

@@ -20,6 +20,8 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
     """The branch at a chunk's end that measures the chunk's relevance and, if ``generate``, writes its note."""
     prompts, decides = settings.prompts, settings.asks == "decision"
     lead, scored = question_lead(question, settings)
+    if decides and not settings.sees_attention:
+        scored = None  # elsewhere the likelihood costs a request of its own
     return Branch(
         at,
         lead + fill(prompts.decision if decides else prompts.margin, **settings.variables, question=question),

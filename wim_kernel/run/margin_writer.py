@@ -37,7 +37,7 @@ class MarginWriter:
         if self.settings.judges_notes:
             yield from self._write_and_judge(batch)
         elif self.settings.measures_boundaries:
-            for _ in self._measure(batch, write=False):
+            for _ in self._measure(self._worth_asking(batch), write=False):
                 yield None
 
     def write(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
@@ -49,7 +49,9 @@ class MarginWriter:
             yield from judged
             return
         if settings.measures_boundaries:
-            finished = self._measure(batch, write=True)
+            asked = self._worth_asking(batch)
+            yield from (pending for pending in batch if pending not in asked)
+            finished = self._measure(asked, write=True)
         elif verbatim:
             yield from self._quote([pending for pending in batch if self.is_relevant(pending)])
             yield from batch
@@ -112,7 +114,9 @@ class MarginWriter:
 
     def _write_notes(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
         """Decode one branch for each margin, which writes its note."""
-        branches = [(pending, self._branch(pending, generate=True)) for pending in batch]
+        branches = [
+            (pending, replace(self._branch(pending, generate=True), scored=None)) for pending in batch
+        ]
         for item in self._decode(branches):
             if item is None:
                 yield None
@@ -123,6 +127,16 @@ class MarginWriter:
         pending.branch = self.lease.record(pending.index + 1, decoded.suffix_ids)
         pending.text, pending.token_ids = decoded.text, decoded.token_ids
         return pending
+
+    def _worth_asking(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
+        """The margins that pass a first look; the relevance of the others is set."""
+        asked = []
+        for pending in batch:
+            if self.finder.may_matter(pending):
+                asked.append(pending)
+            elif pending.evidence is not None and pending.relevance is None:
+                pending.relevance = self.finder.relevance(pending.evidence)
+        return asked
 
     def _measure(self, batch: Sequence[PendingMargin], *, write: bool) -> Iterator[PendingMargin | None]:
         """Decode one branch for each margin: the question's likelihood, the decision, and, if relevant, the note."""

@@ -81,13 +81,14 @@ class Settings:
     @property
     def measures_boundaries(self) -> bool:
         """Whether relevance is measured by a branch at each chunk's end."""
-        return not getattr(self.relevance, "searches", ())
+        return self.asks != "nothing" or not getattr(self.relevance, "searches", ())
 
 
 def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: bool = False) -> Settings:
     """Fill in the defaults that depend on the engine, and check that the engine can do what the options ask for.
 
-    Without attention the default relevance is ``"likelihood"``, and without likelihoods ``"decision"``.
+    Without attention the default relevance is ``"lexical+passage"``, without likelihoods ``"lexical+decision"``, and
+    without a question ``"likelihood"`` or ``"decision"``.
 
     Args:
         settings: the caller's settings.
@@ -100,7 +101,10 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     sees, measures = bool(engine.heads), engine.measures_likelihood
     relevance, style = settings.relevance, settings.margin_style
     if relevance == resolve("combined") and not sees:
-        relevance = resolve("likelihood" if measures else "decision")
+        names = (
+            ("lexical+passage", "lexical+decision") if not without_question else ("likelihood", "decision")
+        )
+        relevance = resolve(names[0] if measures else names[1])
     searches = getattr(relevance, "searches", ())
     if "attention" in searches and not sees:
         raise ValueError(
@@ -109,6 +113,8 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     if (isinstance(relevance, QuestionLikelihood) or "passage" in searches) and not measures:
         if isinstance(relevance, QuestionLikelihood) and relevance == resolve("likelihood"):
             relevance = resolve("decision")
+        elif relevance == resolve("lexical+passage"):
+            relevance = resolve("lexical+decision")
         else:
             raise ValueError(
                 "This relevance needs likelihoods of prompts, which this server does not give without reading the "
@@ -123,7 +129,10 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
         style = "verbatim" if sees and not without_question else "free"
     threshold = settings.threshold
     if threshold is None:
-        threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
+        is_probability = (
+            getattr(relevance, "searches", ()) and getattr(relevance, "asks", "nothing") == "nothing"
+        )
+        threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
     return replace(
         settings,
         relevance=relevance,

@@ -55,7 +55,7 @@ class QuestionState:
         self.recomputed += decoded.recomputed
 
 
-@dataclass
+@dataclass(eq=False)
 class PendingMargin:
     """A margin in progress: one question at one chunk's end.
 

@@ -17,6 +17,7 @@ from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
+from wim_kernel.engines.server.deciding import GateQuestion
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.ordering import decode_one_by_one
 from wim_kernel.engines.server.prefixes import ServerPrefix
@@ -216,32 +217,62 @@ class ServerEngine(Shared):
     def _decode_together(
         self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None
     ) -> Iterator[list[Progress]]:
-        """Run the requests of branches concurrently: measurements, then the gate, then generation."""
+        """Run the requests of branches concurrently: measurements, then the gate, then generation.
+
+        A branch that only decides and generates is one request, and the gate is asked about it alone, when its reply
+        begins.
+        """
         states = [
             BranchState(index, branch, tuple(self.codec.suffix(branch)))
             for index, branch in enumerate(branches)
         ]
         longest_first = sorted(states, key=lambda state: -state.branch.at)
+        deciding = [
+            state
+            for state in states
+            if self._decides_while_writing(state.branch) and not self._scores(state.branch)
+        ]
         measurements = [
             functools.partial(measure, prefix, state)
             for state in longest_first
             for measure, needed in (
-                (self._branches.score, state.branch.scored is not None and self.measures_likelihood),
-                (self._branches.decide, bool(state.branch.choices)),
+                (self._branches.score, self._scores(state.branch)),
+                (self._branches.decide, bool(state.branch.choices) and state not in deciding),
             )
             if needed
         ]
         for _ in run_concurrently(measurements):
             yield []
-        scores = [state.scores for state in states]
-        goes_on = [True] * len(states) if gate is None else gate(range(len(states)), scores)
-        active = [
-            state for state in longest_first if goes_on[state.index] and state.branch.generation is not None
+        measured = [state for state in states if state not in deciding]
+        goes_on = [True] * len(measured)
+        if gate is not None and measured:
+            goes_on = list(gate([state.index for state in measured], [state.scores for state in measured]))
+        active = {
+            state.index
+            for state, goes in zip(measured, goes_on, strict=True)
+            if goes and state.branch.generation is not None
+        }
+        yield [state.done() for state in measured if state.index not in active]
+        writing = [
+            functools.partial(self._branches.write, prefix, state, decides=state in deciding)
+            for state in longest_first
+            if state in deciding or state.index in active
         ]
-        yield [state.done() for state in states if state not in active]
-        writing = [functools.partial(self._branches.write, prefix, state) for state in active]
-        for progress in run_concurrently(writing):
-            yield [progress]
+        for item in run_concurrently(writing):
+            if isinstance(item, Progress):
+                yield [item]
+            elif isinstance(item, GateQuestion):
+                state = item.state
+                item.answer(goes_on=gate is None or bool(gate([state.index], [state.scores])[0]))
+
+    def _scores(self, branch: Branch) -> bool:
+        """Whether a branch's likelihood is measured."""
+        return branch.scored is not None and self.measures_likelihood
+
+    def _decides_while_writing(self, branch: Branch) -> bool:
+        """Whether one request both decides about a branch and writes its text."""
+        apart = self.family.decides_apart and self.route != "chat"
+        return bool(branch.choices) and branch.generation is not None and not apart
 
     # -- starting -----------------------------------------------------------------------------------------------------
 

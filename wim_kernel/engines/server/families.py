@@ -26,6 +26,8 @@ class Family:
         advice: what to change if the prefix cache misses, for a warning.
         likelihoods: whether its ``/generate`` returns log-probabilities of prompt tokens, with use of the prefix cache,
             and of given candidates for the next token.
+        decides_apart: whether a request of one token decides about a branch before it is written (not for messages):
+            probabilities of every token of a note would cost more than the second request, which runs a few tokens.
         extra: fields of every request.
         settings: supported settings: transformers' names, and the family's names.
         top_k_off: the ``top_k`` that means all tokens.
@@ -40,6 +42,7 @@ class Family:
     logprobs: int
     advice: str
     likelihoods: bool = False
+    decides_apart: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     top_k_off: int = 0
@@ -86,6 +89,7 @@ FAMILIES = {
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
             likelihoods=True,
+            decides_apart=True,
             extra=_NO_PENALTY,
             settings=_SETTINGS,
             top_k_off=-1,
@@ -97,6 +101,7 @@ FAMILIES = {
             concurrency=1,
             sequential=True,
             logprobs=1000,
+            decides_apart=True,
             advice="start it with one slot (--parallel 1) and a context (-c) that holds the document and its prompts",
             extra={"cache_prompt": True, "id_slot": 0},
             settings={

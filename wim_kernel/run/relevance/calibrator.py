@@ -12,7 +12,7 @@ from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import parse_options
-from wim_kernel.run.relevance.calibration import Calibration, keep, known
+from wim_kernel.run.relevance.calibration import WITHOUT_ATTENTION, Calibration, keep, known
 from wim_kernel.run.relevance.examples import Example, packaged_examples
 from wim_kernel.run.relevance.fitting import calibrate
 from wim_kernel.text.prompts import Frame
@@ -72,10 +72,10 @@ class Calibrator:
 
     def _find_for_model(self) -> Calibration:
         engine = self.engine
-        if not self._may_calibrate or not isinstance(engine, LocalEngine) or not engine.heads:
-            return Calibration()
-        if not engine.reads_text:
-            return Calibration()  # random weights
+        if not self._may_calibrate or (isinstance(engine, LocalEngine) and not engine.reads_text):
+            return Calibration()  # such a model's weights are random
+        if not isinstance(engine, LocalEngine) or not engine.heads:
+            return WITHOUT_ATTENTION
         model = engine.fingerprint()
         calibration = known(model)
         if calibration is None:

@@ -65,7 +65,7 @@ class EvidenceSearch:
     @property
     def reads_each_alone(self) -> bool:
         """Whether the document has so few passages that each is read alone, in place of the first pass."""
-        return self.calibration.is_found and len(self.document) <= SHORTLIST
+        return bool(self.heads) and self.calibration.is_found and len(self.document) <= SHORTLIST
 
     def attend(
         self, questions: Sequence[SearchedQuestion], begins: Sequence[int], chunks: range, at: int
@@ -161,8 +161,14 @@ class EvidenceSearch:
         return asking_branch(self.head_tokens, (Text(passage.text), *self.lead(question)), probe)
 
     def _shortlist(self, found: Findings, chunks: range) -> list[int]:
-        """The best passage of each chunk, best chunks first, then the next best passages; all if they are few."""
+        """The best passage of each chunk, best chunks first, then the next best passages; all if they are few.
+
+        Without attention these are passages that pass a first look at shared words: the others cannot be relevant.
+        """
         candidates = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
+        if not self.heads:
+            may_matter = found.may_matter(self.calibration)
+            candidates = [index for index in candidates if may_matter[index]]
         if len(candidates) <= SHORTLIST:
             return candidates
         scores = found.scores(self.calibration, ("attention", "lexical"))
