@@ -109,12 +109,12 @@ class BranchRequests:
         assert isinstance(self.codec, TokenizerCodec)
         likelihood, run = 0.0, self.codec.scored(state.branch)
         if run:
-            prompt, spec, claim = state.suffix[: run.stop], CompletionSpec({}, scored=len(run)), Claim()
+            claim = Claim()
             async for attempt in self.requests.attempts():
                 with attempt:
-                    completion = self.requests.complete(prefix, state.branch.at, prompt, spec, claim)
-                    async with aclosing(completion) as deltas:
-                        (measured,) = [delta async for delta in deltas]
+                    measured = await self.requests.measure(
+                        prefix, state.branch.at, state.suffix[: run.stop], len(run), claim
+                    )
             likelihood = statistics.fmean(measured.likelihoods)
             state.cost += self._cost(prefix, state, measured.usage, claim)
         state.scores = replace(state.scores, likelihood=likelihood)
@@ -293,7 +293,7 @@ class BranchRequests:
         if self.requests.route == "chat":
             return CompletionSpec({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
         first = self._first_tokens(branch)
-        if self.family.likelihoods and self.requests.route == "tokens":
+        if self.family.tells_candidates and self.requests.route == "tokens":
             return CompletionSpec({}, candidates=first or ())
         extra: dict[str, Any] = {}
         if self.family.name == "vllm" and first is not None:

@@ -27,6 +27,9 @@ from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
 
+TRIAL = "The cat sat on the mat and looked at the door."
+"""A text whose last tokens' likelihoods are measured once, to see whether and how the server does that."""
+
 
 class ServerEngine(Shared):
     """Drives servers over the OpenAI-compatible API and relies on their prefix caches.
@@ -93,12 +96,18 @@ class ServerEngine(Shared):
         self.max_branches = self.family.max_branches
         self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
-        self.measures_likelihood = self.shows_tokens and self.family.likelihoods
         self._reuse = Reuse(self.family.advice, self.codec.exact)
         self._requests = Requests(
             self.servers, self.model_id, self.family, self.codec, self.route, retries, self._reuse
         )
         self._branches = BranchRequests(self._requests, self._reuse)
+
+    @functools.cached_property
+    def measures_likelihood(self) -> bool:
+        """See `Engine.measures_likelihood`: found out by a trial on the server, at the first access."""
+        if not self.shows_tokens:
+            return False
+        return bool(wait_for(self._requests.find_ways(self.encode(Text(TRIAL)))))
 
     @property
     def decides_by(self) -> str:
@@ -201,7 +210,7 @@ class ServerEngine(Shared):
         for branch in branches:
             if branch.generation is not None:
                 self._branches.check(branch.generation)
-        if not self.family.sequential:
+        if not self.family.sequential or all(self._only_scores(branch) for branch in branches):
             yield from self._decode_together(prefix, branches, gate)
             return
         order = list(range(len(branches)))
@@ -264,6 +273,9 @@ class ServerEngine(Shared):
             elif isinstance(item, GateQuestion):
                 state = item.state
                 item.answer(goes_on=gate is None or bool(gate([state.index], [state.scores])[0]))
+
+    def _only_scores(self, branch: Branch) -> bool:
+        return self._scores(branch) and not branch.choices and branch.generation is None
 
     def _scores(self, branch: Branch) -> bool:
         """Whether a branch's likelihood is measured."""

@@ -24,8 +24,7 @@ class Family:
             the server keeps one prompt per slot, and a shorter prompt truncates it.
         logprobs: number of most likely first tokens whose log-probabilities it reports; 0 if it reports none.
         advice: what to change if the prefix cache misses, for a warning.
-        likelihoods: whether its ``/generate`` returns log-probabilities of prompt tokens, with use of the prefix cache,
-            and of given candidates for the next token.
+        tells_candidates: whether its ``/generate`` returns log-probabilities of given candidates for the next token.
         decides_apart: whether a request of one token decides about a branch before it is written (not for messages):
             probabilities of every token of a note would cost more than the second request, which runs a few tokens.
         extra: fields of every request.
@@ -41,7 +40,7 @@ class Family:
     sequential: bool
     logprobs: int
     advice: str
-    likelihoods: bool = False
+    tells_candidates: bool = False
     decides_apart: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +87,7 @@ FAMILIES = {
             logprobs=20,
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
-            likelihoods=True,
+            tells_candidates=True,
             decides_apart=True,
             extra=_NO_PENALTY,
             settings=_SETTINGS,

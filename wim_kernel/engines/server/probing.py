@@ -40,6 +40,11 @@ async def window_of(server: Server, family: Family, about: dict[str, Any]) -> in
     return None
 
 
+async def slots_of(server: Server) -> int:
+    """How many prompts a llama.cpp server keeps; 1 if it does not say."""
+    return _number(_table(await server.get("/props")).get("total_slots")) or 1
+
+
 def _table(found: Any) -> dict[str, Any]:
     """``found`` if it is a JSON object; else an empty one."""
     return found if isinstance(found, dict) else {}

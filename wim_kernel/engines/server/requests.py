@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,18 @@ from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.codecs import PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deltas import StreamDelta
 from wim_kernel.engines.server.families import Family, Route
+from wim_kernel.engines.server.likelihoods import (
+    Measurement,
+    Way,
+    best_way,
+    candidates,
+    find_ways,
+    measure,
+)
 from wim_kernel.engines.server.prefixes import Claim, ReadingTurn, ServerPrefix
+from wim_kernel.engines.server.probing import slots_of
 from wim_kernel.engines.server.reuse import Reuse
-from wim_kernel.engines.server.slots import Slot
+from wim_kernel.engines.server.slots import ScratchSlots, Slot
 from wim_kernel.engines.server.transport import Server
 
 logger = logging.getLogger(__name__)
@@ -39,7 +48,6 @@ class CompletionSpec:
         extra: fields of the family's own.
         ends: EOS tokens of the caller's; by default the tokenizer's.
         reads: whether the whole prompt is a document's, which the server's slot should keep.
-        scored: number of the prompt's last tokens whose log-probabilities are needed; no text is generated.
         candidates: candidate next tokens whose log-probabilities are needed; no text is generated.
     """
 
@@ -47,10 +55,10 @@ class CompletionSpec:
     extra: dict[str, Any] = field(default_factory=dict)
     ends: Sequence[int] = ()
     reads: bool = False
-    scored: int = 0
     candidates: Sequence[int] = ()
 
 
+SHORT = 1024  # most tokens of a prompt that is measured in another slot than the document's
 READ = CompletionSpec({"max_tokens": 1, "temperature": 0.0}, reads=True)
 """A prefill: one token, since servers generate at least one."""
 
@@ -85,8 +93,29 @@ class Requests:
         self.route = route
         self.retries = retries
         self.reuse = reuse
-        has_one_slot = family.sequential and codec.exact
+        has_one_slot = family.name == "llama.cpp" and codec.exact
         self._slots = {server: Slot(server) for server in servers} if has_one_slot else {}
+        self._scratch: dict[Server, ScratchSlots] = {}
+        self.ways: tuple[Way, ...] = ()
+
+    async def find_ways(self, ids: Sequence[int]) -> tuple[Way, ...]:
+        """Find out by a trial in which ways likelihoods can be measured; see `likelihoods`.
+
+        Args:
+            ids: token ids of a short text.
+        """
+        server = next((server for server in self.servers if not server.is_down), self.servers[0])
+        slots = await slots_of(server) if server in self._slots else 1
+        if slots > 1:
+            self._scratch = {each: ScratchSlots(slots) for each in self.servers}
+            for each in self.servers:
+                each.admit(slots)
+        elif server in self._slots and not await self._slots[server].can_save():
+            return ()  # measuring a passage would drop the document from the only slot
+        async for attempt in self.attempts():
+            with attempt:
+                self.ways = await find_ways(server, self.family, self.model_id, ids, min(1, slots - 1))
+        return self.ways
 
     def attempts(self) -> AsyncRetrying:
         """Attempts of one request, repeated after transient errors."""
@@ -143,6 +172,37 @@ class Requests:
                         continue
                 raise
 
+    async def measure(
+        self, prefix: ServerPrefix, known: int, more: Sequence[int], scored: int, claim: Claim
+    ) -> StreamDelta:
+        """Measure the log-probabilities of a prompt's last tokens, in the way that computes least.
+
+        Args:
+            prefix: the prefix.
+            known: number of prefix tokens with which the prompt begins.
+            more: ids of the rest of the prompt.
+            scored: how many of the last tokens are measured.
+            claim: is set to what the request expects of the server's cache, and is charged for.
+        """
+        ids, server = [*prefix.ids[:known], *more], self._server_for(prefix, set())
+        way = best_way(self.ways, min(known, prefix.tokens_on_server), len(ids), scored)
+        scratch = self._scratch.get(server)
+        # Neither takes the prefix from the cache: a prompt's own log-probabilities, and llama.cpp's other slots.
+        apart = way == "prompt" or (scratch is not None and len(ids) <= SHORT)
+        async with AsyncExitStack() as held:
+            mark_in_slot, turn, slot = None, None, 0
+            if not apart:
+                turn = await held.enter_async_context(ReadingTurn(prefix, server, known, claim))
+                mark_in_slot = await held.enter_async_context(self._hold_slot(server, ids, known))
+            elif scratch is not None:
+                slot = await held.enter_async_context(scratch.borrow())
+            async for delta in measure(server, way, Measurement(ids, scored, self.model_id, slot)):
+                if turn is not None and mark_in_slot is not None:
+                    mark_in_slot()
+                    turn.reply_begins()
+                return delta
+        raise AssertionError("a measurement yields one delta")
+
     def error(self, prefix: ServerPrefix, what: str) -> ServerError:
         """An error in an answer that a retry would not mend."""
         server = prefix.server or self.servers[0]
@@ -151,8 +211,8 @@ class Requests:
     def _stream(
         self, server: Server, ids: Sequence[int], known: int, spec: CompletionSpec
     ) -> AsyncGenerator[StreamDelta, None]:
-        if spec.scored or spec.candidates:
-            return server.likelihoods(ids, spec.scored, spec.candidates)
+        if spec.candidates:
+            return candidates(server, ids, spec.candidates)
         return server.stream(*self._fields(ids, known, spec))
 
     def _fields(

@@ -21,7 +21,7 @@ import openai
 from wim_kernel.common import forks
 from wim_kernel.common.concurrency import stoppable
 from wim_kernel.common.errors import ServerError
-from wim_kernel.engines.server.deltas import StreamDelta, parse_event, parse_likelihoods
+from wim_kernel.engines.server.deltas import StreamDelta, parse_event
 
 Item = TypeVar("Item")
 COOLDOWN_SECONDS = 30.0
@@ -177,6 +177,11 @@ class Server:
         """Prefer other servers for `COOLDOWN_SECONDS`."""
         self._down_until = time.monotonic() + COOLDOWN_SECONDS
 
+    def admit(self, requests: int) -> None:
+        """Admit at least so many requests at a time, from the next one on."""
+        if requests > self.concurrency:
+            self.concurrency, self._limiter = requests, None
+
     @property
     def limiter(self) -> asyncio.Semaphore:
         """Admits `concurrency` requests at a time, first come, first served."""
@@ -256,30 +261,21 @@ class Server:
         if not finished:
             raise self.error("an answer broke off before its end", None)
 
-    async def likelihoods(
-        self, ids: Sequence[int], scored: int, candidates: Sequence[int]
-    ) -> AsyncGenerator[StreamDelta, None]:
-        """Log-probabilities of tokens by SGLang's ``/generate``, in one delta.
-
-        Args:
-            ids: token ids of the prompt.
-            scored: number of the prompt's last tokens to score; another token precedes them.
-            candidates: candidate next tokens to score.
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """Post JSON to a path next to the API's, as one of the requests that are limited in number.
 
         Raises:
             ServerError: if the request fails.
         """
-        body = {
-            "input_ids": list(ids),
-            "sampling_params": {"max_new_tokens": 1 if candidates else 0, "temperature": 0.0},
-            "return_logprob": True,
-            "logprob_start_len": len(ids) - scored - 1 if scored else -1,
-            "token_ids_logprob": list(candidates) or None,
-        }
         async with self._limited():
-            answer = await self.client.post(self._beside_api("/generate"), cast_to=object, body=body)
-            delta = parse_likelihoods(answer, scored, self.base_url)
-        yield delta
+            return await self.client.post(self._beside_api(path), cast_to=object, body=body)
+
+    def parsed(self, parse: Callable[[], StreamDelta]) -> StreamDelta:
+        """What ``parse`` returns; whatever it raises becomes a `ServerError` that no retry would mend."""
+        try:
+            return parse()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ServerError(self.name, f"a reply makes no sense ({error!r})", passing=False) from error
 
     @asynccontextmanager
     async def _limited(self) -> AsyncGenerator[None, None]:
