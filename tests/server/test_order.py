@@ -58,7 +58,8 @@ class FakeBranches:
         state.scores = replace(state.scores, choices=(state.branch.at / 10, 1 - state.branch.at / 10))
         emit(state)
 
-    async def write(self, prefix, state, emit):
+    async def write(self, prefix, state, emit, *, decides=False):
+        assert not decides
         self.requests.append(("write", state.branch.at))
         emit(Progress(state.index, str(state.branch.at)))
         emit(state.done(str(state.branch.at), generated=True))
@@ -67,7 +68,7 @@ class FakeBranches:
 def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine:
     engine = object.__new__(ServerEngine)
     engine.family, engine.codec, engine._branches = FAMILIES[family], CharacterCodec(), FakeBranches()
-    engine.measures_likelihood = measures_likelihood
+    engine.measures_likelihood, engine.route = measures_likelihood, "tokens"
     return engine
 
 

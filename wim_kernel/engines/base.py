@@ -147,14 +147,16 @@ class Engine(Protocol[PrefixT]):
     """Default limit of the bytes of all prefixes in the engine's cache."""
     host_budget_bytes: int
     """Default limit of the bytes of packed prefixes in host memory; 0 if the engine's own cache is there."""
-    measures_likelihood: bool
-    """Whether `Scores.likelihood` can be measured."""
     writes_as_it_reads: bool
     """Whether margins should always be written before the next chunk is prefilled."""
     shows_tokens: bool
     """Whether the token ids of this protocol are the ids that the model sees."""
     heads: tuple[Head, ...]
     """Heads whose attention can be measured; empty if the engine cannot measure attention."""
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """Whether `Scores.likelihood` can be measured."""
 
     @property
     def decides_by(self) -> str:

@@ -101,10 +101,10 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     sees, measures = bool(engine.heads), engine.measures_likelihood
     relevance, style = settings.relevance, settings.margin_style
     if relevance == resolve("combined") and not sees:
-        names = (
-            ("lexical+passage", "lexical+decision") if not without_question else ("likelihood", "decision")
-        )
-        relevance = resolve(names[0] if measures else names[1])
+        if without_question:
+            relevance = resolve("likelihood" if measures else "decision")
+        else:
+            relevance = resolve("lexical+passage" if measures else "lexical+decision")
     searches = getattr(relevance, "searches", ())
     if "attention" in searches and not sees:
         raise ValueError(

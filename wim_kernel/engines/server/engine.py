@@ -91,14 +91,21 @@ class ServerEngine(Shared):
             CharacterCodec() if tokenizer is None else TokenizerCodec(_loaded(tokenizer))
         )
         self.route = _route(route, self.family, self.codec)
-        self.window = window or wait_for(window_of(first, self.family, about))
+        self.window = window or wait_for(window_of(first, self.family, {**about, "id": self.model_id}))
         self.margin_batch = 1 if self.family.sequential else 4
         self.max_branches = self.family.max_branches
         self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
         self._reuse = Reuse(self.family.advice, self.codec.exact)
         self._requests = Requests(
-            self.servers, self.model_id, self.family, self.codec, self.route, retries, self._reuse
+            self.servers,
+            self.model_id,
+            self.family,
+            self.codec,
+            self.route,
+            retries,
+            self._reuse,
+            self.window,
         )
         self._branches = BranchRequests(self._requests, self._reuse)
 
@@ -283,7 +290,8 @@ class ServerEngine(Shared):
 
     def _decides_while_writing(self, branch: Branch) -> bool:
         """Whether one request both decides about a branch and writes its text."""
-        apart = self.family.decides_apart and self.route != "chat"
+        # Ollama says only at a reply's end whether it read the whole prompt.
+        apart = self.family.decides_apart and (self.route != "chat" or self.family.name == "ollama")
         return bool(branch.choices) and branch.generation is not None and not apart
 
     # -- starting -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Route = Literal["tokens", "text", "chat"]
 """The form of prompts: token ids to completions, text to completions, or messages to chat completions."""
-FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "openai"]
+FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "ollama", "openai"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,21 @@ FAMILIES = {
             sequential=False,
             logprobs=0,
             advice="start it with --continuous-batching; models with other than full attention share no prefixes there",
+        ),
+        Family(
+            "ollama",
+            takes_ids=False,
+            concurrency=1,
+            sequential=True,
+            logprobs=20,
+            decides_apart=True,
+            advice="see that nobody else uses the model meanwhile, or set OLLAMA_NUM_PARALLEL",
+            settings={
+                "top_k": "top_k",
+                "min_p": "min_p",
+                "typical_p": "typical_p",
+                "repetition_penalty": "repeat_penalty",
+            },
         ),
         Family(
             "openai",

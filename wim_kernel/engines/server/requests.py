@@ -19,6 +19,7 @@ from tenacity import (
 from transformers import GenerationConfig
 
 from wim_kernel.common.errors import ServerError
+from wim_kernel.engines.server import ollama
 from wim_kernel.engines.server.codecs import PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deltas import StreamDelta
 from wim_kernel.engines.server.families import Family, Route
@@ -74,6 +75,7 @@ class Requests:
         route: form in which prompts are sent.
         retries: number of retries after a transient error.
         reuse: counts the cache hits that servers report.
+        window: most tokens of a prompt and its answer, which Ollama has to be told.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Requests:
         route: Route,
         retries: int,
         reuse: Reuse,
+        window: int | None,
     ) -> None:
         self.servers = servers
         self.model_id = model_id
@@ -93,6 +96,7 @@ class Requests:
         self.route = route
         self.retries = retries
         self.reuse = reuse
+        self.window = window
         has_one_slot = family.name == "llama.cpp" and codec.exact
         self._slots = {server: Slot(server) for server in servers} if has_one_slot else {}
         self._scratch: dict[Server, ScratchSlots] = {}
@@ -213,7 +217,11 @@ class Requests:
     ) -> AsyncGenerator[StreamDelta, None]:
         if spec.candidates:
             return candidates(server, ids, spec.candidates)
-        return server.stream(*self._fields(ids, known, spec))
+        fields, extra = self._fields(ids, known, spec)
+        if self.family.name == "ollama":
+            body = ollama.body_of(fields, extra, self.window or ollama.DEFAULT_WINDOW)
+            return ollama.stream(server, body, ollama.path_of(fields), len(ids), exact=self.codec.exact)
+        return server.stream(fields, extra)
 
     def _fields(
         self, ids: Sequence[int], known: int, spec: CompletionSpec

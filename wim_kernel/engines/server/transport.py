@@ -270,12 +270,39 @@ class Server:
         async with self._limited():
             return await self.client.post(self._beside_api(path), cast_to=object, body=body)
 
-    def parsed(self, parse: Callable[[], StreamDelta]) -> StreamDelta:
-        """What ``parse`` returns; whatever it raises becomes a `ServerError` that no retry would mend."""
+    async def lines(self, path: str, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Post JSON to a path next to the API's; yields the lines of the reply as they come.
+
+        Raises:
+            ServerError: if the request fails.
+        """
+        headers = {"Authorization": f"Bearer {self.client.api_key}"}
+        http, url = self.client._client, self._beside_api(path)
+        async with (
+            self._limited(),
+            http.stream("POST", url, json=body, headers=headers, timeout=self.timeout) as answer,
+        ):
+            if answer.is_error:
+                text = (await answer.aread()).decode(errors="replace")
+                raise _Status(answer, text)
+            async for line in answer.aiter_lines():
+                if line.strip():
+                    yield line
+
+    def short_prompt(self, read: int, sent: int, window: int) -> ServerError:
+        """The error for a prompt of which the server read too few tokens."""
+        what = (
+            f"it read {read:,} tokens of a prompt of {sent:,} and cut the rest, in a window of {window:,} tokens: give "
+            "from_server a larger window=, or read a shorter document"
+        )
+        return ServerError(self.name, what, passing=False)
+
+    def parsed(self, parse: Callable[[], Item]) -> Item:
+        """What ``parse`` makes of a reply; whatever it raises becomes a `ServerError`."""
         try:
             return parse()
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ServerError(self.name, f"a reply makes no sense ({error!r})", passing=False) from error
+        except Exception as error:  # a reply may be anything
+            raise self.error("a request failed", error) from self._safe_cause(error)
 
     @asynccontextmanager
     async def _limited(self) -> AsyncGenerator[None, None]:
@@ -313,6 +340,20 @@ class Server:
     def _safe_cause(self, error: Exception) -> Exception | None:
         """The error as a cause for the traceback; None if its message contains the key."""
         return error if self.client.api_key == NO_KEY or self.client.api_key not in str(error) else None
+
+
+class _Status(Exception):
+    """A reply with an error's status.
+
+    Args:
+        response: the response.
+        text: its text.
+    """
+
+    def __init__(self, response: Any, text: str) -> None:
+        super().__init__(text[:300])
+        self.response = response
+        self.status_code: int = response.status_code
 
 
 def _seconds(text: str | None) -> float:
