@@ -120,7 +120,9 @@ def test_where_probabilities_are_asked_and_not_told_the_text_decides_and_the_res
     decision = {**OPTIONS, "relevance": "decision"}
     assert reading.ask(QUESTION, **decision).relevance_by == "decision, by the text"
     assert reading.ask("Where was the gull?", **decision).relevance_by == "decision, by the text"
-    assert 4 <= posts(proxy) - before <= 6  # a note, perhaps written anew behind a decision, and an answer each
+    assert (
+        4 <= posts(proxy) - before <= 6
+    )  # a note, perhaps written anew behind a decision, and an answer each
     assert kernel.engine.decides_by == "text"
 
 

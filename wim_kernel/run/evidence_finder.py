@@ -68,14 +68,14 @@ class EvidenceFinder:
             {id(pending.state): pending.state for pending in batch if pending.state.question}.values()
         )
         if self.searches and states:
-            search = self._evidence_search()
+            signals = self._signals(self.calibration)
+            search = self._evidence_search(signals)
             for state in states:
                 state.findings = state.findings or Findings.of(search.document, state.question)
             last = max(pending.index for pending in batch)
             chunks = range(self.lease.volume_of(last).start, last + 1)
-            if not self.engine.heads:  # then no signal depends on what was read
+            if not search.heads:  # then no signal depends on what was read
                 chunks = range(len(self.document.chunks))
-            signals = self._signals(search.calibration)
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.begin(chunk) for chunk in chunks]
                 yield from search.attend(states, begins, chunks, self.lease.end(last + 1))
@@ -130,10 +130,10 @@ class EvidenceFinder:
         if state.findings is None or branch is None or not self.calibration.is_found:
             return
         lead = branch.prompt[: -len(question)]
-        search = self._evidence_search()
+        search = self._evidence_search(self._signals(self.calibration))
         search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
         again = QuestionState(state.question, findings=Findings.of(search.document, state.question))
-        if not search.reads_each_alone:
+        if search.heads and not search.reads_each_alone:
             begins = [self.lease.begin(chunk) for chunk in chunks]
             yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
         yield from search.read_alone([again], chunks)
@@ -178,15 +178,17 @@ class EvidenceFinder:
                 return branch
         return None
 
-    def _evidence_search(self) -> EvidenceSearch:
-        calibration = self.calibration
+    def _evidence_search(self, signals: tuple[str, ...]) -> EvidenceSearch:
+        calibration, looks_first = self.calibration, signals == ("lexical", "passage")
+        sees_attention = bool(self.engine.heads) and not looks_first
         return EvidenceSearch(
             self.document.passages,
-            (calibration.heads or self.engine.heads) if self.engine.heads else (),
+            (calibration.heads or self.engine.heads) if sees_attention else (),
             calibration,
             lambda question: question_lead(question, self.settings)[0],
             self.decode,
             self.lease.end(0),
+            looks_first,
         )
 
     def decode(self, branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:

@@ -97,7 +97,7 @@ class Requests:
         self.retries = retries
         self.reuse = reuse
         self.window = window
-        has_one_slot = family.name == "llama.cpp" and codec.exact
+        has_one_slot = family.name == "llama.cpp" and family.sequential and codec.exact
         self._slots = {server: Slot(server) for server in servers} if has_one_slot else {}
         self._scratch: dict[Server, ScratchSlots] = {}
         self.ways: tuple[Way, ...] = ()

@@ -53,6 +53,7 @@ class EvidenceSearch:
         lead: a callback that makes the prompt with the question.
         decode: a callback that decodes branches.
         head_tokens: how many tokens stand before the document.
+        looks_first: whether only passages that pass a first look at shared words are read alone.
     """
 
     document: DocumentPassages
@@ -61,6 +62,7 @@ class EvidenceSearch:
     lead: Lead
     decode: Decode
     head_tokens: int
+    looks_first: bool = False
 
     @property
     def reads_each_alone(self) -> bool:
@@ -163,10 +165,10 @@ class EvidenceSearch:
     def _shortlist(self, found: Findings, chunks: range) -> list[int]:
         """The best passage of each chunk, best chunks first, then the next best passages; all if they are few.
 
-        Without attention these are passages that pass a first look at shared words: the others cannot be relevant.
+        A first look leaves out passages that shared words make irrelevant whatever their other signals.
         """
         candidates = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
-        if not self.heads:
+        if self.looks_first:
             may_matter = found.may_matter(self.calibration)
             candidates = [index for index in candidates if may_matter[index]]
         if len(candidates) <= SHORTLIST:
