@@ -169,7 +169,7 @@ class Bench:
 
 
 def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
-    """The area under the curve of relevance, within a question: on the server, and in this process without attention."""
+    """The area under the curve of relevance in a question: on the server, and in this process without attention."""
     from benchmarks.relevance import Scored, questions
 
     here = WimKernel.from_pretrained("embedded")

@@ -102,9 +102,9 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     relevance, style = settings.relevance, settings.margin_style
     if relevance == resolve("combined") and not sees:
         if without_question:
-            relevance = resolve("likelihood" if measures else "decision")
+            relevance = resolve("likelihood") if measures else resolve("decision")
         else:
-            relevance = resolve("lexical+passage" if measures else "lexical+decision")
+            relevance = resolve("lexical+passage") if measures else resolve("lexical+decision")
     searches = getattr(relevance, "searches", ())
     if "attention" in searches and not sees:
         raise ValueError(

@@ -17,7 +17,7 @@ from wim_kernel.engines.server.deltas import StreamDelta, checked_counts
 from wim_kernel.engines.server.transport import Server
 
 DEFAULT_WINDOW = 32_768
-"""Most tokens of a context if the caller names none. Ollama allocates room for all of them, so it is not the model's."""
+"""Most tokens of a context if the caller names none; not the model's own, because Ollama allocates room for all."""
 SPARE = 4
 """Tokens by which the server's count of a prompt may be below ours: those that begin a text."""
 LEAST_SHARE = 4
