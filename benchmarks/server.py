@@ -170,6 +170,7 @@ class Bench:
 
 def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
     """The area under the curve of relevance in a question: on the server, and in this process without attention."""
+    sys.path.append(str(HERE))  # where that benchmark looks, behind everything else
     from benchmarks.relevance import Scored, questions
 
     here = WimKernel.from_pretrained("embedded")

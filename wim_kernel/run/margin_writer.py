@@ -11,7 +11,8 @@ from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.grounding import support
 from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead
-from wim_kernel.run.quoting import by_findings, by_likelihood, quote
+from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, quote
+from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.scores import Evidence
 from wim_kernel.run.state import PendingMargin
 from wim_kernel.text.run_text import Text
@@ -197,8 +198,12 @@ class MarginWriter:
                 ranked = by_findings(pending.state.findings, pending.index, self.finder.calibration)
                 self._set_quote(pending, ranked)
             return
-        leads = [question_lead(pending.state.question, self.settings) for pending in batch]
-        requests = [(self.chunks[pending.index], *lead) for pending, lead in zip(batch, leads, strict=True)]
+        requests = []
+        for pending in batch:
+            chunk, findings = self.chunks[pending.index], pending.state.findings
+            calibration = self.finder.calibration if findings is not None else Calibration()
+            sentences = likely_sentences(findings, chunk, pending.index, calibration)
+            requests.append((chunk, sentences, *question_lead(pending.state.question, self.settings)))
 
         def add_usage(number: int, decoded: Decoded) -> None:
             batch[number].state.add_usage(decoded)

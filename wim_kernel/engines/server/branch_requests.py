@@ -6,16 +6,16 @@ import statistics
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from transformers import GenerationConfig
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
+from wim_kernel.engines.server.choices import Choices
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deciding import GateQuestion, Reply, ask_gate
-from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
+from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
 from wim_kernel.engines.server.prefixes import Claim, ServerPrefix
-from wim_kernel.engines.server.replies import choice_probabilities, schema_fields, without_decision
+from wim_kernel.engines.server.replies import schema_fields, without_decision
 from wim_kernel.engines.server.requests import READ, CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
@@ -70,6 +70,7 @@ class BranchRequests:
         self.reuse = reuse
         self.family = requests.family
         self.codec = requests.codec
+        self.choices = Choices(requests.family, requests.codec, requests.route)
         self._decided_by: set[str] = set()
 
     @property
@@ -84,13 +85,13 @@ class BranchRequests:
         Raises:
             ValueError: if a setting cannot.
         """
-        sampling_fields(self.family, generation, self._end)
+        sampling_fields(self.family, generation, self.choices.end)
 
     async def decide(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
         """Measure the probability of each choice as the beginning of the reply."""
         reply = Reply()
         if self.decides_by != "text":
-            reply = await self._reply_start(prefix, state, self._decision(state.branch))
+            reply = await self._reply_start(prefix, state, self.choices.request(state.branch))
         if not reply.top:
             reply = await self._reply_start(prefix, state, REPLY_START)
         self._decide_by(state, reply)
@@ -99,9 +100,7 @@ class BranchRequests:
     def _decide_by(self, state: BranchState, reply: Reply) -> None:
         """Set the probabilities of a branch's choices."""
         self._decided_by.add("first token" if reply.top else "text")
-        first = self._first_tokens(state.branch)
-        names = None if first is None else [self._names(token) for token in first]
-        chances = choice_probabilities(state.branch.choices, reply.top, reply.text, names)
+        chances = self.choices.probabilities(state.branch, reply.top, reply.text)
         state.scores = replace(state.scores, choices=chances)
 
     async def score(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
@@ -156,7 +155,7 @@ class BranchRequests:
             decides: whether the reply's own first words decide about the branch; see `deciding`. If the branch is to
                 go on although its reply begins otherwise, it is generated once more behind the decided choice.
         """
-        branch, sent, claim, decided = state.branch, "", Claim(), self._decided(state.branch)
+        branch, sent, claim, decided = state.branch, "", Claim(), self.choices.decided(state.branch)
         if not decides:
             state.suffix = (*state.suffix, *decided)
         spec = self._completion_spec(branch, decided if decides else None)
@@ -191,7 +190,7 @@ class BranchRequests:
         if decides:
             state.suffix = (*state.suffix, *decided)
         own = reply.token_ids[len(decided) :] if decides else reply.token_ids
-        emit(state.done(whole, self._without_end(own), generated=True))
+        emit(state.done(whole, self.choices.without_end(own), generated=True))
 
     def _show(
         self,
@@ -205,9 +204,9 @@ class BranchRequests:
         whole: bool = False,
     ) -> str:
         """Emit the text that goes beyond what was sent; returns all text sent so far."""
-        decided = self._decided(state.branch)
+        decided = self.choices.decided(state.branch)
         if decides and decided:
-            shown = reply.text[len(self._text(decided)) :]
+            shown = reply.text[len(self.choices.text(decided)) :]
         else:
             shown = without_decision(reply.text, state.branch, decided=bool(decided), whole=whole)
         if len(shown) > len(sent) or whole:
@@ -227,7 +226,7 @@ class BranchRequests:
                 if it need not decide.
         """
         assert branch.generation is not None
-        fields = sampling_fields(self.family, branch.generation, self._end)
+        fields = sampling_fields(self.family, branch.generation, self.choices.end)
         extra = {key: fields.pop(key) for key in list(fields) if key not in STANDARD}
         if branch.json_schema is not None:
             extra |= schema_fields(self.family, branch.json_schema)
@@ -238,7 +237,7 @@ class BranchRequests:
             if "min_tokens" in extra:
                 extra["min_tokens"] += len(deciding)
             if self.decides_by != "text":
-                decision = self._decision(branch)
+                decision = self.choices.request(branch)
                 fields, extra = {**decision.fields, **fields}, {**extra, **decision.extra}
         return CompletionSpec(fields, extra, ends_of(branch.generation))
 
@@ -278,52 +277,6 @@ class BranchRequests:
                     async for delta in deltas:
                         usage = delta.usage or usage
         return self._recomputed(prefix, at, 0, usage, claim)
-
-    @property
-    def _end(self) -> int | None:
-        """The EOS token; None without a tokenizer."""
-        if not isinstance(self.codec, TokenizerCodec):
-            return None
-        end: int | None = self.codec.chat_codec.tokenizer.eos_token_id
-        return end
-
-    def _decision(self, branch: Branch) -> CompletionSpec:
-        """The request for a reply's first token with its log-probabilities, from which choices are decided."""
-        most, fields = self.family.logprobs, {"max_tokens": 1, "temperature": 0.0}
-        if self.requests.route == "chat":
-            return CompletionSpec({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
-        first = self._first_tokens(branch)
-        if self.family.tells_candidates and self.requests.route == "tokens":
-            return CompletionSpec({}, candidates=first or ())
-        extra: dict[str, Any] = {}
-        if self.family.name == "vllm" and first is not None:
-            extra = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
-        return CompletionSpec({**fields, "logprobs": most}, extra)
-
-    def _first_tokens(self, branch: Branch) -> list[int] | None:
-        """The first token of each choice; None without a tokenizer."""
-        if not isinstance(self.codec, TokenizerCodec):
-            return None
-        return [ids[0] for ids in self.codec.chat_codec.choices(branch.choices)]
-
-    def _names(self, token: int) -> tuple[str, ...]:
-        """A token's names in server replies: its text or, with vLLM, its id, since tokens may share a text."""
-        return (self._text([token]), name_of(token))
-
-    def _decided(self, branch: Branch) -> list[int]:
-        """Tokens of the choice with which the reply begins, if they can be put into the prompt; else empty."""
-        if not branch.choices or self.requests.route == "chat" or not isinstance(self.codec, TokenizerCodec):
-            return []
-        return self.codec.chat_codec.choices(branch.choices)[0]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
-        assert isinstance(self.codec, TokenizerCodec)
-        text: str = self.codec.chat_codec.backend.decode(list(ids), skip_special_tokens=False)
-        return text
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] == self._end else ids
 
 
 REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})

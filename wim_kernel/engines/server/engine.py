@@ -11,7 +11,6 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
@@ -24,6 +23,7 @@ from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import Requests
 from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.starting import chosen_model, chosen_route, first_that_answers
 from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
 
@@ -79,8 +79,8 @@ class ServerEngine(Shared):
         if isinstance(family, str) and family not in FAMILIES:
             raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}.")
         self.servers = [Server(url, api_key, timeout, 1) for url in urls]
-        first, models = self._first_that_answers(model)
-        self.model_id = _chosen(model, models)
+        first, models = first_that_answers(self.servers, model)
+        self.model_id = chosen_model(model, models)
         self.model_name = PurePath(self.model_id).name
         about = next((entry for entry in models if entry.get("id") == self.model_id), {})
         kind = wait_for(family_of(first, about)) if family is None else family
@@ -90,7 +90,7 @@ class ServerEngine(Shared):
         self.codec: PromptCodec = (
             CharacterCodec() if tokenizer is None else TokenizerCodec(_loaded(tokenizer))
         )
-        self.route = _route(route, self.family, self.codec)
+        self.route = chosen_route(route, self.family, self.codec)
         self.window = window or wait_for(window_of(first, self.family, {**about, "id": self.model_id}))
         self.margin_batch = 1 if self.family.sequential else 4
         self.max_branches = self.family.max_branches
@@ -294,21 +294,6 @@ class ServerEngine(Shared):
         apart = self.family.decides_apart and (self.route != "chat" or self.family.name == "ollama")
         return bool(branch.choices) and branch.generation is not None and not apart
 
-    # -- starting -----------------------------------------------------------------------------------------------------
-
-    def _first_that_answers(self, model: str | None) -> tuple[Server, list[dict[str, Any]]]:
-        """The first server that answers, and the models that it lists. A server may list none if ``model`` is given."""
-        for index, server in enumerate(self.servers):
-            try:
-                return server, wait_for(server.models())
-            except ServerError as error:
-                if model is not None and error.status is not None and error.status not in (401, 403):
-                    return server, []  # it answers, and lists no models
-                server.mark_failed()
-                if index == len(self.servers) - 1:
-                    raise
-        raise AssertionError
-
 
 def _ask_for(gate: Gate, index: int, _: Sequence[int], scores: Sequence[Scores]) -> Sequence[bool]:
     """Ask the gate for one branch, by its index in the caller's list."""
@@ -317,24 +302,3 @@ def _ask_for(gate: Gate, index: int, _: Sequence[int], scores: Sequence[Scores])
 
 def _loaded(tokenizer: PreTrainedTokenizerBase | str) -> Any:
     return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-
-
-def _chosen(model: str | None, models: Sequence[dict[str, Any]]) -> str:
-    names = [str(entry["id"]) for entry in models]
-    if model is None and len(names) == 1:
-        return names[0]
-    if model is None:
-        raise ValueError(f"Say which model: the server serves {', '.join(names) or 'none by name'}.")
-    return model
-
-
-def _route(route: Route | None, family: Family, codec: PromptCodec) -> Route:
-    if route is None:
-        return "chat" if not codec.exact else "tokens" if family.takes_ids else "text"
-    if route != "chat" and not codec.exact:
-        raise ValueError(f"route={route!r} needs the model's tokenizer: give tokenizer=.")
-    if route == "chat" and codec.exact:
-        raise ValueError("route='chat' lets the server apply its own template: give no tokenizer.")
-    if route == "tokens" and not family.takes_ids:
-        raise ValueError(f"A server of the family {family.name!r} takes no token ids.")
-    return route
