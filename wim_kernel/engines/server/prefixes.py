@@ -47,16 +47,18 @@ class ServerPrefix:
         """The number of tokens."""
         return len(self.ids)
 
-    def mark_read(self, server: Server, tokens: int) -> int:
+    def mark_read(self, server: Server, tokens: int) -> tuple[int, int]:
         """Note that a server has prefilled the first ``tokens`` tokens.
 
         Returns:
-            How many of them are charged to the request that made it do so: those that no request was charged for yet.
+            How many of them the server had not prefilled, and how many no request was charged for yet.
         """
+        new = 0
         if server is self.server:
+            new = max(0, tokens - self.tokens_on_server)
             self.tokens_on_server = max(self.tokens_on_server, tokens)
         charged, self.charged = max(0, tokens - self.charged), max(self.charged, tokens)
-        return charged
+        return new, charged
 
     def fork(self, tokens: int) -> ServerPrefix:
         """A copy of the first ``tokens`` tokens, on the same server."""
@@ -77,11 +79,13 @@ class Claim:
 
     Attributes:
         expected: number of prefix tokens that the server should have in its cache.
+        new: number of prefix tokens that the server had not prefilled before.
         charged: number of prefix tokens that count as prefilled already and that this request prefills; see
             `ServerPrefix.charged`.
     """
 
     expected: int = 0
+    new: int = 0
     charged: int = 0
 
     def recomputed(self, at: int, found: int | None) -> int:
@@ -91,7 +95,7 @@ class Claim:
             at: number of prefix tokens with which the request's prompt begins.
             found: how many tokens of the prompt were in the server's cache; None if it is unknown.
         """
-        return 0 if found is None else max(0, at - found) - self.charged
+        return (self.new if found is None else max(0, at - found)) - self.charged
 
 
 class ReadingTurn:
@@ -132,7 +136,8 @@ class ReadingTurn:
 
     def reply_begins(self) -> None:
         """End the turn: the server has prefilled what the request needed."""
-        self.claim.charged += self.prefix.mark_read(self.server, self.known)
+        new, charged = self.prefix.mark_read(self.server, self.known)
+        self.claim.new, self.claim.charged = self.claim.new + new, self.claim.charged + charged
         self._end()
 
     def _end(self) -> None:
