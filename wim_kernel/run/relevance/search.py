@@ -25,8 +25,8 @@ from wim_kernel.text.run_text import Prompt, Text
 
 SHORTLIST = 8  # most passages that are read alone
 WORDS_ENOUGH = 0.25
-"""The share of a question's words in the best passage from which a first look halves the shortlist. On ten questions about
-SQuAD documents of 4,000 tokens, three passages then found the evidence as surely as eight."""
+"""The share of a question's words in the best passage from which a first look halves the shortlist. On ten questions
+about SQuAD documents of 4,000 tokens, three passages then found the evidence as surely as eight."""
 NO_QUESTION = "N/A"  # the question about nothing, whose attention is subtracted
 
 Decode = Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]
