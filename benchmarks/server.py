@@ -107,10 +107,10 @@ class Bench:
         self.copies = 0
 
     def copy(self) -> list[str]:
-        """The document with other words in front, so that no server has any of it cached."""
+        """The document with other words in front of every chunk, so that no server has any of it cached."""
         self.copies += 1
         mark = f"Copy {self.copies}, made at {time.time():.3f}. "
-        return [mark + self.texts[0], *self.texts[1:]]
+        return [mark + text for text in self.texts]
 
     def counters(self) -> tuple[int, int] | None:
         """Tokens of prompts computed so far, and generated."""

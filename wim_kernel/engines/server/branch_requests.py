@@ -251,6 +251,9 @@ class BranchRequests:
     ) -> Cost:
         """The cost of a request by the server's report; without one, by what was sent and ``written``, in tokens."""
         at = state.branch.at
+        if claim.apart and usage is not None:
+            found = self.reuse.record(usage, 0) or 0
+            return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
         recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
         if usage is None:
             return Cost(len(state.suffix), written, recomputed)

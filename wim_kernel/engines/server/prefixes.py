@@ -82,8 +82,11 @@ class Claim:
         new: number of prefix tokens that the server had not prefilled before.
         charged: number of prefix tokens that count as prefilled already and that this request prefills; see
             `ServerPrefix.charged`.
+        apart: whether the request takes nothing of the prefix from where the document is, so that all of its prompt is
+            its own.
     """
 
+    apart: bool = False
     expected: int = 0
     new: int = 0
     charged: int = 0

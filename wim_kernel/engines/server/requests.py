@@ -192,7 +192,7 @@ class Requests:
         way = best_way(self.ways, min(known, prefix.tokens_on_server), len(ids), scored)
         scratch = self._scratch.get(server)
         # Neither takes the prefix from the cache: a prompt's own log-probabilities, and llama.cpp's other slots.
-        apart = way == "prompt" or (scratch is not None and len(ids) <= SHORT)
+        apart = claim.apart = way == "prompt" or (scratch is not None and len(ids) <= SHORT)
         async with AsyncExitStack() as held:
             mark_in_slot, turn, slot = None, None, 0
             if not apart:
