@@ -18,7 +18,7 @@ from wim_kernel.engines.server.branch_requests import BranchRequests, BranchStat
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deciding import GateQuestion
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
-from wim_kernel.engines.server.ordering import decode_one_by_one
+from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import Requests
@@ -211,8 +211,8 @@ class ServerEngine(Shared):
         """Run branches as requests; see `wim_kernel.engines.base.Engine.decode`.
 
         llama.cpp keeps one prompt per slot, and a shorter prompt truncates it. So for sequential families branches run
-        one by one, the longest prefix first, unless likelihoods are measured: those are compared with the likelihood at
-        the boundary before, which must be known first.
+        one by one: behind what the server has read, the longest prefix first, then behind the rest as it reads on. If
+        likelihoods are measured they run as given, since each is compared with the one at the boundary before.
         """
         for branch in branches:
             if branch.generation is not None:
@@ -221,8 +221,8 @@ class ServerEngine(Shared):
             yield from self._decode_together(prefix, branches, gate)
             return
         order = list(range(len(branches)))
-        if not self.measures_likelihood:
-            order.sort(key=lambda index: -branches[index].at)
+        if not any(self._scores(branch) for branch in branches):
+            order = sequential_order([branch.at for branch in branches], prefix.tokens_on_server)
 
         def decode_one(index: int) -> Iterator[list[Progress]]:
             own_gate = None if gate is None else functools.partial(_ask_for, gate, index)
