@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import openai
+
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.deltas import (
     StreamDelta,
@@ -111,7 +113,8 @@ async def find_ways(
             async for delta in measure(server, way, Measurement(ids, 3, model, slot)):
                 found[way] = delta.likelihoods
         except ServerError as error:
-            if (error.status is None and error.passing) or error.status in (408, 409, 429):
+            unreachable = isinstance(error.__cause__, openai.APIConnectionError)
+            if unreachable or error.status in (408, 409, 429):
                 raise
     first = next(iter(found.values()), ())
     agree = all(
