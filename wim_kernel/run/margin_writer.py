@@ -10,7 +10,7 @@ from wim_kernel.engines.base import Branch, Decoded, Gate, Scores
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.grounding import support
-from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead
+from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead, scores_boundaries
 from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, quote
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.scores import Evidence
@@ -162,6 +162,8 @@ class MarginWriter:
 
     def _openings(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
         """The boundary before the first chunk, for each question whose first chunk is in the batch."""
+        if not scores_boundaries(self.settings):
+            return []
         first = [pending.state for pending in batch if pending.index == 0 and pending.state.question]
         return [PendingMargin(state, -1) for state in first if -1 not in state.likelihoods]
 
