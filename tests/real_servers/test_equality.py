@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 pytestmark = pytest.mark.slow
 
 QUESTION = "Who owned the ship?"
-OPTIONS = {"threshold": 0, "margin_config": config(8), "answer_config": config(12)}
+OPTIONS = {"threshold": 0, "margin_style": "free", "margin_config": config(8), "answer_config": config(12)}
 
 
 def relevance(kernel) -> str:
