@@ -1,17 +1,20 @@
-"""One server, three ways to work with it: seconds, and the tokens of prompts that it really computed.
+"""One server, two ways to answer questions about a document: seconds, and the tokens of prompts that it computed.
 
-- WiM as its family's policy has it: the document is read first, then margins branch from what the server has cached;
-- WiM at once: all margins' requests sent together while the server has nothing cached (on llama.cpp to all its slots);
-- map-reduce: one request for every chunk alone, then one with all the notes.
+- WiM with its defaults, notes in the model's own words: the document is read once, and relevant chunks get notes;
+- map-reduce: one request for every chunk alone, all at once, then one with all the notes.
 
-Each way gets a copy of the document that the server has not read, and two questions. Margins, notes and answers have
-fixed token counts, where the server can be asked for that.
+Each way gets a copy of the document that the server has not read, and two questions. Notes and answers have fixed token
+counts, where the server can be asked for that. Tokens are compared with the ideal: the document once, and each branch's
+own prompt once.
 
     vllm serve MODEL --max-model-len 8192 --enable-prompt-tokens-details
     python benchmarks/server.py --server http://localhost:8000/v1 --tokenizer MODEL
 
     llama-server -m MODEL.gguf --parallel 4 -c 32768 --slot-save-path FOLDER --metrics
     python benchmarks/server.py --server http://localhost:8080/v1 --tokenizer FOLDER
+
+``--quality questions.jsonl`` scores chunks on the server and in this process, where the kernel does without attention,
+too, and compares the areas under the curve (the workload of ``benchmarks/relevance.py``).
 
 Writes ``server-FAMILY.json`` and a plot beside it. Counts come from the server's ``/metrics``, which SGLang and
 llama.cpp have with ``--enable-metrics`` and ``--metrics``; without them only the seconds are told.
@@ -22,11 +25,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import statistics
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +43,8 @@ from transformers import AutoTokenizer, GenerationConfig  # noqa: E402
 
 from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
 from benchmarks.shapes import split_texts  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
+from wim_kernel import WimKernel, WimResult  # noqa: E402
 from wim_kernel.engines.server.engine import ServerEngine  # noqa: E402
-from wim_kernel.engines.server.prefixes import ServerPrefix  # noqa: E402
-from wim_kernel.engines.server.transport import Server  # noqa: E402
 
 DOCUMENT = ROOT / "examples" / "data" / "alice-chapters-3-4.txt"
 QUESTIONS = ["What prize was Alice given after the race, and by whom?", "Who went down the chimney?"]
@@ -59,25 +61,6 @@ COUNTERS = {  # tokens of prompts computed, and generated
 }
 
 
-class AtOnce(ServerEngine):
-    """Sends nothing before the branches: the server gets them all at once, with nothing cached."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._requests.catch_up = _nothing
-
-    def extend(self, prefix: ServerPrefix, pieces: Sequence[Sequence[int]], start: int) -> range:
-        """Take the tokens in; the server learns of them with the branches."""
-        wanted = [token for piece in pieces for token in piece]
-        before, end = prefix.tokens, start + len(wanted)
-        prefix.ids += wanted[max(0, before - start) :]
-        return range(before, max(before, end))
-
-
-async def _nothing(prefix: ServerPrefix, server: Server) -> None:
-    """Has no server read what it has not read."""
-
-
 @dataclass
 class Measured:
     """One question one way.
@@ -86,11 +69,15 @@ class Measured:
         seconds: until its answer was whole.
         computed: tokens of prompts that the server computed for it, if it counts them.
         generated: tokens that it wrote, if it counts them.
+        ideal: tokens of the document, if this question was the first, and of each branch's own prompt; for WiM.
+        notes: how many chunks got a note.
     """
 
     seconds: float
     computed: int | None
     generated: int | None
+    ideal: int | None = None
+    notes: int | None = None
 
 
 class Bench:
@@ -100,35 +87,30 @@ class Bench:
         self.args = args
         self.url = args.server.rstrip("/")
         options = {"tokenizer": args.tokenizer, "family": args.family}
-        policy = ServerEngine(self.url, args.model, **options)
-        self.family = policy.family
-        everything = replace(
+        engine = ServerEngine(self.url, args.model, **options)
+        self.family = engine.family
+        every_slot = replace(
             self.family,
             sequential=False,
             extra={k: v for k, v in self.family.extra.items() if k != "id_slot"},
         )
-        at_once = AtOnce(
-            self.url, args.model, **{**options, "family": everything}, concurrency=args.concurrency
+        at_once = ServerEngine(
+            self.url, args.model, **{**options, "family": every_slot}, concurrency=args.concurrency
         )
-        self.policy, self.at_once = WimKernel(engine=policy), WimKernel(engine=at_once)
+        self.kernel, self.at_once = WimKernel(engine=engine), WimKernel(engine=at_once)
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
         self.texts = split_texts(tokenizer, args.document, args.chunks, args.tokens // args.chunks)
         self.forces = not {"min_new_tokens", "ignore_eos"}.isdisjoint(self.family.settings)
         least = args.new_tokens if self.forces else None
         forced = GenerationConfig(max_new_tokens=args.new_tokens, min_new_tokens=least, do_sample=False)
-        self.options: dict[str, Any] = {
-            "threshold": 0,
-            "margin_style": "free",
-            "margin_config": forced,
-            "answer_config": forced,
-        }
+        self.options: dict[str, Any] = {"margin_config": forced, "answer_config": forced}
         self.copies = 0
 
     def copy(self) -> list[str]:
-        """The document with other words in front, so that no server has any of it cached."""
+        """The document with other words in front of every chunk, so that no server has any of it cached."""
         self.copies += 1
         mark = f"Copy {self.copies}, made at {time.time():.3f}. "
-        return [mark + self.texts[0], *self.texts[1:]]
+        return [mark + text for text in self.texts]
 
     def counters(self) -> tuple[int, int] | None:
         """Tokens of prompts computed so far, and generated."""
@@ -146,27 +128,30 @@ class Bench:
         computed, generated = (total(name) for name in names) if names else (None, None)
         return None if computed is None or generated is None else (computed, generated)
 
-    def measure(self, work: Callable[[str], object]) -> list[Measured]:
+    def measure(self, work: Callable[[str], WimResult | None]) -> tuple[list[Measured], list[WimResult]]:
         """Both questions, one after the other."""
-        found = []
+        found, results = [], []
         for question in QUESTIONS:
             before, begun = self.counters(), time.perf_counter()
-            work(question)
+            result = work(question)
             seconds, after = time.perf_counter() - begun, self.counters()
-            told = before is not None and after is not None
-            found.append(
-                Measured(
-                    seconds,
-                    after[0] - before[0] if told and before and after else None,
-                    after[1] - before[1] if told and before and after else None,
-                )
+            told = (
+                (None, None)
+                if before is None or after is None
+                else (after[0] - before[0], after[1] - before[1])
             )
-        return found
+            found.append(Measured(seconds, *told))
+            results += [result] if result is not None else []
+        return found, results
 
-    def margins(self, kernel: WimKernel) -> list[Measured]:
+    def margins(self) -> list[Measured]:
         """WiM over one copy of the document."""
-        reading = kernel.read(self.copy())
-        return self.measure(lambda question: reading.ask(question, **self.options))
+        reading = self.kernel.read(self.copy())
+        found, results = self.measure(lambda question: reading.ask(question, **self.options))
+        for number, (measured, result) in enumerate(zip(found, results, strict=True)):
+            measured.ideal = (reading.tokens if number == 0 else 0) + result.usage.prompt_tokens
+            measured.notes = sum(bool(margin.text) for margin in result.margins)
+        return found
 
     def map_reduce(self) -> list[Measured]:
         """Every chunk alone, all at once, then their notes; each one request."""
@@ -180,7 +165,29 @@ class Bench:
             found = [note for note in asyncio.run(notes(question)) if note.strip()]
             self.at_once.read(found).answer(question, [], **forced)
 
-        return self.measure(work)
+        return self.measure(work)[0]
+
+
+def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
+    """The area under the curve of relevance in a question: on the server, and in this process without attention."""
+    sys.path.append(str(HERE))  # where that benchmark looks, behind everything else
+    from benchmarks.relevance import Scored, questions
+
+    here = WimKernel.from_pretrained("embedded")
+    areas: dict[str, list[float]] = {"server": [], "here, without attention": []}
+    differences = []
+    for question in questions(path, here, 512, count):
+        scores = [
+            kernel.read(question.chunks).relevance(question.question),
+            here.read(question.chunks).relevance(question.question, relevance="lexical+passage"),
+        ]
+        differences += [abs(one - other) for one, other in zip(*scores, strict=True)]
+        for name, relevance in zip(areas, scores, strict=True):
+            gold, others = Scored(question, tuple(relevance), ()).split()
+            pairs = [(one > other) + (one == other) / 2 for one in gold for other in others]
+            areas[name] += [statistics.fmean(pairs)] if pairs else []
+    means = {name: statistics.fmean(found) for name, found in areas.items()}
+    return {**means, "questions": float(len(areas["server"])), "largest difference": max(differences)}
 
 
 def plot(found: dict[str, list[Measured]], path: Path) -> None:
@@ -190,7 +197,7 @@ def plot(found: dict[str, list[Measured]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.2), sharey=True, layout="constrained")
     for axes, pick, label in (
         (left, lambda measured: measured.seconds, "seconds to the whole answer"),
         (right, lambda measured: measured.computed or 0, "tokens of prompts that the server computed"),
@@ -226,38 +233,41 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--concurrency", type=int, default=32, help="requests at a time where all go at once")
+    parser.add_argument("--concurrency", type=int, default=32, help="requests at a time of map-reduce")
+    parser.add_argument("--quality", type=Path, metavar="JSONL", help="compare relevance on these questions")
+    parser.add_argument("--questions", type=int, default=6, help="how many of them")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
     about, bench = machine(), Bench(args)
-    bench.policy.read(["Nothing pays for first calls."]).ask(QUESTIONS[0], **bench.options)
-    found = {
-        "WiM, the family's policy": bench.margins(bench.policy),
-        "WiM, all margins at once": bench.margins(bench.at_once),
-        "map-reduce": bench.map_reduce(),
-    }
+    bench.kernel.read(["Nothing pays for first calls."]).ask(QUESTIONS[0], **bench.options)
+    found = {"WiM": bench.margins(), "map-reduce": bench.map_reduce()}
     rows = [
         [
             f"{name}, {which} question",
             f"{measured.seconds:.1f}",
-            *("" if count is None else f"{count:,}" for count in (measured.computed, measured.generated)),
+            f"{measured.seconds / rival.seconds:.2f}",
+            *("" if count is None else f"{count:,}" for count in (measured.computed, measured.ideal)),
+            f"{measured.computed / measured.ideal - 1:+.0%}" if measured.computed and measured.ideal else "",
+            *("" if count is None else f"{count:,}" for count in (measured.generated, measured.notes)),
         ]
         for name, results in found.items()
-        for which, measured in zip(("first", "second"), results, strict=True)
+        for which, measured, rival in zip(("first", "second"), results, found["map-reduce"], strict=True)
     ]
-    print(table(["way", "seconds", "prompt tokens computed", "tokens generated"], rows), flush=True)
+    names = ["way", "seconds", "of map-reduce's", "computed", "ideal", "over it", "generated", "notes"]
+    print(table(names, rows), flush=True)
     family = bench.family.name
     workload = {name: getattr(args, name) for name in ("tokens", "chunks", "new_tokens", "concurrency")}
     workload["forced"] = bench.forces
-    write_json(
-        args.out / f"server-{family}.json",
-        {
-            "machine": about,
-            "server": {"family": family, "model": Path(bench.policy.engine.model_name).name},
-            "workload": workload,
-            "measured": {name: [asdict(each) for each in results] for name, results in found.items()},
-        },
-    )
+    report = {
+        "machine": about,
+        "server": {"family": family, "model": Path(bench.kernel.engine.model_name).name},
+        "workload": workload,
+        "measured": {name: [asdict(each) for each in results] for name, results in found.items()},
+    }
+    if args.quality is not None:
+        report["relevance"] = quality(bench.kernel, args.quality, args.questions)
+        print("area under the curve of relevance:", report["relevance"])
+    write_json(args.out / f"server-{family}.json", report)
     plot(found, args.out / f"server-{family}.png")
 
 

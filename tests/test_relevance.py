@@ -652,4 +652,4 @@ def test_where_attention_cannot_be_seen_there_is_nothing_to_calibrate(tiny_model
             with pytest.raises(ValueError, match="cannot see the model's attention"):
                 kernel.ask(QUESTION, PASSAGES, **options)
         else:
-            assert kernel.ask(QUESTION, PASSAGES, **options).relevance_by == "likelihood"
+            assert kernel.ask(QUESTION, PASSAGES, **options).relevance_by == "lexical+passage"

@@ -176,6 +176,7 @@ class WimKernel(Shared):
         *,
         chunk_tokens: int | None = None,
         frame: Frame | None = None,
+        calibration: Calibration | Literal["auto", "off"] = "auto",
         **options: Any,
     ) -> WimKernel:
         """Make a kernel on servers with an OpenAI-compatible API and a prefix cache: vLLM, SGLang, llama.cpp, ...
@@ -185,6 +186,7 @@ class WimKernel(Shared):
             model: the model's name on the server; by default the only one that it serves.
             chunk_tokens: see `WimKernel`.
             frame: see `WimKernel`.
+            calibration: see `WimKernel`; for example one that was found for the same model in this process.
             options: options of `wim_kernel.engines.server.engine.ServerEngine`: ``tokenizer``, ``family``, ``window``,
                 ``api_key``, ``concurrency``, ``timeout``, ...
 
@@ -199,7 +201,8 @@ class WimKernel(Shared):
             from wim_kernel.engines.server.engine import ServerEngine
         except ImportError as error:
             raise ImportError("Servers need the extra: pip install 'wim-integrations[server]'.") from error
-        return cls(engine=ServerEngine(base_url, model, **options), chunk_tokens=chunk_tokens, frame=frame)
+        engine = ServerEngine(base_url, model, **options)
+        return cls(engine=engine, chunk_tokens=chunk_tokens, frame=frame, calibration=calibration)
 
     @property
     def model(self) -> PreTrainedModel:

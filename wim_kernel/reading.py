@@ -135,6 +135,7 @@ class Reading(Shared):
         with self._run(parse_request([""], {"task": "summarise"})) as run:
             for index in range(len(self.chunks)):
                 yield from run.read_chunk(index)
+                yield from run.settle()
             return run.usage(0)
 
     def _remember_chunks_read(self, run: Run) -> None:

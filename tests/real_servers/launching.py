@@ -172,8 +172,10 @@ class RealServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def kernel(self, **options: Any) -> WimKernel:
-        """A kernel on it that has read nothing."""
-        return WimKernel.from_server(self.url, **{"tokenizer": self.folder, **options})
+        """A kernel on it that has read nothing, and has tried how likelihoods are measured, which takes some tokens."""
+        made = WimKernel.from_server(self.url, **{"tokenizer": self.folder, **options})
+        _ = made.engine.measures_likelihood
+        return made
 
     def counted(self) -> Counted:
         """What it has counted so far."""

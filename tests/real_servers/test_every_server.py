@@ -13,6 +13,7 @@ from helpers import config
 from transformers import GenerationConfig
 
 from wim_kernel import Answered, AnswerToken, ChunkRead, MarginWritten, WimResult
+from wim_kernel.run.relevance.search import SHORTLIST
 
 pytestmark = pytest.mark.slow
 
@@ -27,18 +28,13 @@ def kernel(server):
 
 
 def most(reading, result: WimResult, block: int, *, fresh: bool) -> int:
-    """Most tokens that a server whose cache keeps whole blocks may run for a question."""
-    head = len(reading.kernel._head)
-    ends = [margin.branch.prefix_tokens for margin in result.margins]
-    begins = [0, *ends[:-1]]
-    runs = [end - begin // block * block for begin, end in zip(begins, ends, strict=True)] if fresh else []
-    assert ends[-1] == head + reading.tokens
-    for of, requests in [
-        *((margin, 2) for margin in result.margins),
-        (result, 1),
-    ]:  # a margin decides, then writes
-        runs += [len(of.branch.suffix_ids) + of.branch.prefix_tokens % block + 1] * requests
-    return sum(runs)
+    """Most tokens that a server whose cache keeps whole blocks may run for a question.
+
+    The document once, each branch's own prompt once, and again parts of blocks and, before passages, the head.
+    """
+    head, notes = len(reading.kernel._head), len(result.margins)
+    document = head + reading.tokens if fresh else 0
+    return document + result.usage.prompt_tokens + (notes + 1) * block + SHORTLIST * head
 
 
 def cut_off(kernel, reading) -> int:
@@ -65,11 +61,10 @@ def test_margins_answer_and_events_come(server, kernel, fresh):
     result = events[-1].result
     assert result.answer == "".join(event.text for event in events if isinstance(event, AnswerToken))
     assert all(margin.text for margin in result.margins)
-    likelihood = kernel.engine.measures_likelihood
-    assert result.relevance_by == ("likelihood" if likelihood else "decision, by the first token")
+    assert result.relevance_by == "lexical+passage"
     relevances = [margin.relevance for margin in result.margins]
     assert all(0 < relevance < 1 for relevance in relevances)
-    assert len(set(relevances)) == 4
+    assert relevances.index(max(relevances)) == 2  # where the owner is
     if kernel.engine.writes_as_it_reads:
         assert kinds[:4] == [ChunkRead, MarginWritten, ChunkRead, MarginWritten]
 
@@ -90,7 +85,7 @@ def test_document_tokens_run_once_by_the_servers_own_count(server, kernel, fresh
         said = result.usage.prefill_tokens + result.usage.prompt_tokens
         found_in_prompts = sum(len(margin.branch.suffix_ids) for margin in result.margins)
         assert said - found_in_prompts <= counted.computed <= said
-        assert result.usage.output_tokens == counted.generated - (4 if result is first else 0)
+        assert result.usage.output_tokens == counted.generated
     assert first.usage.cached_tokens < max(block, 8)  # all documents here begin with the same few words
     assert second.usage.cached_tokens > 0
 
@@ -117,7 +112,7 @@ def test_text_of_control_tokens_stays_text(server, kernel, fresh):
     assert control.isdisjoint(chunks)
     head, sizes = len(kernel._head), [len(piece) for piece in reading.document.tokens.chunks]
     ends = [head + sum(sizes[: number + 1]) for number in range(3)]
-    assert counted.computed + counted.cached == sum(ends)  # it saw just these tokens
+    assert counted.computed + counted.cached == ends[-1]  # it saw just these tokens, once
     assert reading.ask(QUESTION, **OPTIONS).answer.strip()
 
 
@@ -129,7 +124,7 @@ def test_without_a_tokenizer_messages_are_sent(server, fresh):
     )
     assert len(result.margins) == 3
     assert result.answer.strip()
-    assert result.relevance_by == "decision, by the first token"
+    assert result.relevance_by == "lexical+decision, by the first token"
     assert result.usage.cached_tokens is None
 
 
@@ -228,6 +223,19 @@ def test_sampling_that_leaves_one_choice_is_greedy(kernel, fresh, settings):
 
 def test_answers_of_a_forced_length(kernel, fresh):
     forced = {**OPTIONS, "margin_config": config(5, 5), "answer_config": config(40, 40)}
-    result = kernel.read(fresh()[:2]).ask(QUESTION, **forced)
-    deciding = 0 if kernel.engine.measures_likelihood else 1
-    assert result.usage.output_tokens == 2 * (deciding + 5) + 40  # a decision and a note each, and the answer
+    reading = kernel.read(fresh()[:2])
+    margins = reading.margins(QUESTION, **forced)
+    assert reading.answer(QUESTION, margins, **forced).usage.output_tokens == 40
+    if margins[0].token_ids:  # where the server reports them
+        assert [len(margin.token_ids) for margin in margins] == [5, 5]
+
+
+def test_one_request_decides_and_writes(server, kernel, fresh):
+    reading, before = kernel.read(fresh()), server.counted()
+    result = reading.ask(QUESTION, relevance="decision", **OPTIONS)
+    counted = server.counted() - before
+    assert all(margin.text and 0 < margin.relevance < 1 for margin in result.margins)
+    assert counted.computed <= most(reading, result, server.program.block, fresh=True)
+    likely = [margin.relevance >= 0.5 for margin in result.margins]
+    again = reading.margins(QUESTION, relevance="decision", **{**OPTIONS, "threshold": 0.5})
+    assert [margin.kept for margin in again] == likely

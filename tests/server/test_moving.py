@@ -25,8 +25,7 @@ def test_documents_stay_with_the_server_that_read_them_and_move_when_it_fails(se
         for document in documents:
             kernel.read(document).prefill()
         counts = posts(proxy) - first[0], posts(other) - first[1]
-        assert sum(counts) == 28
-        assert all(count % 2 == 0 for count in counts)  # two chunks each, both with one of them
+        assert sum(counts) == 14
         assert all(counts)  # by chance, once in 8,000 runs, one of them gets all
         proxy.spoil = ["refuse"] * 1000
         brief = {"relevance": always, "margin_config": config(2), "answer_config": config(2)}
@@ -51,7 +50,7 @@ def test_a_server_that_fails_in_the_middle_has_the_next_one_read_the_document_on
         result = reading.ask(QUESTION, relevance=always, **OPTIONS)
         assert len(result.margins) == 3
         assert posts(first) == before + 3  # three margins, of which one came
-        assert posts(second) == 1 + 2 + 1  # the document, two margins and the answer
+        assert posts(second) == 2 + 1  # two margins, of which one has the document read, and the answer
         assert result.usage.prefill_tokens == len(kernel._head) + reading.tokens
         again = reading.ask("Where was the gull?", relevance=always, **OPTIONS)
         assert again.usage.prefill_tokens == 0

@@ -14,7 +14,7 @@ from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
 from wim_kernel.engines.server.codecs import CharacterCodec
 from wim_kernel.engines.server.engine import ServerEngine
 from wim_kernel.engines.server.families import FAMILIES
-from wim_kernel.engines.server.ordering import decode_one_by_one
+from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.run.decoding import decode_all
 
@@ -51,14 +51,15 @@ class FakeBranches:
         pass
 
     async def score(self, prefix, state, emit):
-        raise NotImplementedError
+        emit(state)
 
     async def decide(self, prefix, state, emit):
         self.requests.append(("decide", state.branch.at))
         state.scores = replace(state.scores, choices=(state.branch.at / 10, 1 - state.branch.at / 10))
         emit(state)
 
-    async def write(self, prefix, state, emit):
+    async def write(self, prefix, state, emit, *, decides=False):
+        assert not decides
         self.requests.append(("write", state.branch.at))
         emit(Progress(state.index, str(state.branch.at)))
         emit(state.done(str(state.branch.at), generated=True))
@@ -67,8 +68,19 @@ class FakeBranches:
 def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine:
     engine = object.__new__(ServerEngine)
     engine.family, engine.codec, engine._branches = FAMILIES[family], CharacterCodec(), FakeBranches()
-    engine.measures_likelihood = measures_likelihood
+    engine.measures_likelihood, engine.route = measures_likelihood, "tokens"
     return engine
+
+
+def read(tokens: int) -> ServerPrefix:
+    """A prefix that a server has read."""
+    return ServerPrefix(None, range(tokens), tokens)
+
+
+def test_a_sequential_server_goes_on_reading_from_branch_to_branch():
+    assert sequential_order([3, 9, 1, 7], 0) == [2, 0, 3, 1]
+    assert sequential_order([3, 9, 1, 7], 4) == [0, 2, 3, 1]
+    assert sequential_order([3, 9, 1, 7], 9) == [1, 3, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine
 def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measures_likelihood, order):
     engine, asked = engine_of("llama.cpp", measures_likelihood=measures_likelihood), []
     branches = [
-        Branch(at, (), choices=("YES", "NO"), generation=GenerationConfig(max_new_tokens=4))
+        Branch(at, (), scored=0, choices=("YES", "NO"), generation=GenerationConfig(max_new_tokens=4))
         for at in (3, 9, 1, 7)
     ]
 
@@ -87,7 +99,7 @@ def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measu
         asked.append(list(indices))
         return [score.choices[0] > 0.5 for score in scores]
 
-    progress = [item for step in engine.decode(ServerPrefix(), branches, gate) for item in step]
+    progress = [item for step in engine.decode(read(10), branches, gate) for item in step]
     expected = [[("decide", at), *([("write", at)] if at > 5 else [])] for at in order]
     assert engine._branches.requests == [request for requests in expected for request in requests]
     assert asked == [[[3, 9, 1, 7].index(at)] for at in order]
@@ -99,7 +111,7 @@ def test_a_sequential_server_gets_any_number_of_branches_longest_first():
     engine = engine_of("llama.cpp")
     engine.max_branches = engine.family.max_branches
     branches = [Branch(at, (), choices=("YES", "NO")) for at in range(300)]
-    for _ in decode_all(engine, ServerPrefix(), branches):
+    for _ in decode_all(engine, read(300), branches):
         pass
     assert engine._branches.requests == [("decide", at) for at in reversed(range(300))]
 

@@ -123,7 +123,7 @@ class Lease:
         self.cache.reserve(self._open_entry, self.document.total)
 
     def _claim_more(self, chunk: int, last: int | None) -> int:
-        """Plan the chunks behind a claimed chunk, up to ``last``; returns the last one that the entry continues with."""
+        """Plan the chunks behind a claimed chunk, up to ``last``; returns the last that the entry continues with."""
         while last is not None and chunk < last:
             if not self.cache.plan(self._open_entry, self.document, chunk + 1, self._known_shared):
                 break

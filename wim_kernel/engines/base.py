@@ -89,8 +89,8 @@ class Decoded:
         generated: whether the gate let the branch generate.
         prompt_tokens: number of tokens of the prompt, if it is not the number of ``suffix_ids``.
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
-        recomputed: number of prefix tokens that a server ran again, because they were evicted from its prefix cache or
-            only partly filled one of its blocks.
+        recomputed: number of prefix tokens that a server ran beyond those that `Engine.extend` counted: again, because
+            they were evicted from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
     """
 
     scores: Scores
@@ -148,16 +148,20 @@ class Engine(Protocol[PrefixT]):
     """Default limit of the bytes of all prefixes in the engine's cache."""
     host_budget_bytes: int
     """Default limit of the bytes of packed prefixes in host memory; 0 if the engine's own cache is there."""
-    measures_likelihood: bool
-    """Whether `Scores.likelihood` can be measured."""
     writes_as_it_reads: bool
     """Whether margins should always be written before the next chunk is prefilled."""
     joins_chunks: bool
     """Whether `extend` runs short chunks together in one block."""
     shows_tokens: bool
     """Whether the token ids of this protocol are the ids that the model sees."""
+    reads_text: bool
+    """Whether the model predicts text better than chance. One of random weights does not."""
     heads: tuple[Head, ...]
     """Heads whose attention can be measured; empty if the engine cannot measure attention."""
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """Whether `Scores.likelihood` can be measured."""
 
     @property
     def decides_by(self) -> str:
@@ -206,7 +210,7 @@ class Engine(Protocol[PrefixT]):
     def calibration_key(self) -> str | None:
         """The name under which the calibration of the model's relevance signals is kept, the same for every dtype.
 
-        None if there is nothing to calibrate: the engine does not see attention, or the model's weights are random.
+        None if the engine does not see attention.
         """
 
     def pack(self, prefix: PrefixT, tokens: int) -> Packed:
@@ -237,6 +241,13 @@ class Engine(Protocol[PrefixT]):
 
         Returns:
             The positions that were run. They begin before the block if the engine had to run evicted tokens again.
+        """
+
+    def settle(self, prefix: PrefixT) -> int:
+        """Run what `extend` has counted as run and an engine leaves to the first branch that needs it, if anything.
+
+        Returns:
+            How many tokens were run beyond those counted; below 0 if some were cached.
         """
 
     def decode(

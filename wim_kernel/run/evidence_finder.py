@@ -17,7 +17,7 @@ from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
-from wim_kernel.run.relevance.scores import Evidence
+from wim_kernel.run.relevance.scores import FIRST_LOOK, Evidence, LexicalDecision
 from wim_kernel.run.relevance.search import EvidenceSearch
 from wim_kernel.run.settings import Settings
 from wim_kernel.run.state import PendingMargin, QuestionState
@@ -68,12 +68,14 @@ class EvidenceFinder:
             {id(pending.state): pending.state for pending in batch if pending.state.question}.values()
         )
         if self.searches and states:
-            search = self._evidence_search()
+            signals = self._signals(self.calibration)
+            search = self._evidence_search(signals)
             for state in states:
                 state.findings = state.findings or Findings.of(search.document, state.question)
             last = max(pending.index for pending in batch)
             chunks = range(self.lease.volume_of(last).start, last + 1)
-            signals = self._signals(search.calibration)
+            if not search.heads:  # then no signal depends on what was read
+                chunks = range(len(self.document.chunks))
             if "attention" in signals and not search.reads_each_alone:
                 begins = [self.lease.begin(chunk) for chunk in chunks]
                 yield from search.attend(states, begins, chunks, self.lease.end(last + 1))
@@ -104,6 +106,14 @@ class EvidenceFinder:
             if not self.settings.measures_boundaries:
                 pending.relevance = self.relevance(pending.evidence)
 
+    def may_matter(self, pending: PendingMargin) -> bool:
+        """Whether to ask the model about a chunk: not if a first look at shared words makes evidence too improbable."""
+        if not isinstance(self.settings.relevance, LexicalDecision) or not pending.state.question:
+            return True
+        assert pending.evidence is not None, "chunks are searched before the model is asked about them"
+        bound = self.settings.relevance(pending.evidence)
+        return bound >= min(FIRST_LOOK, self.settings.threshold or 0.0)
+
     def search_again(self, state: QuestionState, chunks: range) -> Iterator[None]:
         """Search a volume once more, with the most relevant notes in the question's prompt.
 
@@ -120,10 +130,10 @@ class EvidenceFinder:
         if state.findings is None or branch is None or not self.calibration.is_found:
             return
         lead = branch.prompt[: -len(question)]
-        search = self._evidence_search()
+        search = self._evidence_search(self._signals(self.calibration))
         search = replace(search, lead=lambda question: (*lead, *question_lead(question, self.settings)[0]))
         again = QuestionState(state.question, findings=Findings.of(search.document, state.question))
-        if not search.reads_each_alone:
+        if search.heads and not search.reads_each_alone:
             begins = [self.lease.begin(chunk) for chunk in chunks]
             yield from search.attend([again], begins, chunks, self.lease.end(chunks.stop))
         yield from search.read_alone([again], chunks)
@@ -168,15 +178,17 @@ class EvidenceFinder:
                 return branch
         return None
 
-    def _evidence_search(self) -> EvidenceSearch:
-        calibration = self.calibration
+    def _evidence_search(self, signals: tuple[str, ...]) -> EvidenceSearch:
+        calibration, looks_first = self.calibration, signals == ("lexical", "passage")
+        sees_attention = bool(self.engine.heads) and not looks_first
         return EvidenceSearch(
             self.document.passages,
-            calibration.heads or self.engine.heads,
+            (calibration.heads or self.engine.heads) if sees_attention else (),
             calibration,
             lambda question: question_lead(question, self.settings)[0],
             self.decode,
             self.lease.end(0),
+            looks_first,
         )
 
     def decode(self, branches: Sequence[Branch]) -> Iterator[tuple[int, Decoded] | None]:

@@ -16,10 +16,20 @@ def question_lead(question: str, settings: Settings) -> tuple[Prompt, int | None
     return lead, next((index for index, run in enumerate(lead) if run.hole == "question"), None)
 
 
+def scores_boundaries(settings: Settings) -> bool:
+    """Whether branches at chunk ends measure the question's likelihood, too.
+
+    Where attention is seen it costs nothing; elsewhere it may be a request of its own, which a decision does not need.
+    """
+    return settings.sees_attention or settings.asks != "decision"
+
+
 def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:
     """The branch at a chunk's end that measures the chunk's relevance and, if ``generate``, writes its note."""
     prompts, decides = settings.prompts, settings.asks == "decision"
     lead, scored = question_lead(question, settings)
+    if not scores_boundaries(settings):
+        scored = None
     return Branch(
         at,
         lead + fill(prompts.decision if decides else prompts.margin, **settings.variables, question=question),

@@ -10,8 +10,9 @@ from wim_kernel.engines.base import Branch, Decoded, Gate, Scores
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.grounding import support
-from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead
-from wim_kernel.run.quoting import by_findings, by_likelihood, quote
+from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead, scores_boundaries
+from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, quote
+from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.scores import Evidence
 from wim_kernel.run.state import PendingMargin
 from wim_kernel.text.run_text import Text
@@ -37,7 +38,7 @@ class MarginWriter:
         if self.settings.judges_notes:
             yield from self._write_and_judge(batch)
         elif self.settings.measures_boundaries:
-            for _ in self._measure(batch, write=False):
+            for _ in self._measure(self._worth_asking(batch), write=False):
                 yield None
 
     def write(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
@@ -49,7 +50,9 @@ class MarginWriter:
             yield from judged
             return
         if settings.measures_boundaries:
-            finished = self._measure(batch, write=True)
+            asked = self._worth_asking(batch)
+            yield from (pending for pending in batch if pending not in asked)
+            finished = self._measure(asked, write=True)
         elif verbatim:
             yield from self._quote([pending for pending in batch if self.is_relevant(pending)])
             yield from batch
@@ -112,7 +115,9 @@ class MarginWriter:
 
     def _write_notes(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
         """Decode one branch for each margin, which writes its note."""
-        branches = [(pending, self._branch(pending, generate=True)) for pending in batch]
+        branches = [
+            (pending, replace(self._branch(pending, generate=True), scored=None)) for pending in batch
+        ]
         for item in self._decode(branches):
             if item is None:
                 yield None
@@ -123,6 +128,16 @@ class MarginWriter:
         pending.branch = self.lease.record(pending.index + 1, decoded.suffix_ids)
         pending.text, pending.token_ids = decoded.text, decoded.token_ids
         return pending
+
+    def _worth_asking(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
+        """The margins that pass a first look; the relevance of the others is set."""
+        asked = []
+        for pending in batch:
+            if self.finder.may_matter(pending):
+                asked.append(pending)
+            elif pending.evidence is not None and pending.relevance is None:
+                pending.relevance = self.finder.relevance(pending.evidence)
+        return asked
 
     def _measure(self, batch: Sequence[PendingMargin], *, write: bool) -> Iterator[PendingMargin | None]:
         """Decode one branch for each margin: the question's likelihood, the decision, and, if relevant, the note."""
@@ -147,6 +162,8 @@ class MarginWriter:
 
     def _openings(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
         """The boundary before the first chunk, for each question whose first chunk is in the batch."""
+        if not scores_boundaries(self.settings):
+            return []
         first = [pending.state for pending in batch if pending.index == 0 and pending.state.question]
         return [PendingMargin(state, -1) for state in first if -1 not in state.likelihoods]
 
@@ -183,8 +200,12 @@ class MarginWriter:
                 ranked = by_findings(pending.state.findings, pending.index, self.finder.calibration)
                 self._set_quote(pending, ranked)
             return
-        leads = [question_lead(pending.state.question, self.settings) for pending in batch]
-        requests = [(self.chunks[pending.index], *lead) for pending, lead in zip(batch, leads, strict=True)]
+        requests = []
+        for pending in batch:
+            chunk, findings = self.chunks[pending.index], pending.state.findings
+            calibration = self.finder.calibration if findings is not None else Calibration()
+            sentences = likely_sentences(findings, chunk, pending.index, calibration)
+            requests.append((chunk, sentences, *question_lead(pending.state.question, self.settings)))
 
         def add_usage(number: int, decoded: Decoded) -> None:
             batch[number].state.add_usage(decoded)

@@ -43,7 +43,8 @@ class Options(TypedDict, total=False):
             calibrated probability that the chunk holds evidence; ``"attention"``, ``"lexical"`` or ``"passage"``: one
             of these signals; ``"likelihood"``: the rise of the question's likelihood by reading the chunk;
             ``"decision"`` and ``"second-call"``: the paper's scores; or a callable on `Evidence`. The default is
-            ``"likelihood"`` for engines that do not see attention, and ``"decision"`` without likelihoods.
+            ``"lexical+passage"`` for engines that do not see attention, and ``"lexical+decision"`` without likelihoods:
+            after a first look at shared words.
         rounds: how often the document is searched for evidence. From the second round on, the notes found so far go
             into the question's prompt, so that evidence in other words than the question's is found, too. No chunk is
             read again.

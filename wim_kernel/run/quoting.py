@@ -70,8 +70,25 @@ def by_findings(findings: Findings, chunk: int, calibration: Calibration) -> lis
     return list(dict.fromkeys(chosen))
 
 
+def likely_sentences(
+    findings: Findings | None, chunk: Chunk, index: int, calibration: Calibration
+) -> list[CharRange]:
+    """The sentences of a chunk in passages that may hold evidence; all of its sentences, if nothing was searched."""
+    own = list(findings.document.of_chunk[index]) if findings is not None else []
+    if findings is None or not own:
+        return quotable(chunk.text)
+    probability = findings.probabilities(calibration)["combined"]
+    best = max(own, key=lambda passage: probability[passage])
+    return [
+        sentence
+        for passage in own
+        if passage == best or probability[passage] >= EVIDENCE_THRESHOLD
+        for sentence in findings.document.passages[passage].sentences
+    ]
+
+
 def by_likelihood(
-    requests: Sequence[tuple[Chunk, Prompt, int | None]],
+    requests: Sequence[tuple[Chunk, Sequence[CharRange], Prompt, int | None]],
     head_tokens: int,
     decode: Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]],
     add_usage: Callable[[int, Decoded], None],
@@ -81,8 +98,8 @@ def by_likelihood(
     No token is generated.
 
     Args:
-        requests: for each chunk, the chunk, the prompt with the question, and the index of the run that is the
-            question.
+        requests: for each chunk, the chunk, the sentences to choose from, the prompt with the question, and the index
+            of the run that is the question.
         head_tokens: how many tokens stand before a document.
         decode: a callback that decodes branches.
         add_usage: a callback for each finished branch, which gets the index of its request.
@@ -90,12 +107,10 @@ def by_likelihood(
     Returns:
         For each chunk, its best sentences.
     """
-    trials = [
-        (number, span) for number, (chunk, _, _) in enumerate(requests) for span in quotable(chunk.text)
-    ]
+    trials = [(number, span) for number, (_, sentences, _, _) in enumerate(requests) for span in sentences]
     branches = []
     for number, span in trials:
-        chunk, lead, scored = requests[number]
+        chunk, _, lead, scored = requests[number]
         sentence = (Text(chunk.text[slice(*span)]),)
         branches.append(Branch(head_tokens, sentence + lead, scored=None if scored is None else scored + 1))
     found: list[list[tuple[float, CharRange]]] = [[] for _ in requests]

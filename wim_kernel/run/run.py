@@ -119,6 +119,12 @@ class Run:
         for index in range(self.lease.volume_of(chunks - 1).start, chunks):
             yield from self.read_chunk(index, chunks - 1)
 
+    def settle(self) -> Work[None]:
+        """At a volume's end, run the chunks that the engine would leave to the first branch that needs them."""
+        if self.lease.ends_volume(self.chunks_read - 1):
+            self.states[0].recomputed += self.engine.settle(self.lease.prefix)
+        yield None
+
     def margins_are_due(self) -> bool:
         """Whether to write the pending margins now; otherwise read on, and write more margins in one batch.
 
@@ -275,15 +281,17 @@ class Run:
 
     def usage(self, position: int) -> Usage:
         """The tokens that a question cost; the first question bears the prefill."""
-        state, first = self.states[position], position == 0
-        head, prefilled = self.lease.prefilled_head, sum(self.lease.prefilled)
-        sizes = [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
-        found = [max(0, size - ran) for size, ran in zip(sizes, self.lease.prefilled, strict=False)]
-        cached = max(0, (sum(found) if first else sum(sizes)) - state.recomputed)
+        state, sizes = self.states[position], [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
+        ran, head, again = 0, 0, max(0, state.recomputed)
+        if position == 0:
+            ran, head = sum(self.lease.prefilled), self.lease.prefilled_head
+            # A server that had more in its cache than was counted had the head first, then the document.
+            had = -sum(min(0, each.recomputed) for each in self.states)
+            ran, head = ran - max(0, had - head), max(0, head - had)
         return Usage(
-            prefill_tokens=(prefilled if first else 0) + state.recomputed,
-            cached_tokens=cached if self.engine.reports_cached else None,
-            prompt_tokens=state.prompt_tokens + (head if first else 0),
+            prefill_tokens=max(0, ran) + again,
+            cached_tokens=max(0, sum(sizes) - ran - again) if self.engine.reports_cached else None,
+            prompt_tokens=state.prompt_tokens + head,
             output_tokens=state.output_tokens,
         )
 

@@ -80,13 +80,14 @@ class Settings:
     @property
     def measures_boundaries(self) -> bool:
         """Whether relevance is measured by a branch at each chunk's end."""
-        return not getattr(self.relevance, "searches", ())
+        return self.asks != "nothing" or not getattr(self.relevance, "searches", ())
 
 
 def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: bool = False) -> Settings:
     """Fill in the defaults that depend on the engine, and check that the engine can do what the options ask for.
 
-    Without attention the default relevance is ``"likelihood"``, and without likelihoods ``"decision"``.
+    Without attention the default relevance is ``"lexical+passage"``, without likelihoods ``"lexical+decision"``, and
+    without a question ``"likelihood"`` or ``"decision"``.
 
     Args:
         settings: the caller's settings.
@@ -99,7 +100,10 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     sees, measures = bool(engine.heads), engine.measures_likelihood
     relevance, style = settings.relevance, settings.margin_style
     if relevance == resolve("combined") and not sees:
-        relevance = resolve("likelihood" if measures else "decision")
+        if without_question:
+            relevance = resolve("likelihood") if measures else resolve("decision")
+        else:
+            relevance = resolve("lexical+passage") if measures else resolve("lexical+decision")
     searches = getattr(relevance, "searches", ())
     if "attention" in searches and not sees:
         raise ValueError(
@@ -108,6 +112,8 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     if (isinstance(relevance, QuestionLikelihood) or "passage" in searches) and not measures:
         if isinstance(relevance, QuestionLikelihood) and relevance == resolve("likelihood"):
             relevance = resolve("decision")
+        elif relevance == resolve("lexical+passage"):
+            relevance = resolve("lexical+decision")
         else:
             raise ValueError(
                 "This relevance needs likelihoods of prompts, which this server does not give without reading the "
@@ -122,7 +128,10 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
         style = "verbatim" if sees and not without_question else "free"
     threshold = settings.threshold
     if threshold is None:
-        threshold = EVIDENCE_THRESHOLD if getattr(relevance, "searches", ()) else THRESHOLD
+        is_probability = (
+            getattr(relevance, "searches", ()) and getattr(relevance, "asks", "nothing") == "nothing"
+        )
+        threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
     return replace(
         settings,
         relevance=relevance,

@@ -27,7 +27,7 @@ class QuestionState:
         answer: the finished answer branch; None before.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
-        recomputed: document tokens that a server ran again for branches.
+        recomputed: document tokens that a server ran for branches beyond those that count as prefilled; see `Decoded`.
     """
 
     question: str
@@ -55,7 +55,7 @@ class QuestionState:
         self.recomputed += decoded.recomputed
 
 
-@dataclass
+@dataclass(eq=False)
 class PendingMargin:
     """A margin in progress: one question at one chunk's end.
 

@@ -215,8 +215,8 @@ class LocalEngine(Shared):
         }
 
     def calibration_key(self) -> str | None:
-        """A digest of the weights that is the same for every dtype; None without heads, and for random weights."""
-        if not self.heads or not self.reads_text:
+        """A digest of the weights that is the same for every dtype; None without heads."""
+        if not self.heads:
             return None
         digest = hashlib.blake2b(digest_size=12)
         digest.update(type(self.model).__name__.encode())
@@ -273,6 +273,10 @@ class LocalEngine(Shared):
             if prefix.tokens in ends:
                 prefix.mark_boundary()
             return range(before, prefix.tokens)
+
+    def settle(self, prefix: LocalPrefix) -> int:
+        """See `Engine.settle`: nothing is left to the branches here."""
+        return 0
 
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None

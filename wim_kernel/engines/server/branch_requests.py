@@ -6,15 +6,16 @@ import statistics
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
 from wim_kernel.engines.generation import Generation
+from wim_kernel.engines.server.choices import Choices
 from wim_kernel.engines.server.codecs import TokenizerCodec
-from wim_kernel.engines.server.deltas import StreamDelta, UsageReport, name_of
-from wim_kernel.engines.server.prefixes import ServerPrefix
-from wim_kernel.engines.server.replies import choice_probabilities, schema_fields, without_decision
-from wim_kernel.engines.server.requests import CompletionSpec, Requests
+from wim_kernel.engines.server.deciding import GateQuestion, Reply, ask_gate
+from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
+from wim_kernel.engines.server.prefixes import Claim, ServerPrefix
+from wim_kernel.engines.server.replies import schema_fields, without_decision
+from wim_kernel.engines.server.requests import READ, CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import Cost, Reuse
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
 from wim_kernel.engines.server.transport import Emit
@@ -68,6 +69,7 @@ class BranchRequests:
         self.reuse = reuse
         self.family = requests.family
         self.codec = requests.codec
+        self.choices = Choices(requests.family, requests.codec, requests.route)
         self._decided_by: set[str] = set()
 
     @property
@@ -82,147 +84,201 @@ class BranchRequests:
         Raises:
             ValueError: if a setting cannot.
         """
-        sampling_fields(self.family, generation, self._end)
+        sampling_fields(self.family, generation, self.choices.end)
 
     async def decide(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
         """Measure the probability of each choice as the beginning of the reply."""
-        branch, top, text = state.branch, dict[str, float](), ""
+        reply = Reply()
         if self.decides_by != "text":
-            top, text = await self._reply_start(prefix, state, self._decision(branch))
-        if not top:
-            top, text = await self._reply_start(prefix, state, REPLY_START)
-        self._decided_by.add("first token" if top else "text")
-        first = self._first_tokens(branch)
-        names = None if first is None else [self._names(token) for token in first]
-        state.scores = replace(state.scores, choices=choice_probabilities(branch.choices, top, text, names))
+            reply = await self._reply_start(prefix, state, self.choices.request(state.branch))
+        if not reply.top:
+            reply = await self._reply_start(prefix, state, REPLY_START)
+        self._decide_by(state, reply)
         emit(state)
+
+    def _decide_by(self, state: BranchState, reply: Reply) -> None:
+        """Set the probabilities of a branch's choices."""
+        self._decided_by.add("first token" if reply.top else "text")
+        chances = self.choices.probabilities(state.branch, reply.top, reply.text)
+        state.scores = replace(state.scores, choices=chances)
 
     async def score(self, prefix: ServerPrefix, state: BranchState, emit: Emit[BranchState]) -> None:
         """Measure the likelihood of the scored run of the prompt."""
         assert isinstance(self.codec, TokenizerCodec)
         likelihood, run = 0.0, self.codec.scored(state.branch)
         if run:
-            prompt, spec = state.suffix[: run.stop], CompletionSpec({}, scored=len(run))
+            claim = Claim()
             async for attempt in self.requests.attempts():
                 with attempt:
-                    completion = self.requests.complete(prefix, state.branch.at, prompt, spec)
-                    async with aclosing(completion) as deltas:
-                        (measured,) = [delta async for delta in deltas]
+                    measured = await self.requests.measure(
+                        prefix, state.branch.at, state.suffix[: run.stop], len(run), claim
+                    )
             likelihood = statistics.fmean(measured.likelihoods)
-            state.cost += self._cost(prefix, state, measured.usage)
+            state.cost += self._cost(prefix, state, measured.usage, claim)
         state.scores = replace(state.scores, likelihood=likelihood)
         emit(state)
 
-    async def _reply_start(
-        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
-    ) -> tuple[dict[str, float], str]:
-        """The beginning of a reply: log-probabilities of first tokens, empty if not reported, and the text."""
+    async def _reply_start(self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec) -> Reply:
+        """The beginning of a reply, with log-probabilities of its first token if the server reports them."""
+        claim = Claim()
         async for attempt in self.requests.attempts():
             with attempt:
-                top, text, usage = dict[str, float](), "", None
-                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                reply = Reply()
+                async with aclosing(self._complete(prefix, state, spec, claim)) as deltas:
                     async for delta in deltas:
-                        top, text, usage = top or delta.top, text + delta.text, delta.usage or usage
-        state.cost += self._cost(prefix, state, usage)
-        return top, text
+                        reply.add(delta)
+        state.cost += self._cost(prefix, state, reply.usage, claim)
+        return reply
 
     def _complete(
-        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec
+        self, prefix: ServerPrefix, state: BranchState, spec: CompletionSpec, claim: Claim
     ) -> AsyncGenerator[StreamDelta, None]:
-        return self.requests.complete(prefix, state.branch.at, state.suffix, spec)
+        return self.requests.complete(prefix, state.branch.at, state.suffix, spec, claim)
 
-    async def write(self, prefix: ServerPrefix, state: BranchState, emit: Emit[Progress]) -> None:
+    async def write(
+        self,
+        prefix: ServerPrefix,
+        state: BranchState,
+        emit: Emit[Progress | GateQuestion],
+        *,
+        decides: bool = False,
+    ) -> None:
         """Generate, and emit new text as it comes.
 
         If the stream breaks off, the request is sent again, and only what goes beyond the text so far is emitted.
+
+        Args:
+            prefix: the prefix.
+            state: the branch.
+            emit: takes progress and, if the reply decides, a question to the gate.
+            decides: whether the reply's own first words decide about the branch; see `deciding`. If the branch is to
+                go on although its reply begins otherwise, it is generated once more behind the decided choice.
         """
-        branch, sent = state.branch, ""
-        decided = self._decided(branch)
-        state.suffix = (*state.suffix, *decided)
-        spec = self._completion_spec(branch)
+        branch, sent, claim, decided = state.branch, "", Claim(), self.choices.decided(state.branch)
+        if not decides:
+            state.suffix = (*state.suffix, *decided)
+        spec = self._completion_spec(branch, decided if decides else None)
+        goes_on: bool | None = None if decides else True
         async for attempt in self.requests.attempts():
             with attempt:
-                text, token_ids, usage, finish = "", list[int](), None, None
-                async with aclosing(self._complete(prefix, state, spec)) as deltas:
+                reply, begins = Reply(), "not yet" if decides and decided else "yes"
+                async with aclosing(self._complete(prefix, state, spec, claim)) as deltas:
                     async for delta in deltas:
-                        text, usage, finish = text + delta.text, delta.usage or usage, delta.finish or finish
-                        token_ids += delta.token_ids
-                        shown = without_decision(text, branch, decided=bool(decided))
-                        if len(shown) > len(sent):
-                            if not shown.startswith(sent):
-                                raise self.requests.error(prefix, _DIFFERENT_RETRY)
-                            emit(Progress(state.index, shown[len(sent) :]))
-                            sent = shown
-        whole = without_decision(text, branch, decided=bool(decided), whole=True)
-        if not whole.startswith(sent):
-            raise self.requests.error(prefix, _DIFFERENT_RETRY)
-        if branch.json_schema is not None and finish == "length":
+                        reply.add(delta)
+                        if goes_on is None and reply.has_decided:
+                            self._decide_by(state, reply)
+                            goes_on = await ask_gate(state, emit)
+                        if goes_on and begins == "not yet":
+                            begins = reply.begins_with(decided, branch.choices[0])
+                        if goes_on is False or (goes_on and begins == "no"):
+                            break
+                        if goes_on and begins == "yes":
+                            sent = self._show(prefix, state, reply, sent, emit, decides=decides)
+        state.cost += self._cost(prefix, state, reply.usage, claim, len(reply.ends))
+        if not goes_on:
+            emit(state.done())
+            return
+        if begins != "yes":
+            if sent:
+                raise self.requests.error(prefix, _DIFFERENT_RETRY)
+            await self.write(prefix, state, emit)
+            return
+        if branch.json_schema is not None and reply.finish == "length":
             raise self.requests.error(prefix, "the JSON did not end within max_new_tokens")
-        if whole != sent:
-            emit(Progress(state.index, whole[len(sent) :]))
-        state.cost += self._cost(prefix, state, usage)
-        emit(state.done(whole, self._without_end(token_ids), generated=True))
+        whole = self._show(prefix, state, reply, sent, emit, decides=decides, whole=True)
+        if decides:
+            state.suffix = (*state.suffix, *decided)
+        own = reply.token_ids[len(decided) :] if decides else reply.token_ids
+        emit(state.done(whole, self.choices.without_end(own), generated=True))
 
-    def _completion_spec(self, branch: Branch) -> CompletionSpec:
+    def _show(
+        self,
+        prefix: ServerPrefix,
+        state: BranchState,
+        reply: Reply,
+        sent: str,
+        emit: Emit[Progress | GateQuestion],
+        *,
+        decides: bool,
+        whole: bool = False,
+    ) -> str:
+        """Emit the text that goes beyond what was sent; returns all text sent so far."""
+        decided = self.choices.decided(state.branch)
+        if decides and decided:
+            shown = reply.text[len(self.choices.text(decided)) :]
+        else:
+            shown = without_decision(reply.text, state.branch, decided=bool(decided), whole=whole)
+        if len(shown) > len(sent) or whole:
+            if not shown.startswith(sent):
+                raise self.requests.error(prefix, _DIFFERENT_RETRY)
+            if shown != sent:
+                emit(Progress(state.index, shown[len(sent) :]))
+            return shown
+        return sent
+
+    def _completion_spec(self, branch: Branch, deciding: Sequence[int] | None = None) -> CompletionSpec:
+        """The request for a branch's text.
+
+        Args:
+            branch: the branch.
+            deciding: token ids of the choice that the reply begins with by itself, for which there has to be room; None
+                if it need not decide.
+        """
         assert branch.generation is not None
-        fields = sampling_fields(self.family, branch.generation, self._end)
+        fields = sampling_fields(self.family, branch.generation, self.choices.end)
         extra = {key: fields.pop(key) for key in list(fields) if key not in STANDARD}
         if branch.json_schema is not None:
             extra |= schema_fields(self.family, branch.json_schema)
         if self.family.name in ("vllm", "sglang") and self.codec.exact:
             extra["return_token_ids"] = True
+        if deciding is not None:
+            fields["max_tokens"] += len(deciding)
+            if "min_tokens" in extra:
+                extra["min_tokens"] += len(deciding)
+            if self.decides_by != "text":
+                decision = self.choices.request(branch)
+                fields, extra = {**decision.fields, **fields}, {**extra, **decision.extra}
         return CompletionSpec(fields, extra, ends_of(branch.generation))
 
-    def _cost(self, prefix: ServerPrefix, state: BranchState, usage: UsageReport | None) -> Cost:
-        """The cost of a request by the server's report; without a report, by what was sent."""
-        at, exact, moved = state.branch.at, self.codec.exact, prefix.pop_recomputed()
-        found = self.reuse.record(usage, prefix.expected_cached(at, exact))
+    def _cost(
+        self,
+        prefix: ServerPrefix,
+        state: BranchState,
+        usage: UsageReport | None,
+        claim: Claim,
+        written: int = 0,
+    ) -> Cost:
+        """The cost of a request by the server's report; without one, by what was sent and ``written``, in tokens."""
+        at = state.branch.at
+        if claim.apart and usage is not None:
+            found = self.reuse.record(usage, 0) or 0
+            return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
+        recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
         if usage is None:
-            return Cost(len(state.suffix), recomputed=moved)
-        before = at if exact else prefix.server_counts.get(at)
-        prompt = len(state.suffix) if before is None else max(0, usage.prompt_tokens - before)
-        return Cost(prompt, usage.output_tokens, moved + (0 if found is None else max(0, at - found)))
+            return Cost(len(state.suffix), written, recomputed)
+        before = at if self.codec.exact else prefix.server_counts.get(at, at)
+        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed)
 
-    @property
-    def _end(self) -> int | None:
-        """The EOS token; None without a tokenizer."""
-        if not isinstance(self.codec, TokenizerCodec):
-            return None
-        end: int | None = self.codec.chat_codec.tokenizer.eos_token_id
-        return end
+    def _recomputed(
+        self, prefix: ServerPrefix, at: int, more: int, usage: UsageReport | None, claim: Claim
+    ) -> int:
+        """Count a request's cache hits; returns how many prefix tokens the server prefilled beyond those counted."""
+        expected = claim.expected
+        if not self.codec.exact:
+            if usage is not None and at + more:  # as near as can be known
+                prefix.server_counts[at] = usage.prompt_tokens * at // (at + more)
+            expected = prefix.server_counts.get(expected, 0)
+        return claim.recomputed(at, self.reuse.record(usage, expected))
 
-    def _decision(self, branch: Branch) -> CompletionSpec:
-        """The request for a reply's first token with its log-probabilities, from which choices are decided."""
-        most, fields = self.family.logprobs, {"max_tokens": 1, "temperature": 0.0}
-        if self.requests.route == "chat":
-            return CompletionSpec({**fields, "logprobs": True, "top_logprobs": min(most, 20)})
-        first = self._first_tokens(branch)
-        if self.family.likelihoods and self.requests.route == "tokens":
-            return CompletionSpec({}, candidates=first or ())
-        extra: dict[str, Any] = {}
-        if self.family.name == "vllm" and first is not None:
-            extra = {"logprob_token_ids": first, "return_tokens_as_token_ids": True}
-        return CompletionSpec({**fields, "logprobs": most}, extra)
-
-    def _first_tokens(self, branch: Branch) -> list[int] | None:
-        """The first token of each choice; None without a tokenizer."""
-        if not isinstance(self.codec, TokenizerCodec):
-            return None
-        return [ids[0] for ids in self.codec.chat_codec.choices(branch.choices)]
-
-    def _names(self, token: int) -> tuple[str, ...]:
-        """A token's names in server replies: its text or, with vLLM, its id, since tokens may share a text."""
-        assert isinstance(self.codec, TokenizerCodec)
-        return (self.codec.chat_codec.backend.decode([token], skip_special_tokens=False), name_of(token))
-
-    def _decided(self, branch: Branch) -> list[int]:
-        """Tokens of the choice with which the reply begins, if they can be put into the prompt; else empty."""
-        if not branch.choices or self.requests.route == "chat" or not isinstance(self.codec, TokenizerCodec):
-            return []
-        return self.codec.chat_codec.choices(branch.choices)[0]
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] == self._end else ids
+    async def read(self, prefix: ServerPrefix) -> int:
+        """Make the server prefill the whole prefix; see `Engine.settle`."""
+        at, usage, claim = prefix.tokens, None, Claim()
+        async for attempt in self.requests.attempts():
+            with attempt:
+                async with aclosing(self.requests.complete(prefix, at, (), READ, claim)) as deltas:
+                    async for delta in deltas:
+                        usage = delta.usage or usage
+        return self._recomputed(prefix, at, 0, usage, claim)
 
 
 REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})

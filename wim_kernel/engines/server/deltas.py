@@ -88,7 +88,7 @@ def parse_likelihoods(answer: Any, scored: int, server: str) -> StreamDelta:
     if len(found) != scored or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("the reply lacks log-probabilities")
     top = {name_of(item[1]): float(item[0]) for item in of_next}
-    usage = _checked_counts(
+    usage = checked_counts(
         about.get("prompt_tokens"), about.get("completion_tokens"), about.get("cached_tokens"), server
     )
     return StreamDelta(finish="length", top=top, usage=usage, likelihoods=tuple(found))
@@ -132,10 +132,10 @@ def _usage_report(usage: Any, server: str) -> UsageReport | None:
         getattr(usage, "prompt_tokens", None),
         getattr(usage, "completion_tokens", None),
     )
-    return _checked_counts(prompt_tokens, output_tokens, cached_tokens, server)
+    return checked_counts(prompt_tokens, output_tokens, cached_tokens, server)
 
 
-def _checked_counts(
+def checked_counts(
     prompt_tokens: Any, output_tokens: Any, cached_tokens: Any, server: str
 ) -> UsageReport | None:
     """A usage report of plausible counts; None without a count of prompt tokens."""

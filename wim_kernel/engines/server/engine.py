@@ -5,30 +5,32 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
-from wim_kernel.engines.server.deltas import UsageReport
+from wim_kernel.engines.server.deciding import GateQuestion
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
-from wim_kernel.engines.server.ordering import decode_one_by_one
+from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
-from wim_kernel.engines.server.requests import READ, Requests
+from wim_kernel.engines.server.requests import Requests
 from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.starting import chosen_model, chosen_route, first_that_answers
 from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TRIAL = "The cat sat on the mat and looked at the door."
+"""A text whose last tokens' likelihoods are measured once, to see whether and how the server does that."""
 
 
 class ServerEngine(Shared):
@@ -57,6 +59,7 @@ class ServerEngine(Shared):
 
     heads: tuple[Head, ...] = ()  # servers do not report attention
     joins_chunks = False
+    reads_text = True
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
@@ -80,8 +83,8 @@ class ServerEngine(Shared):
         if isinstance(family, str) and family not in FAMILIES:
             raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}.")
         self.servers = [Server(url, api_key, timeout, 1) for url in urls]
-        first, models = self._first_that_answers(model)
-        self.model_id = _chosen(model, models)
+        first, models = first_that_answers(self.servers, model)
+        self.model_id = chosen_model(model, models)
         self.model_name = PurePath(self.model_id).name
         about = next((entry for entry in models if entry.get("id") == self.model_id), {})
         kind = wait_for(family_of(first, about)) if family is None else family
@@ -91,18 +94,31 @@ class ServerEngine(Shared):
         self.codec: PromptCodec = (
             CharacterCodec() if tokenizer is None else TokenizerCodec(_loaded(tokenizer))
         )
-        self.route = _route(route, self.family, self.codec)
-        self.window = window or wait_for(window_of(first, self.family, about))
+        self.route = chosen_route(route, self.family, self.codec)
+        self.window = window or wait_for(window_of(first, self.family, {**about, "id": self.model_id}))
         self.margin_batch = 1 if self.family.sequential else 4
         self.max_branches = self.family.max_branches
         self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
-        self.measures_likelihood = self.shows_tokens and self.family.likelihoods
         self._reuse = Reuse(self.family.advice, self.codec.exact)
         self._requests = Requests(
-            self.servers, self.model_id, self.family, self.codec, self.route, retries, self._reuse
+            self.servers,
+            self.model_id,
+            self.family,
+            self.codec,
+            self.route,
+            retries,
+            self._reuse,
+            self.window,
         )
         self._branches = BranchRequests(self._requests, self._reuse)
+
+    @functools.cached_property
+    def measures_likelihood(self) -> bool:
+        """See `Engine.measures_likelihood`: found out by a trial on the server, at the first access."""
+        if not self.shows_tokens:
+            return False
+        return bool(wait_for(self._requests.find_ways(self.encode(Text(TRIAL)))))
 
     @property
     def decides_by(self) -> str:
@@ -178,34 +194,21 @@ class ServerEngine(Shared):
         raise TypeError("The keys and values are on the server, which keeps them itself.")
 
     def extend(self, prefix: ServerPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
-        """See `Engine.extend`. Prefills all chunks in one request.
+        """Take in chunks, and send nothing: the first request that needs them makes the server prefill them.
 
-        The returned positions are those that the server reports. They may begin before the chunks: a server runs again
-        what it has evicted, or has only in part of a block.
+        The returned positions count as run. What the server really ran is known when that request has ended, and the
+        difference is in its `Decoded.recomputed`.
         """
         ids = list(itertools.chain.from_iterable(chunks))
         with prefix.lock:
             before, end = prefix.tokens, start + len(ids)
-            if before >= end:
-                return range(before, before)
-            more = ids[before - start :]
-            usage = wait_for(self._read(prefix, more))
-            found = self._reuse.record(usage, prefix.expected_cached(before, self.codec.exact))
-            prefix.ids += more
-            prefix.tokens_on_server = end
-            if usage is not None:
-                prefix.server_counts[end] = usage.prompt_tokens
-            return range(before if found is None else min(end, found), end)
+            prefix.ids += ids[max(0, before - start) :]
+            self._requests.assign(prefix)
+            return range(before, max(before, end))
 
-    async def _read(self, prefix: ServerPrefix, more: Sequence[int]) -> UsageReport | None:
-        """Prefill a prefix and the ids ``more`` after it; returns the server's usage report."""
-        usage = None
-        async for attempt in self._requests.attempts():
-            with attempt:
-                async with aclosing(self._requests.complete(prefix, prefix.tokens, more, READ)) as deltas:
-                    async for delta in deltas:
-                        usage = delta.usage or usage
-        return usage
+    def settle(self, prefix: ServerPrefix) -> int:
+        """Make the server prefill what no request has needed yet; see `Engine.settle`."""
+        return wait_for(self._branches.read(prefix)) if prefix.tokens_on_server < prefix.tokens else 0
 
     # -- branches -----------------------------------------------------------------------------------------------------
 
@@ -215,18 +218,18 @@ class ServerEngine(Shared):
         """Run branches as requests; see `wim_kernel.engines.base.Engine.decode`.
 
         llama.cpp keeps one prompt per slot, and a shorter prompt truncates it. So for sequential families branches run
-        one by one, the longest prefix first, unless likelihoods are measured: those are compared with the likelihood at
-        the boundary before, which must be known first.
+        one by one: behind what the server has read, the longest prefix first, then behind the rest as it reads on. If
+        likelihoods are measured they run as given, since each is compared with the one at the boundary before.
         """
         for branch in branches:
             if branch.generation is not None:
                 self._branches.check(branch.generation)
-        if not self.family.sequential:
+        if not self.family.sequential or all(self._only_scores(branch) for branch in branches):
             yield from self._decode_together(prefix, branches, gate)
             return
         order = list(range(len(branches)))
-        if not self.measures_likelihood:
-            order.sort(key=lambda index: -branches[index].at)
+        if not any(self._scores(branch) for branch in branches):
+            order = sequential_order([branch.at for branch in branches], prefix.tokens_on_server)
 
         def decode_one(index: int) -> Iterator[list[Progress]]:
             own_gate = None if gate is None else functools.partial(_ask_for, gate, index)
@@ -237,47 +240,66 @@ class ServerEngine(Shared):
     def _decode_together(
         self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None
     ) -> Iterator[list[Progress]]:
-        """Run the requests of branches concurrently: measurements, then the gate, then generation."""
+        """Run the requests of branches concurrently: measurements, then the gate, then generation.
+
+        A branch that only decides and generates is one request, and the gate is asked about it alone, when its reply
+        begins.
+        """
         states = [
             BranchState(index, branch, tuple(self.codec.suffix(branch)))
             for index, branch in enumerate(branches)
         ]
         longest_first = sorted(states, key=lambda state: -state.branch.at)
+        deciding = [
+            state
+            for state in states
+            if self._decides_while_writing(state.branch) and not self._scores(state.branch)
+        ]
         measurements = [
             functools.partial(measure, prefix, state)
             for state in longest_first
             for measure, needed in (
-                (self._branches.score, state.branch.scored is not None and self.measures_likelihood),
-                (self._branches.decide, bool(state.branch.choices)),
+                (self._branches.score, self._scores(state.branch)),
+                (self._branches.decide, bool(state.branch.choices) and state not in deciding),
             )
             if needed
         ]
         for _ in run_concurrently(measurements):
             yield []
-        scores = [state.scores for state in states]
-        goes_on = [True] * len(states) if gate is None else gate(range(len(states)), scores)
-        active = [
-            state for state in longest_first if goes_on[state.index] and state.branch.generation is not None
+        measured = [state for state in states if state not in deciding]
+        goes_on = [True] * len(measured)
+        if gate is not None and measured:
+            goes_on = list(gate([state.index for state in measured], [state.scores for state in measured]))
+        active = {
+            state.index
+            for state, goes in zip(measured, goes_on, strict=True)
+            if goes and state.branch.generation is not None
+        }
+        yield [state.done() for state in measured if state.index not in active]
+        writing = [
+            functools.partial(self._branches.write, prefix, state, decides=state in deciding)
+            for state in longest_first
+            if state in deciding or state.index in active
         ]
-        yield [state.done() for state in states if state not in active]
-        writing = [functools.partial(self._branches.write, prefix, state) for state in active]
-        for progress in run_concurrently(writing):
-            yield [progress]
+        for item in run_concurrently(writing):
+            if isinstance(item, Progress):
+                yield [item]
+            elif isinstance(item, GateQuestion):
+                state = item.state
+                item.answer(goes_on=gate is None or bool(gate([state.index], [state.scores])[0]))
 
-    # -- starting -----------------------------------------------------------------------------------------------------
+    def _only_scores(self, branch: Branch) -> bool:
+        return self._scores(branch) and not branch.choices and branch.generation is None
 
-    def _first_that_answers(self, model: str | None) -> tuple[Server, list[dict[str, Any]]]:
-        """The first server that answers, and the models that it lists. A server may list none if ``model`` is given."""
-        for index, server in enumerate(self.servers):
-            try:
-                return server, wait_for(server.models())
-            except ServerError as error:
-                if model is not None and error.status is not None and error.status not in (401, 403):
-                    return server, []  # it answers, and lists no models
-                server.mark_failed()
-                if index == len(self.servers) - 1:
-                    raise
-        raise AssertionError
+    def _scores(self, branch: Branch) -> bool:
+        """Whether a branch's likelihood is measured."""
+        return branch.scored is not None and self.measures_likelihood
+
+    def _decides_while_writing(self, branch: Branch) -> bool:
+        """Whether one request both decides about a branch and writes its text."""
+        # Ollama says only at a reply's end whether it read the whole prompt.
+        apart = self.family.decides_apart and (self.route != "chat" or self.family.name == "ollama")
+        return bool(branch.choices) and branch.generation is not None and not apart
 
 
 def _ask_for(gate: Gate, index: int, _: Sequence[int], scores: Sequence[Scores]) -> Sequence[bool]:
@@ -287,24 +309,3 @@ def _ask_for(gate: Gate, index: int, _: Sequence[int], scores: Sequence[Scores])
 
 def _loaded(tokenizer: PreTrainedTokenizerBase | str) -> Any:
     return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-
-
-def _chosen(model: str | None, models: Sequence[dict[str, Any]]) -> str:
-    names = [str(entry["id"]) for entry in models]
-    if model is None and len(names) == 1:
-        return names[0]
-    if model is None:
-        raise ValueError(f"Say which model: the server serves {', '.join(names) or 'none by name'}.")
-    return model
-
-
-def _route(route: Route | None, family: Family, codec: PromptCodec) -> Route:
-    if route is None:
-        return "chat" if not codec.exact else "tokens" if family.takes_ids else "text"
-    if route != "chat" and not codec.exact:
-        raise ValueError(f"route={route!r} needs the model's tokenizer: give tokenizer=.")
-    if route == "chat" and codec.exact:
-        raise ValueError("route='chat' lets the server apply its own template: give no tokenizer.")
-    if route == "tokens" and not family.takes_ids:
-        raise ValueError(f"A server of the family {family.name!r} takes no token ids.")
-    return route

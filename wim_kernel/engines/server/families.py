@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Route = Literal["tokens", "text", "chat"]
 """The form of prompts: token ids to completions, text to completions, or messages to chat completions."""
-FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "openai"]
+FamilyName = Literal["vllm", "sglang", "llama.cpp", "transformers", "ollama", "openai"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Family:
             the server keeps one prompt per slot, and a shorter prompt truncates it.
         logprobs: number of most likely first tokens whose log-probabilities it reports; 0 if it reports none.
         advice: what to change if the prefix cache misses, for a warning.
-        likelihoods: whether its ``/generate`` returns log-probabilities of prompt tokens, with use of the prefix cache,
-            and of given candidates for the next token.
+        tells_candidates: whether its ``/generate`` returns log-probabilities of given candidates for the next token.
+        decides_apart: whether a request of one token decides about a branch before it is written (not for messages):
+            probabilities of every token of a note would cost more than the second request, which runs a few tokens.
         extra: fields of every request.
         settings: supported settings: transformers' names, and the family's names.
         top_k_off: the ``top_k`` that means all tokens.
@@ -39,7 +40,8 @@ class Family:
     sequential: bool
     logprobs: int
     advice: str
-    likelihoods: bool = False
+    tells_candidates: bool = False
+    decides_apart: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     top_k_off: int = 0
@@ -85,7 +87,8 @@ FAMILIES = {
             logprobs=20,
             advice="start it without --disable-radix-cache, with --enable-cache-report, and with a "
             "--mem-fraction-static that leaves room for the document",
-            likelihoods=True,
+            tells_candidates=True,
+            decides_apart=True,
             extra=_NO_PENALTY,
             settings=_SETTINGS,
             top_k_off=-1,
@@ -97,6 +100,7 @@ FAMILIES = {
             concurrency=1,
             sequential=True,
             logprobs=1000,
+            decides_apart=True,
             advice="start it with one slot (--parallel 1) and a context (-c) that holds the document and its prompts",
             extra={"cache_prompt": True, "id_slot": 0},
             settings={
@@ -114,6 +118,21 @@ FAMILIES = {
             sequential=False,
             logprobs=0,
             advice="start it with --continuous-batching; models with other than full attention share no prefixes there",
+        ),
+        Family(
+            "ollama",
+            takes_ids=False,
+            concurrency=1,
+            sequential=True,
+            logprobs=20,
+            decides_apart=True,
+            advice="see that nobody else uses the model meanwhile, or set OLLAMA_NUM_PARALLEL",
+            settings={
+                "top_k": "top_k",
+                "min_p": "min_p",
+                "typical_p": "typical_p",
+                "repetition_penalty": "repeat_penalty",
+            },
         ),
         Family(
             "openai",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wim_kernel.engines.server import ollama
 from wim_kernel.engines.server.families import Family, FamilyName
 from wim_kernel.engines.server.transport import Server
 
@@ -17,6 +18,8 @@ async def family_of(server: Server, about: dict[str, Any]) -> FamilyName:
     props = await server.get("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
         return "llama.cpp"
+    if isinstance(_table(await server.get("/api/version")).get("version"), str):
+        return "ollama"
     if isinstance(await server.get("/get_model_info"), dict):
         return "sglang"
     if "max_model_len" in about:
@@ -29,6 +32,8 @@ async def family_of(server: Server, about: dict[str, Any]) -> FamilyName:
 
 async def window_of(server: Server, family: Family, about: dict[str, Any]) -> int | None:
     """The context window that the server reports; None if it reports none."""
+    if family.name == "ollama":
+        return await ollama.window_of(server, str(about.get("id")))
     if _number(about.get("max_model_len")):
         return _number(about["max_model_len"])
     if family.name == "llama.cpp":
@@ -38,6 +43,11 @@ async def window_of(server: Server, family: Family, about: dict[str, Any]) -> in
         said = _table(await server.get("/get_server_info"))
         return _number(said.get("context_length")) or _number(said.get("max_total_num_tokens"))
     return None
+
+
+async def slots_of(server: Server) -> int:
+    """How many prompts a llama.cpp server keeps; 1 if it does not say."""
+    return _number(_table(await server.get("/props")).get("total_slots")) or 1
 
 
 def _table(found: Any) -> dict[str, Any]:

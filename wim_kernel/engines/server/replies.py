@@ -68,4 +68,6 @@ def schema_fields(family: Family, schema: str) -> dict[str, Any]:
         return {"json_schema": schema}
     if family.name == "llama.cpp":
         return {"json_schema": json.loads(schema)}
+    if family.name == "ollama":
+        return {"format": json.loads(schema)}
     return {"response_format": {"type": "json_schema", "json_schema": shape}}

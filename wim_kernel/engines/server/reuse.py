@@ -69,7 +69,7 @@ class Reuse:
         if found is None:
             return None
         self._expected += expected
-        self._cached += min(found, expected)
+        self._cached += min(max(0, found), expected)
         if not self._warned and self._expected > ENOUGH_TO_JUDGE and self._cached < self._expected // 2:
             self._warned = True
             warnings.warn(

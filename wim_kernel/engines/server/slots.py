@@ -69,6 +69,13 @@ class Slot:
                 self._resident = []
                 raise
 
+    async def can_save(self) -> bool:
+        """Whether the server can save its slot; tries it if that is not known."""
+        if self.saves is None:
+            async with self._lock:
+                await self._save([])
+        return bool(self.saves)
+
     async def _prepare(self, resident: list[int], ids: list[int]) -> None:
         if self.saves is False:
             return
@@ -99,6 +106,34 @@ class Slot:
         elif _tokens(found, "n_saved") >= len(resident):  # fewer if another client has used the slot
             self.saves = True
             self._files[name] = resident
+
+
+class ScratchSlots:
+    """The slots behind the first, for short prompts that should not truncate the document in the first slot.
+
+    Args:
+        slots: how many slots the server has, the first included.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.renew_after_fork()
+        forks.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Make all slots free: their borrowers live in the parent process."""
+        self._free = list(range(1, self.slots))
+        self._any_free = asyncio.Semaphore(self.slots - 1)
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[int]:
+        """Wait for a free slot; gives its number."""
+        async with self._any_free:
+            slot = self._free.pop()
+            try:
+                yield slot
+            finally:
+                self._free.append(slot)
 
 
 def _refuses(status: int) -> bool:

@@ -21,7 +21,7 @@ import openai
 from wim_kernel.common import forks
 from wim_kernel.common.concurrency import stoppable
 from wim_kernel.common.errors import ServerError
-from wim_kernel.engines.server.deltas import StreamDelta, parse_event, parse_likelihoods
+from wim_kernel.engines.server.deltas import StreamDelta, parse_event
 
 Item = TypeVar("Item")
 COOLDOWN_SECONDS = 30.0
@@ -177,6 +177,11 @@ class Server:
         """Prefer other servers for `COOLDOWN_SECONDS`."""
         self._down_until = time.monotonic() + COOLDOWN_SECONDS
 
+    def admit(self, requests: int) -> None:
+        """Admit at least so many requests at a time, from the next one on."""
+        if requests > self.concurrency:
+            self.concurrency, self._limiter = requests, None
+
     @property
     def limiter(self) -> asyncio.Semaphore:
         """Admits `concurrency` requests at a time, first come, first served."""
@@ -256,30 +261,48 @@ class Server:
         if not finished:
             raise self.error("an answer broke off before its end", None)
 
-    async def likelihoods(
-        self, ids: Sequence[int], scored: int, candidates: Sequence[int]
-    ) -> AsyncGenerator[StreamDelta, None]:
-        """Log-probabilities of tokens by SGLang's ``/generate``, in one delta.
-
-        Args:
-            ids: token ids of the prompt.
-            scored: number of the prompt's last tokens to score; another token precedes them.
-            candidates: candidate next tokens to score.
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """Post JSON to a path next to the API's, as one of the requests that are limited in number.
 
         Raises:
             ServerError: if the request fails.
         """
-        body = {
-            "input_ids": list(ids),
-            "sampling_params": {"max_new_tokens": 1 if candidates else 0, "temperature": 0.0},
-            "return_logprob": True,
-            "logprob_start_len": len(ids) - scored - 1 if scored else -1,
-            "token_ids_logprob": list(candidates) or None,
-        }
         async with self._limited():
-            answer = await self.client.post(self._beside_api("/generate"), cast_to=object, body=body)
-            delta = parse_likelihoods(answer, scored, self.base_url)
-        yield delta
+            return await self.client.post(self._beside_api(path), cast_to=object, body=body)
+
+    async def lines(self, path: str, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Post JSON to a path next to the API's; yields the lines of the reply as they come.
+
+        Raises:
+            ServerError: if the request fails.
+        """
+        headers = {"Authorization": f"Bearer {self.client.api_key}"}
+        http, url = self.client._client, self._beside_api(path)
+        async with (
+            self._limited(),
+            http.stream("POST", url, json=body, headers=headers, timeout=self.timeout) as answer,
+        ):
+            if answer.is_error:
+                text = (await answer.aread()).decode(errors="replace")
+                raise _Status(answer, text)
+            async for line in answer.aiter_lines():
+                if line.strip():
+                    yield line
+
+    def short_prompt(self, read: int, sent: int, window: int) -> ServerError:
+        """The error for a prompt of which the server read too few tokens."""
+        what = (
+            f"it read {read:,} tokens of a prompt of {sent:,} and cut the rest, in a window of {window:,} tokens: give "
+            "from_server a larger window=, or read a shorter document"
+        )
+        return ServerError(self.name, what, passing=False)
+
+    def parsed(self, parse: Callable[[], Item]) -> Item:
+        """What ``parse`` makes of a reply; whatever it raises becomes a `ServerError`."""
+        try:
+            return parse()
+        except Exception as error:  # a reply may be anything
+            raise self.error("a request failed", error) from self._safe_cause(error)
 
     @asynccontextmanager
     async def _limited(self) -> AsyncGenerator[None, None]:
@@ -317,6 +340,20 @@ class Server:
     def _safe_cause(self, error: Exception) -> Exception | None:
         """The error as a cause for the traceback; None if its message contains the key."""
         return error if self.client.api_key == NO_KEY or self.client.api_key not in str(error) else None
+
+
+class _Status(Exception):
+    """A reply with an error's status.
+
+    Args:
+        response: the response.
+        text: its text.
+    """
+
+    def __init__(self, response: Any, text: str) -> None:
+        super().__init__(text[:300])
+        self.response = response
+        self.status_code: int = response.status_code
 
 
 def _seconds(text: str | None) -> float:

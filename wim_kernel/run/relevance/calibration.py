@@ -27,6 +27,8 @@ from wim_kernel.engines.base import Head
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("attention", "lexical", "passage")
+UNATTENDED_CURVE = (1.3, -0.2)
+"""The curve for engines that see no attention, between those of the models whose calibrations come with the package."""
 VERSION = 1  # of the fitting procedure; cached calibrations of another version are not used
 
 
@@ -39,7 +41,8 @@ class Calibration:
         spread: the standard deviation of each signal over passages, relative to the document's best passage. The key
             ``"alone"`` is that of attention if each passage was read alone.
         curves: slope and intercept of the log-odds that a passage holds evidence, as a function of its score: by each
-            signal alone, by all signals (``"combined"``), and by all signals of passages read alone (``"alone"``).
+            signal alone, by all signals (``"combined"``), by all signals of passages read alone (``"alone"``), and by
+            all signals but attention (``"unattended"``).
         source: the origin: ``"package"``, ``"cache"``, ``"examples"`` or ``"default"``.
     """
 
@@ -54,6 +57,7 @@ class Calibration:
             "attention": (2.0, 0.5),
             "lexical": (2.0, 0.0),
             "passage": (2.0, 0.5),
+            "unattended": UNATTENDED_CURVE,
         }
     )
     source: str = "default"
@@ -74,7 +78,11 @@ class Calibration:
             "version": VERSION,
             "heads": [list(head) for head in self.heads],
             "spread": {name: round(value, 4) for name, value in self.spread.items()},
-            "curves": {name: [round(item, 3) for item in curve] for name, curve in self.curves.items()},
+            "curves": {
+                name: [round(item, 3) for item in curve]
+                for name, curve in self.curves.items()
+                if name != "unattended"
+            },
         }
 
     @classmethod
@@ -93,12 +101,20 @@ class Calibration:
             curves = {
                 name: (float(data["curves"][name][0]), float(data["curves"][name][1])) for name in names
             }
+            curves["unattended"] = UNATTENDED_CURVE
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"it lacks {error}") from error
         numbers = [*spread.values(), *(number for curve in curves.values() for number in curve)]
         if not all(map(math.isfinite, numbers)) or min(spread.values()) <= 0:
             raise ValueError("its numbers make no sense")
         return cls(heads, spread, curves, source)
+
+
+WITHOUT_ATTENTION = Calibration(
+    spread={"attention": 2.0, "lexical": 0.158, "passage": 0.925, "alone": 0.25}, source="package"
+)
+"""For models of which nothing but likelihoods is seen. The spreads are means over the models whose calibrations come
+with the package."""
 
 
 def known(model: str) -> Calibration | None:

@@ -11,7 +11,7 @@ from wim_kernel.common import forks
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import parse_options
-from wim_kernel.run.relevance.calibration import Calibration, keep, known
+from wim_kernel.run.relevance.calibration import WITHOUT_ATTENTION, Calibration, keep, known
 from wim_kernel.run.relevance.examples import Example, packaged_examples
 from wim_kernel.run.relevance.fitting import calibrate
 from wim_kernel.text.prompts import Frame
@@ -70,9 +70,11 @@ class Calibrator:
         return calibration
 
     def _find_for_model(self) -> Calibration:
-        model = self.engine.calibration_key() if self._may_calibrate else None
-        if model is None:
+        if not self._may_calibrate or not self.engine.reads_text:
             return Calibration()
+        model = self.engine.calibration_key()
+        if model is None:
+            return WITHOUT_ATTENTION
         calibration = known(model)
         if calibration is None:
             logger.info("Calibrating relevance for %s: once, up to a minute.", self.engine.model_name)

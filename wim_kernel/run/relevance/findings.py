@@ -11,7 +11,7 @@ from wim_kernel.common.chunk import Chunk
 from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
 from wim_kernel.run.relevance.lexical import LexicalIndex
 from wim_kernel.run.relevance.passages import DocumentPassages
-from wim_kernel.run.relevance.scores import Evidence
+from wim_kernel.run.relevance.scores import FIRST_LOOK, Evidence
 
 Floats = np.ndarray
 LEAST_MASS = 1e-5  # attention below this counts as none
@@ -121,11 +121,24 @@ class Findings:
         if self.alone:
             combined = calibration.probability("alone", self.scores(calibration) / FLATTENING)
         else:
-            combined = calibration.probability("combined", self.scores(calibration))
+            combined = calibration.probability(self._curve, self.scores(calibration))
         if self.again is not None:
             combined = np.maximum(combined, self.again.probabilities(calibration)["combined"])
         self._known = {**found, "combined": combined}
         return self._known
+
+    @property
+    def _curve(self) -> str:
+        return "unattended" if all(part is None for part in self.mass) else "combined"
+
+    def may_matter(self, calibration: Calibration) -> np.ndarray:
+        """A first look: which passages may hold evidence, judged by shared words alone, (passages,) of booleans.
+
+        The other signals are taken to be as good as they can be. Where even the best passage shares few of the
+        question's words, all passages may matter.
+        """
+        best = self.relative()["lexical"] / calibration.spread["lexical"]
+        return np.asarray(calibration.probability("unattended", best) >= FIRST_LOOK)
 
     def changed(self) -> None:
         """Drop cached results after a signal was set."""

@@ -21,7 +21,7 @@ import numpy as np
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.engines.base import AnyEngine, AttentionProbe, Branch, Decoded, Head
 from wim_kernel.run.document import EncodedDocument
-from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
+from wim_kernel.run.relevance.calibration import SIGNALS, UNATTENDED_CURVE, Calibration
 from wim_kernel.run.relevance.examples import Example
 from wim_kernel.run.relevance.findings import LEAST_MASS, Findings, Floats
 from wim_kernel.run.relevance.logistic import logistic
@@ -260,6 +260,7 @@ def _fit(questions: Sequence[_ExampleQuestion], heads: tuple[tuple[int, int], ..
             scores.append(item.findings.scores(without_curves, signals)[item.own])
             labels.append(item.labels[item.own])
         curves[name] = logistic(np.concatenate(scores), np.concatenate(labels))
+    curves["unattended"] = UNATTENDED_CURVE
     curves["alone"] = _few_curve([item for item, _ in read_alone], without_curves)
     return Calibration(heads, spread, curves, "examples")
 

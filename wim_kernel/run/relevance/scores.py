@@ -13,6 +13,10 @@ from typing import Literal
 
 from wim_kernel.common.chunk import Chunk
 
+FIRST_LOOK = (
+    0.1  # the probability of evidence, as far as shared words allow, from which the model is asked about it
+)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -98,7 +102,7 @@ class EvidenceProbability(Relevance):
 
     @property
     def curve(self) -> str:
-        """The name of the probability among `Evidence.probabilities`."""
+        """The name of the probability among `Evidence.probabilities`; signals that are not measured add nothing."""
         return self.searches[0] if len(self.searches) == 1 else "combined"
 
     def __call__(self, evidence: Evidence) -> float:
@@ -141,6 +145,23 @@ class Decision(Relevance):
 
 
 @dataclass(frozen=True)
+class LexicalDecision(Decision):
+    """A decision about the chunks that pass a first look at shared words; the others are not asked about.
+
+    A chunk that is not asked about is as relevant as its best passage can be by shared words; see
+    `Findings.may_matter`.
+    """
+
+    searches = ("lexical",)
+
+    def __call__(self, evidence: Evidence) -> float:
+        """The chunk's relevance, 0 to 1."""
+        if evidence.decision is None:
+            return min(evidence.probabilities.get("combined", 0.0), FIRST_LOOK)
+        return evidence.decision
+
+
+@dataclass(frozen=True)
 class SecondCall(Relevance):
     """The probability of YES when the model is asked whether its own note helps."""
 
@@ -156,15 +177,25 @@ def _logistic(x: float) -> float:
 
 
 RelevanceName = Literal[
-    "combined", "attention", "lexical", "passage", "likelihood", "decision", "second-call"
+    "combined",
+    "attention",
+    "lexical",
+    "passage",
+    "lexical+passage",
+    "likelihood",
+    "decision",
+    "lexical+decision",
+    "second-call",
 ]
 BY_NAME: dict[str, Relevance] = {
     "combined": EvidenceProbability(),
     "attention": EvidenceProbability(("attention",)),
     "lexical": EvidenceProbability(("lexical",)),
     "passage": EvidenceProbability(("passage",)),
+    "lexical+passage": EvidenceProbability(("lexical", "passage")),
     "likelihood": QuestionLikelihood(),
     "decision": Decision(),
+    "lexical+decision": LexicalDecision(),
     "second-call": SecondCall(),
 }
 RelevanceLike = RelevanceName | Relevance | Callable[[Evidence], float]

@@ -1,0 +1,120 @@
+"""Ways to measure likelihoods: what they make of replies, which of them are used, and when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from proxy import Proxy, http, proxied
+
+from wim_kernel import ServerError
+from wim_kernel.engines.server.deciding import Reply
+from wim_kernel.engines.server.deltas import StreamDelta
+from wim_kernel.engines.server.families import FAMILIES
+from wim_kernel.engines.server.likelihoods import Measurement, best_way, find_ways, measure
+from wim_kernel.engines.server.transport import Server
+
+IDS = [1, 2, 3, 4, 5]
+USAGE = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}}
+
+
+@pytest.fixture
+def odd() -> Iterator[Proxy]:
+    """A server whose replies the test chooses."""
+    with proxied(9) as server:
+        yield server
+
+
+def on(odd: Proxy) -> Server:
+    return Server(f"http://127.0.0.1:{odd.port}/v1", None, 5.0, 4)
+
+
+def told(logprobs: list[float], ids: list[int]) -> dict[str, Any]:
+    """vLLM's reply with log-probabilities of a prompt's last tokens, and of next tokens."""
+    of_prompt = [None, *({str(token): {"logprob": -9.0, "rank": 1}} for token in IDS[1 : -len(ids)])]
+    of_prompt += [{str(token): {"logprob": each}} for token, each in zip(ids, logprobs, strict=True)]
+    of_next = {f"token_id:{token}": each for token, each in zip(ids, logprobs, strict=True)}
+    choice = {"prompt_logprobs": of_prompt, "logprobs": {"top_logprobs": [of_next]}}
+    return {"choices": [choice], "usage": USAGE}
+
+
+async def test_vllm_tells_a_prompts_or_a_next_tokens(odd):
+    odd.answers = {b"/v1/completions": http(json.dumps(told([-0.5, -1.5], [4, 5])).encode())}
+    for way in ("prompt", "next"):
+        (delta,) = [delta async for delta in measure(on(odd), way, Measurement(IDS, 2, "m"))]
+        assert delta.likelihoods == (-0.5, -1.5)
+    assert (
+        delta.usage.prompt_tokens - delta.usage.cached_tokens == 2 * 3
+    )  # as both requests together computed
+
+
+async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
+    reply = {
+        "completion_probabilities": [{"id": 4, "logprob": -0.5}, {"id": 5, "logprob": -1.5}],
+        "tokens_evaluated": 3,
+        "timings": {"cache_n": 1},
+    }
+    odd.answers = {b"/completion": http(json.dumps(reply).encode())}
+    (delta,) = [delta async for delta in measure(on(odd), "forced", Measurement(IDS, 2, "m", 1))]
+    assert delta.likelihoods == (-0.5, -1.5)
+    assert (delta.usage.prompt_tokens, delta.usage.cached_tokens) == (3, 1)
+    reply["completion_probabilities"][1]["id"] = 6
+    odd.answers = {b"/completion": http(json.dumps(reply).encode())}
+    with pytest.raises(ServerError, match="other tokens than the grammar allows"):
+        [delta async for delta in measure(on(odd), "forced", Measurement(IDS, 2, "m", 1))]
+
+
+@pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"prompt_logprobs": None}]}, [1], "no"])
+async def test_ways_that_a_server_does_not_know_are_not_used(odd, reply):
+    odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
+    assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
+
+
+async def test_ways_that_disagree_are_not_used(odd):
+    reply = told([-0.5, -1.5, -2.5], [3, 4, 5])
+    odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
+    assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ("prompt", "next")
+    reply["choices"][0]["logprobs"]["top_logprobs"][0]["token_id:4"] = -1.6
+    odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
+    assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
+    del reply["choices"][0]["logprobs"]
+    odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
+    assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ("prompt",)
+
+
+def test_the_way_that_computes_least_is_taken():
+    both = ("prompt", "next")
+    assert best_way(both, 40, 200, 12) == "prompt"  # a passage alone, behind a cached head
+    assert best_way(both, 8000, 8030, 12) == "next"  # a question behind a cached document
+    assert best_way(both, 0, 8030, 12) == "prompt"  # nothing is cached
+    assert best_way(("forced",), 0, 10, 2) == "forced"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ids", "expected"),
+    [
+        (["YES", ":", " It"], [], "yes"),
+        (["YES: It"], [], "no"),  # in other tokens
+        (["YES"], [], "not yet"),
+        (["NO"], [], "no"),
+        (["YES", ":"], [7, 8], "yes"),
+        (["YES", ":"], [7, 9], "no"),
+        (["YES"], [7], "not yet"),
+    ],
+)
+def test_a_reply_begins_with_a_choice_in_its_own_tokens(pieces, ids, expected):
+    reply = Reply()
+    for number, text in enumerate(pieces):
+        reply.add(StreamDelta(text, tuple(ids[number : number + 1])))
+    assert reply.begins_with([7, 8], "YES:") == expected
+
+
+def test_a_reply_that_ended_decides_at_once():
+    reply = Reply()
+    reply.add(StreamDelta("YES", (7,)))
+    assert not reply.has_decided
+    reply.add(StreamDelta(finish="length"))
+    assert reply.has_decided
+    assert reply.begins_with([7, 8], "YES:") == "no"
