@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from transformers import GenerationConfig
 
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Prompt, Text
 
@@ -43,11 +44,13 @@ class Scores:
         choices: probability of each choice as the reply's first token, normalised over the choices.
         attention: attention mass on each span of the branch's probe, 0 to 1, averaged over the scored tokens, (heads,
             spans); None without a probe, or if the engine cannot measure attention.
+        rating: how much the chunk helps, 0 to 1, as the model says itself; None unless it was asked.
     """
 
     likelihood: float | None = None
     choices: tuple[float, ...] = ()
     attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(default=None, compare=False)
+    rating: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Branch:
         generation: settings of the generation; None to measure only.
         json_schema: JSON schema, as text, to which the generated text is constrained.
         probe: attention to measure on the scored run.
+        rates: for engines that rate: ``"note"`` or ``"quotes"``, what the reply holds beside its rating of the chunk.
     """
 
     at: int
@@ -74,6 +78,7 @@ class Branch:
     generation: GenerationConfig | None = None
     json_schema: str | None = None
     probe: AttentionProbe | None = None
+    rates: Literal["", "note", "quotes"] = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Decoded:
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
         recomputed: number of prefix tokens that a server ran again, because they were evicted from its prefix cache or
             only partly filled one of its blocks.
+        billed: what the branch cost, where an engine's branches are requests that are billed one by one.
+        quotes: sentences that the reply says stand in the chunk, for branches that rate.
     """
 
     scores: Scores
@@ -100,6 +107,8 @@ class Decoded:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     recomputed: int = 0
+    billed: Usage | None = None
+    quotes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,8 @@ class Engine(Protocol[PrefixT]):
     """Whether margins should always be written before the next chunk is prefilled."""
     shows_tokens: bool
     """Whether the token ids of this protocol are the ids that the model sees."""
+    rates: bool
+    """Whether the model rates a chunk in the reply that holds its note, and branches are billed one by one."""
     heads: tuple[Head, ...]
     """Heads whose attention can be measured; empty if the engine cannot measure attention."""
 
@@ -229,6 +240,9 @@ class Engine(Protocol[PrefixT]):
         Returns:
             The positions that were run. They begin before the block if the engine had to run evicted tokens again.
         """
+
+    def holds(self, prefix: PrefixT, tokens: int) -> bool:
+        """Whether the first ``tokens`` tokens of a prefix are in the cache now. Called only if `rates`."""
 
     def decode(
         self, prefix: PrefixT, branches: Sequence[Branch], gate: Gate | None = None

@@ -61,6 +61,7 @@ class LocalEngine(Shared):
     measures_likelihood = True
     decides_by = "first token"
     writes_as_it_reads = False
+    rates = False
     shows_tokens = True
     reports_cached: bool | None = True
 
@@ -267,6 +268,10 @@ class LocalEngine(Shared):
             if prefix.tokens in ends:
                 prefix.mark_boundary()
             return range(before, prefix.tokens)
+
+    def holds(self, prefix: LocalPrefix, tokens: int) -> bool:
+        """See `Engine.holds`."""
+        return prefix.tokens >= tokens
 
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None

@@ -54,6 +54,7 @@ class ServerEngine(Shared):
     """
 
     heads: tuple[Head, ...] = ()  # servers do not report attention
+    rates = False
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
@@ -202,6 +203,10 @@ class ServerEngine(Shared):
         return usage
 
     # -- branches -----------------------------------------------------------------------------------------------------
+
+    def holds(self, prefix: ServerPrefix, tokens: int) -> bool:
+        """See `Engine.holds`."""
+        return prefix.tokens >= tokens
 
     def decode(
         self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None = None
