@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from typing import Any, cast
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
+from pydantic import BeforeValidator
 
+from wim_kernel import WimKernel
 from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
 
 # The kernel's own run reports the whole call: these requests are no runs of their own.
@@ -73,6 +75,17 @@ class LangChainChat:
         usage = getattr(raw, "usage_metadata", None)
         data = parsed.model_dump() if hasattr(parsed, "model_dump") else parsed
         return Piece(raw.text, None if usage is None else _billed(usage), data)
+
+
+def as_kernel(model: Any) -> Any:
+    """A kernel on a chat model; anything else as it is, for the caller's check."""
+    return WimKernel.from_chat_model(LangChainChat(model)) if isinstance(model, BaseChatModel) else model
+
+
+Model = WimKernel | BaseChatModel
+"""What reads: a kernel, or a chat model, on which a kernel is made."""
+KernelField = Annotated[WimKernel, BeforeValidator(as_kernel)]
+"""The field of a kernel, which may be given as a chat model."""
 
 
 def _messages(request: ChatRequest) -> list[BaseMessage]:

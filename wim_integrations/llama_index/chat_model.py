@@ -18,7 +18,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import BaseModel, create_model
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms import LLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 
+from wim_kernel import WimKernel
 from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool}
@@ -66,6 +68,16 @@ class LlamaIndexChat:
         reply = shape.chat(_messages(request), **_extra(self.llm, request))
         data = reply.raw.model_dump() if isinstance(reply.raw, BaseModel) else None
         return Piece(reply.message.content or "", None, data)
+
+
+def as_kernel(model: Any) -> Any:
+    """A kernel on a language model; anything else as it is, for the caller's check."""
+    if isinstance(model, StructuredLLM):
+        return as_kernel(model.llm)
+    own = getattr(model, "_kernel", None)  # of a `WimLLM`, which is a kernel's own model
+    if isinstance(own, WimKernel):
+        return own
+    return WimKernel.from_chat_model(LlamaIndexChat(model)) if isinstance(model, LLM) else model
 
 
 def _messages(request: ChatRequest) -> list[ChatMessage]:
