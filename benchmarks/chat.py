@@ -1,7 +1,7 @@
 """What margins cost with a hosted chat model, beside LangChain's map-reduce chain on the same provider.
 
 The provider is the one of `benchmarks/provider.py`: a server on this machine that speaks the providers' protocols and
-bills by their documented rules; no hosted API is called. Workload: 32,768 tokens in 8 chunks, and two questions of which
+bills by their documented rules; no hosted API is called. Workload: 32,768 tokens in 8 chunks, two questions of which
 the first look asks three chunks. Cost is in tokens of plain input: a token written to the cache counts 1.25 (1.0 where
 writes are free), one read from it 0.1. Output is left out: it is much the same for both.
 
@@ -49,7 +49,7 @@ PLAIN_CHAIN = (
 MODELS: dict[Rules, tuple[str, Callable[[str], Any], float]] = {
     "anthropic": (
         "ChatAnthropic",
-        lambda url: ChatAnthropic(model_name="claude-sonnet-4-5", base_url=url, api_key="none"),  # type: ignore[call-arg]
+        lambda url: ChatAnthropic(model_name="claude-sonnet-5", base_url=url, api_key="none"),  # type: ignore[call-arg]
         1.25,
     ),
     "openai": (

@@ -202,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-# -- replies --------------------------------------------------------------------------------------------------------------
+# -- replies --------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\w{4,}")
 
@@ -210,6 +210,8 @@ _WORD = re.compile(r"\w{4,}")
 def reply_to(pieces: list[str], schema: dict[str, Any] | None) -> str:
     """A reply to a prompt: a rating with quotations or a note, data of a schema, or a line."""
     *_, newest, asks = ["", *pieces]
+    if (at := asks.rfind("\n\nQuestion about")) > 0:  # LlamaIndex sends the blocks as one text
+        newest, asks = asks[:at], asks[at:]
     if '"relevance"' not in asks and not (schema and "relevance" in schema.get("properties", {})):
         return "{}" if schema else "Elsa Brandt owned the Aurora. That is what it says."
     found = re.search(r"Question about the document above: (.*)", asks)

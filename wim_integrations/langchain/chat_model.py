@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import closing
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BeforeValidator
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, closed
 
 # The kernel's own run reports the whole call: these requests are no runs of their own.
 _CONFIG: RunnableConfig = {"callbacks": [], "run_name": "WimRequest"}
@@ -52,7 +51,7 @@ class LangChainChat:
             arguments["stream_usage"] = True
         usage: UsageMetadata | None = None
         chunks = self.llm.stream(_messages(request), _CONFIG, **arguments)
-        with closing(cast(Generator[Any, None, None], chunks)):
+        with closed(chunks):
             for chunk in chunks:
                 usage = _added(usage, getattr(chunk, "usage_metadata", None))
                 yield Piece(chunk.text)

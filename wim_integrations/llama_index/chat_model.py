@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import closing
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from llama_index.core.base.llms.types import (
@@ -21,7 +20,7 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, closed
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool}
 
@@ -44,12 +43,12 @@ class LlamaIndexChat:
 
     def stream(self, request: ChatRequest) -> Generator[Piece, None, None]:
         """Send a request; yields the reply as it comes. Closing the generator closes the request."""
-        arguments = {**request.fields, **_extra(self.llm, request)}
+        arguments = {**request.fields, **_extra(request)}
         if _takes_openai_fields(self.llm):
             arguments["stream_options"] = {"include_usage": True}
         billed = None
         replies = self.llm.stream_chat(_messages(request), **arguments)
-        with closing(cast(Generator[Any, None, None], replies)):
+        with closed(replies):
             for reply in replies:
                 billed = _billed(reply.raw) or billed
                 yield Piece(reply.delta or "")
@@ -61,11 +60,19 @@ class LlamaIndexChat:
 
         Raises:
             NotImplementedError: if the model calls no functions, or the schema is more than named plain values.
+                `LLM.as_structured_llm` reports no usage: then it is estimated.
         """
+        if _takes_openai_fields(self.llm):  # takes any schema, and reports what the request cost
+            shape = {"name": schema.get("title", "Reply"), "schema": dict(schema)}
+            extra = {**request.fields, **_extra(request)}
+            reply = self.llm.chat(
+                _messages(request), response_format={"type": "json_schema", "json_schema": shape}, **extra
+            )
+            return Piece(reply.message.content or "", _billed(reply.raw))
         if not self.llm.metadata.is_function_calling_model:
             raise NotImplementedError("The model takes no schemas.")
-        shape = self.llm.as_structured_llm(_class(schema))
-        reply = shape.chat(_messages(request), **_extra(self.llm, request))
+        structured = self.llm.as_structured_llm(_class(schema))
+        reply = structured.chat(_messages(request))
         data = reply.raw.model_dump() if isinstance(reply.raw, BaseModel) else None
         return Piece(reply.message.content or "", None, data)
 
@@ -90,7 +97,7 @@ def _messages(request: ChatRequest) -> list[ChatMessage]:
     return [*turns, ChatMessage(role=MessageRole.USER, blocks=blocks)]
 
 
-def _extra(llm: LLM, request: ChatRequest) -> dict[str, Any]:
+def _extra(request: ChatRequest) -> dict[str, Any]:
     """The fields for the provider's cache, without OpenAI's breakpoints, which LlamaIndex's blocks cannot carry."""
     return {name: value for name, value in request.extra.items() if name != "prompt_cache_options"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,6 +71,17 @@ class Piece:
     text: str = ""
     billed: Billed | None = None
     data: Any = None
+
+
+@contextmanager
+def closed(pieces: Any) -> Iterator[None]:
+    """A context at whose end an iterator is closed, if it can be: generators can, other iterators cannot."""
+    try:
+        yield
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
 
 
 @runtime_checkable

@@ -278,11 +278,7 @@ class ChatEngine(Shared):
                 if not _refuses_schemas(error):
                     raise
                 self._structured = False  # from now on the prompt alone asks for it
-        stream = self.backend.stream(request)
-        try:
-            yield from stream
-        finally:
-            stream.close()
+        yield from self.backend.stream(request)
 
     def _fitting(self, reply: _Reply, schema: dict[str, Any]) -> _Reply:
         """A reply as JSON that fits a schema. If it does not, the model puts it into shape, without the document.
