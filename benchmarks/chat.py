@@ -42,7 +42,12 @@ QUESTIONS = (
     "Who bought the vessel Aurora at Emden?",
     "In which year was the vessel Aurora sold by Elsa Brandt?",
 )
-ASKED = {"chunks 1, 2, 3": (0, 1, 2), "chunks 2, 5, 8": (1, 4, 7), "chunks 6, 7, 8": (5, 6, 7)}
+ASKED = {
+    "chunks 1, 2, 3": (0, 1, 2),
+    "chunks 2, 5, 8": (1, 4, 7),
+    "chunks 6, 7, 8": (5, 6, 7),
+    "all chunks": tuple(range(8)),
+}
 PLAIN_CHAIN = (
     8 * (CHUNK_TOKENS + 200) + 700
 )  # a map-reduce chain with instructions of 200 tokens and an answer's of 700
