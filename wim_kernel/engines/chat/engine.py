@@ -385,13 +385,15 @@ class ChatEngine(Shared):
 
 
 def _refuses_schemas(error: Exception) -> bool:
-    """Whether an error says that a model cannot reply under a schema, or replied with something else."""
+    """Whether an error says that a model cannot reply under a schema, or that its reply does not fit one.
+
+    What comes from the network or the provider's limits has a status, or a name that says so, in every client.
+    """
     status = getattr(error, "status_code", None)
-    return isinstance(error, NotImplementedError | ValueError | TypeError | AttributeError) or status in (
-        400,
-        404,
-        422,
-    )
+    if isinstance(status, int):
+        return status in (400, 404, 422)
+    names = " ".join(base.__name__ for base in type(error).__mro__)
+    return not isinstance(error, OSError) and "Connection" not in names and "Timeout" not in names
 
 
 def _sum(first: Billed | None, second: Billed | None) -> Billed | None:
