@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hosted.conftest import EVIDENCE, QUESTION, pages
 from langchain_core.language_models import FakeListChatModel
 
 from wim_integrations.langchain import create_wim_map_reduce_chain
-from wim_kernel import ChatModelError, MarginWritten, WimKernel
+from wim_kernel import PROMPTS, ChatModelError, MarginWritten, WimKernel
 from wim_kernel.engines.chat import codec
 from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
 from wim_kernel.engines.chat.providers import PROVIDERS, provider_of
@@ -208,3 +208,23 @@ def test_the_engine_imports_neither_torch_nor_transformers_of_its_own() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_a_variable_of_the_caller_s_prompt_may_have_any_name() -> None:
+    told = Told('{"relevance": 9, "note": "Elsa."}')
+    prompts = replace(PROMPTS["answer"], margin="\n\nCopy what helps, in the {words} of {begins}.")
+    options: Any = {"prompts": prompts, "variables": {"words": "language", "begins": "sailors"}}
+    WimKernel.from_chat_model(told).read(pages()).margins(QUESTION, **options)
+    assert "in the language of sailors" in told.asked[0].blocks[-1].text
+    assert "at most 48 words" in told.asked[0].blocks[-1].text
+    assert 'begins "Day 2 of the log.' in told.asked[0].blocks[-1].text
+
+
+def test_the_model_serves_other_engines_too() -> None:
+    from wim_integrations.llama_index import WimLLM
+
+    told = Told("Hello.")
+    llm = WimLLM(WimKernel.from_chat_model(told))
+    assert llm.complete("Say hello.").text == "Hello."
+    assert [block.text for block in told.asked[0].blocks] == ["Say hello."]
+    assert llm.metadata.is_chat_model

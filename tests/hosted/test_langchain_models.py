@@ -297,3 +297,14 @@ def test_poor_reuse_is_warned_of(provider: Start) -> None:
     kernel = WimKernel.from_chat_model(langchain_model("openai", url), provider="openai")
     with pytest.warns(UserWarning, match=r"gpt-5.6 read 0 tokens from its cache, of .* paid for again"):
         kernel.ask(QUESTION, pages(8, (1, 4, 6)))
+
+
+def test_a_server_that_refuses_to_report_usage_in_streams_is_asked_without(provider: Start) -> None:
+    owner, url = provider("none")
+    kernel = WimKernel.from_chat_model(langchain_model("none", url), structured=False, max_concurrency=1)
+    owner.failures = [400]
+    result = kernel.ask(QUESTION, pages())
+    assert [margin.index for margin in result.kept] == [1, 4]
+    assert all("stream_options" not in request.body for request in owner.requests)
+    assert result.usage.cached_tokens is None
+    assert result.usage.input_tokens > 9000, "it is estimated"

@@ -41,16 +41,25 @@ class LangChainChat:
         self.host = _host(llm)
         profile = llm.profile or {}
         self.window: int | None = profile.get("max_input_tokens")
+        # of classes whose providers report the usage of a stream if they are asked
+        self._asks_usage = "stream_usage" in type(llm).model_fields
 
     def stream(self, request: ChatRequest) -> Generator[Piece, None, None]:
         """Send a request; yields the reply as it comes. Closing the generator closes the request."""
-        arguments = {**request.fields, **request.extra}
-        if (
-            "stream_usage" in type(self.llm).model_fields
-        ):  # of providers that report usage in streams if asked
-            arguments["stream_usage"] = True
+        asks, has_begun = self._asks_usage, False
+        try:
+            for piece in self._stream(request, {"stream_usage": True} if asks else {}):
+                has_begun = True
+                yield piece
+        except Exception as error:
+            if has_begun or not asks or getattr(error, "status_code", None) not in (400, 422):
+                raise
+            yield from self._stream(request, {})  # some servers refuse to be asked for the usage of a stream
+            self._asks_usage = False
+
+    def _stream(self, request: ChatRequest, more: Mapping[str, Any]) -> Generator[Piece, None, None]:
         usage: UsageMetadata | None = None
-        chunks = self.llm.stream(_messages(request), _CONFIG, **arguments)
+        chunks = self.llm.stream(_messages(request), _CONFIG, **request.fields, **request.extra, **more)
         with closed(chunks):
             for chunk in chunks:
                 usage = _added(usage, getattr(chunk, "usage_metadata", None))

@@ -46,10 +46,13 @@ def _rating_branch(at: int, question: str, settings: Settings, chunk: str) -> Br
     """The branch at a chunk's end whose one reply rates the chunk and holds its note or its quotations."""
     prompts, quotes = settings.prompts, settings.note_rates == "quotes"
     tokens = settings.quote_tokens if quotes else settings.margin_config.max_new_tokens or 0
-    holes = {"question": question, "begins": _beginning(chunk), "words": str(max(8, tokens * 3 // 4))}
-    asks = prompts.quotes if quotes else prompts.margin + prompts.rating
-    lead, _ = question_lead(question, settings)
-    prompt = lead + fill(asks, **settings.variables, **holes)
+    own = {"begins": _beginning(chunk), "words": str(max(8, tokens * 3 // 4))}
+    prompt, _ = question_lead(question, settings)
+    if not quotes:
+        prompt += fill(prompts.margin, **settings.variables, question=question)
+    prompt += fill(
+        prompts.quotes if quotes else prompts.rating, **{**settings.variables, "question": question, **own}
+    )
     return Branch(at, prompt, generation=settings.margin_config, rates=settings.note_rates)
 
 

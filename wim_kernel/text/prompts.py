@@ -13,7 +13,7 @@ from typing import Literal
 from wim_kernel.text.run_text import Prompt, Text
 
 Task = Literal["answer", "summarise"]
-HOLES = ("question", "margins", "note", "schema", "begins", "words")
+HOLES = ("question", "margins", "note", "schema")
 
 
 def fill(template: str, /, **holes: str | Prompt) -> Prompt:
