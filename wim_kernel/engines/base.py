@@ -241,6 +241,16 @@ class Engine(Protocol[PrefixT]):
             The positions that were run. They begin before the block if the engine had to run evicted tokens again.
         """
 
+    @property
+    def prices(self) -> tuple[float, float]:
+        """The price of a token written to the cache and of one read from it, in tokens of plain input.
+
+        Asked for only if `rates`; so is `foresee`.
+        """
+
+    def foresee(self, prefix: PrefixT, branches: Sequence[Branch]) -> Usage:
+        """What branches would cost, by what the cache should hold now."""
+
     def holds(self, prefix: PrefixT, tokens: int) -> bool:
         """Whether the first ``tokens`` tokens of a prefix are in the cache now. Called only if `rates`."""
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch
-from wim_kernel.engines.chat.engine import ChatEngine
-from wim_kernel.engines.chat.prefixes import ChatPrefix
 from wim_kernel.run.answer_prompt import answer_branch
 from wim_kernel.run.margin_prompts import note_branch
 from wim_kernel.run.margin_writer import first_look
@@ -40,7 +37,7 @@ def estimate(run: Run) -> Estimate:
         ValueError: for a model that is no chat model.
     """
     engine, settings, (state,) = run.engine, run.settings, run.states
-    if not isinstance(engine, ChatEngine):
+    if not engine.rates:
         raise ValueError("What a question costs is estimated for chat models: see WimKernel.from_chat_model.")
     asked = sorted(first_look(run.document, state.question, settings).asked)
     usage, branches = Usage(cache_write_tokens=0), list[Branch]()
@@ -55,15 +52,14 @@ def estimate(run: Run) -> Estimate:
         if run.lease.ends_volume(index):
             if index + 1 == len(run.chunks):
                 branches.append(_answer(run, (note_tokens or 0) * len(asked)))
-            usage += engine.foresee(cast(ChatPrefix, run.lease.prefix), branches)
+            usage += engine.foresee(run.lease.prefix, branches)
             branches = []
     if quotes:  # which may be longer than a note
         longer = settings.quote_tokens - (settings.margin_config.max_new_tokens or 0)
         usage += Usage(output_tokens=longer * len(asked), cache_write_tokens=0)
-    provider = engine.provider
-    return Estimate(
-        usage, usage.base_tokens(write=provider.write, read=provider.read), tuple(asked), len(run.chunks)
-    )
+    write, read = engine.prices
+    base_tokens = usage.base_tokens(write=write, read=read)
+    return Estimate(usage, base_tokens, tuple(asked), len(run.chunks))
 
 
 def _answer(run: Run, notes: int) -> Branch:

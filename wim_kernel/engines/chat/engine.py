@@ -347,6 +347,11 @@ class ChatEngine(Shared):
         own = min(fresh, round(prompt * billed.input_tokens / max(1, total)))
         return Usage(fresh - own, billed.cache_read, own, billed.output_tokens, billed.cache_write, calls=1)
 
+    @property
+    def prices(self) -> tuple[float, float]:
+        """See `Engine.prices`."""
+        return self.provider.write, self.provider.read
+
     def foresee(self, prefix: ChatPrefix, branches: Sequence[Branch]) -> Usage:
         """What branches would cost, by the provider's rules and by what its cache should hold now.
 

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import DeviceMemoryError
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.loading import load_model
@@ -268,6 +269,12 @@ class LocalEngine(Shared):
             if prefix.tokens in ends:
                 prefix.mark_boundary()
             return range(before, prefix.tokens)
+
+    prices = (1.0, 0.0)
+
+    def foresee(self, prefix: LocalPrefix, branches: Sequence[Branch]) -> Usage:
+        """Never called: nothing is billed."""
+        raise NotImplementedError
 
     def holds(self, prefix: LocalPrefix, tokens: int) -> bool:
         """See `Engine.holds`."""

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import ServerError
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.loading import load_tokenizer
 from wim_kernel.engines.packed import Packed
@@ -203,6 +204,12 @@ class ServerEngine(Shared):
         return usage
 
     # -- branches -----------------------------------------------------------------------------------------------------
+
+    prices = (1.0, 0.0)
+
+    def foresee(self, prefix: ServerPrefix, branches: Sequence[Branch]) -> Usage:
+        """Never called: nothing is billed."""
+        raise NotImplementedError
 
     def holds(self, prefix: ServerPrefix, tokens: int) -> bool:
         """See `Engine.holds`."""
