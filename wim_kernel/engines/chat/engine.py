@@ -7,45 +7,24 @@ the same request rates the chunk and, where the provider caches, writes the cach
 from __future__ import annotations
 
 import functools
-import json
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import ChatModelError, WimError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Decoded, Gate, Head, Progress, Scores
 from wim_kernel.engines.chat import codec
-from wim_kernel.engines.chat.backend import Billed, Block, ChatBackend, ChatRequest, Piece
+from wim_kernel.engines.chat.backend import ChatBackend
+from wim_kernel.engines.chat.branch_calls import BranchCalls, Item, Reply, suffix_ids
 from wim_kernel.engines.chat.calls import Call, run_calls
-from wim_kernel.engines.chat.layout import request_of
 from wim_kernel.engines.chat.prefixes import ChatPrefix
 from wim_kernel.engines.chat.providers import BY_NAME, Provider, provider_of
-from wim_kernel.engines.chat.replies import SCHEMAS, decided, fits, json_in, rated
+from wim_kernel.engines.chat.replies import decided, rated
 from wim_kernel.engines.chat.reuse import Reuse
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Text
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """A finished reply: its text, its data if it was asked for under a schema, and its bill."""
-
-    text: str
-    data: Any = None
-    billed: Billed | None = None
-
-
-@dataclass(frozen=True)
-class _Item:
-    """What a call yields: new text of a branch, or its reply."""
-
-    index: int
-    text: str = ""
-    reply: _Reply | None = None
 
 
 class ChatEngine(Shared):
@@ -100,8 +79,9 @@ class ChatEngine(Shared):
         self.max_concurrency = max_concurrency
         self.max_calls = max_calls
         self.first_look = first_look
-        self._structured = not self.provider.schema_in_prefix if structured is None else structured
+        under_schema = not self.provider.schema_in_prefix if structured is None else structured
         self._reuse = Reuse(backend.name)
+        self._branches = BranchCalls(backend, self.provider, self._reuse, structured=under_schema)
         self.renew_after_fork()
         forks.register(self)
 
@@ -135,7 +115,7 @@ class ChatEngine(Shared):
 
     def suffix(self, branch: Branch) -> list[int]:
         """Ids of a branch's prompt."""
-        return codec.encode("".join(run.text for run in branch.prompt))
+        return list(suffix_ids(branch))
 
     def check_schema(self, json_schema: str, generation: Any) -> None:
         """Accept every schema: the reply is checked, and asked for again if it does not fit."""
@@ -190,7 +170,7 @@ class ChatEngine(Shared):
 
     def holds(self, prefix: ChatPrefix, tokens: int) -> bool:
         """Whether the provider's cache should hold the first ``tokens`` tokens of a prefix now."""
-        return any(end >= tokens for end in self._warm(prefix, prefix.tokens))
+        return any(end >= tokens for end in self._branches.warm(prefix, prefix.tokens))
 
     def settle(self, prefix: ChatPrefix) -> int:
         """Nothing was counted as run."""
@@ -214,7 +194,7 @@ class ChatEngine(Shared):
                 goes_on[index] = goes_on[index] and allowed
         yield [
             Progress(
-                index, done=Decoded(Scores(), self._ids(branches[index]), prompt_tokens=0, output_tokens=0)
+                index, done=Decoded(Scores(), suffix_ids(branches[index]), prompt_tokens=0, output_tokens=0)
             )
             for index in plain
             if not goes_on[index]
@@ -232,84 +212,18 @@ class ChatEngine(Shared):
 
     def _calls(
         self, prefix: ChatPrefix, branches: Sequence[Branch], order: Sequence[int]
-    ) -> list[Call[_Item]]:
+    ) -> list[Call[Item]]:
         """The calls of branches, shortest prefix first. Behind cold boundaries each waits for the one before it."""
         last = max((branches[index].at for index in order), default=0)
-        warm = max(self._warm(prefix, last), default=0)
-        calls: list[Call[_Item]] = []
+        warm = max(self._branches.warm(prefix, last), default=0)
+        calls: list[Call[Item]] = []
         for index in order:
-            run = functools.partial(self._call, prefix, index, branches[index])
+            run = functools.partial(self._branches.call, prefix, index, branches[index])
             waits = self.provider.caches and branches[index].at > warm and bool(calls)
             calls.append(Call(run, calls[-1] if waits else None))
         return calls
 
-    def _call(self, prefix: ChatPrefix, index: int, branch: Branch) -> Generator[_Item, None, None]:
-        """Make a branch's request; yields new text of an answer as it comes, and last the reply."""
-        try:
-            request = request_of(prefix, branch, self.provider)
-            warm = max(self._warm(prefix, branch.at), default=0)
-            shows = not (branch.rates or branch.choices or branch.json_schema)
-            text, billed, data = "", None, None
-            for piece in self._pieces(request, branch):
-                self._touch(prefix, branch.at, warm)
-                text, billed = text + piece.text, piece.billed or billed
-                data = piece.data if piece.data is not None else data
-                yield _Item(index, piece.text if shows else "")
-            if billed is not None:
-                self._reuse.record(billed, branch.at + len(self._ids(branch)), warm)
-            reply = _Reply(text, data, billed)
-            if branch.json_schema is not None:
-                reply = self._fitting(reply, json.loads(branch.json_schema))
-                yield _Item(index, reply.text)
-        except (WimError, GeneratorExit):
-            raise
-        except Exception as error:
-            raise ChatModelError(self.model_name, error) from error
-        yield _Item(index, reply=reply)
-
-    def _pieces(self, request: ChatRequest, branch: Branch) -> Generator[Piece, None, None]:
-        """The reply to a request, under a schema if the branch asks for data and the model takes schemas."""
-        schema = SCHEMAS[branch.rates] if branch.rates else json.loads(branch.json_schema or "null")
-        if schema is not None and self._structured:
-            try:
-                yield self.backend.structured(request, schema)
-                return
-            except Exception as error:
-                if not _refuses_schemas(error):
-                    raise
-                self._structured = False  # from now on the prompt alone asks for it
-        yield from self.backend.stream(request)
-
-    def _fitting(self, reply: _Reply, schema: dict[str, Any]) -> _Reply:
-        """A reply as JSON that fits a schema. If it does not, the model puts it into shape, without the document.
-
-        Raises:
-            ChatModelError: if that fails, too.
-        """
-        for again in (False, True):
-            data = reply.data if reply.data is not None else json_in(reply.text)
-            if data is not None and fits(data, schema):
-                return _Reply(json.dumps(data, ensure_ascii=False), data, reply.billed)
-            if again:
-                break
-            wants = (
-                f"Put this into JSON that fits the schema, and reply with that alone: {json.dumps(schema)}"
-            )
-            request = ChatRequest("", [Block(f"{reply.text}\n\n{wants}")])
-            try:
-                piece = self.backend.structured(request, schema)
-            except Exception as error:
-                if not _refuses_schemas(error):
-                    raise
-                pieces = list(self.backend.stream(request))
-                billed = next((each.billed for each in reversed(pieces) if each.billed), None)
-                piece = Piece("".join(each.text for each in pieces), billed)
-            reply = _Reply(piece.text, piece.data, _sum(reply.billed, piece.billed))
-        raise ChatModelError(
-            self.model_name, ValueError(f"its reply does not fit the schema: {reply.text[:200]!r}")
-        )
-
-    def _decoded(self, prefix: ChatPrefix, branch: Branch, item: _Item, gate: Gate | None) -> Decoded:
+    def _decoded(self, prefix: ChatPrefix, branch: Branch, item: Item, gate: Gate | None) -> Decoded:
         reply = item.reply
         assert reply is not None
         scores, text, quotes = Scores(), reply.text, tuple[str, ...]()
@@ -324,21 +238,18 @@ class ChatEngine(Shared):
             (keeps,) = gate([item.index], [scores])
         return Decoded(
             scores,
-            self._ids(branch),
+            suffix_ids(branch),
             text=text if keeps or branch.rates else "",
             generated=keeps,
             billed=self._usage(branch, reply),
             quotes=quotes,
         )
 
-    def _ids(self, branch: Branch) -> tuple[int, ...]:
-        return tuple(self.suffix(branch))
-
     # -- cost ---------------------------------------------------------------------------------------------------------
 
-    def _usage(self, branch: Branch, reply: _Reply) -> Usage:
+    def _usage(self, branch: Branch, reply: Reply) -> Usage:
         """A request's bill, as tokens of the document and of the prompt. Without one, what was sent, as estimated."""
-        prompt = len(self._ids(branch))
+        prompt = len(suffix_ids(branch))
         if reply.billed is None:
             written = len(codec.encode(reply.text))
             return Usage(branch.at, None, prompt, written, None, calls=1)
@@ -359,10 +270,10 @@ class ChatEngine(Shared):
         """
         provider, usage, scale = self.provider, Usage(cache_write_tokens=0), self._reuse.scale
         last = max((branch.at for branch in branches), default=0)
-        held = set(self._warm(prefix, last))
+        held = set(self._branches.warm(prefix, last))
         for branch in sorted(branches, key=lambda branch: branch.at):
             read = max((end for end in held if end <= branch.at), default=0) if provider.caches else 0
-            fresh, prompt = branch.at - read, len(self._ids(branch))
+            fresh, prompt = branch.at - read, len(suffix_ids(branch))
             is_cached = provider.caches and branch.at * scale >= provider.least_tokens
             new = (branch.generation.max_new_tokens or 0) if branch.generation is not None else 0
             usage += Usage(
@@ -376,41 +287,3 @@ class ChatEngine(Shared):
             if is_cached:
                 held.add(branch.at)
         return usage
-
-    def _warm(self, prefix: ChatPrefix, at: int) -> list[int]:
-        """The boundaries up to ``at`` that the provider's cache should hold."""
-        return prefix.warm(at, self.provider.seconds) if self.provider.caches else []
-
-    def _touch(self, prefix: ChatPrefix, at: int, warm: int) -> None:
-        """Record what a request that has begun has read and written."""
-        if self.provider.caches and at * self._reuse.scale >= self.provider.least_tokens:
-            prefix.touch(at)
-            if warm:
-                prefix.touch(warm)
-
-
-def _refuses_schemas(error: Exception) -> bool:
-    """Whether an error says that a model cannot reply under a schema, or that its reply does not fit one.
-
-    What comes from the network or the provider's limits has a status, or a name that says so, in every client.
-    """
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
-        return status in (400, 404, 422)
-    names = " ".join(base.__name__ for base in type(error).__mro__)
-    return not isinstance(error, OSError) and "Connection" not in names and "Timeout" not in names
-
-
-def _sum(first: Billed | None, second: Billed | None) -> Billed | None:
-    if first is None or second is None:
-        return first or second
-
-    def add(one: int | None, other: int | None) -> int | None:
-        return None if one is None and other is None else (one or 0) + (other or 0)
-
-    return Billed(
-        first.input_tokens + second.input_tokens,
-        first.output_tokens + second.output_tokens,
-        add(first.cache_read, second.cache_read),
-        add(first.cache_write, second.cache_write),
-    )
