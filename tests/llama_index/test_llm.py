@@ -176,13 +176,19 @@ async def test_structured_predictions_fit(kernel: WimKernel) -> None:
 # -- what is no kernel -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [MockLLM(), None, "embedded", object()])
+@pytest.mark.parametrize("wrong", [None, "embedded", object()])
 @pytest.mark.parametrize(
     "make", [WimSynthesizer, WimNodePostprocessor, WimLLM, lambda kernel: create_wim_tool(kernel, "A text.")]
 )
 def test_what_is_no_kernel_is_said_at_once(make: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"WimKernel, not a \w+: make one with"):
         make(wrong)
+
+
+def test_a_language_model_makes_a_kernel_and_no_wim_llm() -> None:
+    assert WimSynthesizer(MockLLM()).kernel.engine.model_name == "MockLLM"
+    with pytest.raises(TypeError, match="WimKernel, not a MockLLM"):
+        WimLLM(MockLLM())
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,19 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import BaseModel, create_model
 
+from wim_integrations.langchain.chat_model import Model, as_kernel
 from wim_integrations.langchain.documents import Documents
 from wim_integrations.langchain.map_reduce import WimMapReduceChain
 from wim_integrations.langchain.outputs import Inputs
 from wim_integrations.langchain.prompts import QUESTION_KEYS, PromptLike, as_templates
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.options import check_names
-from wim_kernel import WimKernel
 
 NOTHING_FOUND = "No documents were found that could answer this."
 
 
 def create_wim_documents_chain(
-    kernel: WimKernel,
+    kernel: Model,
     prompt: BasePromptTemplate[Any] | None = None,
     *,
     output_parser: BaseOutputParser[Any] | None = None,
@@ -34,7 +34,7 @@ def create_wim_documents_chain(
     """A chain from a question and documents to the answer's text, which replaces `create_stuff_documents_chain`.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, or the chat model that the replaced chain has.
         prompt: the answer's prompt. Its variable for the documents becomes "the document above", since documents are
             read before any prompt; its further variables are inputs. If no input is the question, the prompt's own
             text is.
@@ -61,7 +61,7 @@ def create_wim_documents_chain(
     if prompt is not None:
         options["prompts"] = {**as_templates(options), "answer": prompt}
     reader = _DocumentsReader(
-        kernel=kernel,
+        kernel=as_kernel(kernel),
         documents_key=document_variable_name,
         document_prompt=document_prompt,
         document_separator=document_separator,
@@ -101,7 +101,7 @@ _DOCUMENTS_ARGUMENTS = tuple(
 
 
 def create_wim_map_reduce_chain(
-    kernel: WimKernel,
+    kernel: Model,
     *,
     question_prompt: PromptLike | None = None,
     map_prompt: PromptLike | None = None,
@@ -119,7 +119,7 @@ def create_wim_map_reduce_chain(
     """A chain with the keys of `MapReduceDocumentsChain`; replaces ``load_qa_chain`` and ``load_summarize_chain``.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, or the chat model that the replaced chain has.
         question_prompt: the prompt of a chunk's note, as ``load_qa_chain`` names it (the map step's prompt).
         map_prompt: the prompt of a chunk's note, as ``load_summarize_chain`` names it.
         combine_prompt: the prompt of the answer; its variable ``summaries`` or ``text`` is the list of notes.

@@ -16,12 +16,13 @@ from langchain_core.runnables.config import (
 from pydantic import model_validator
 from typing_extensions import Self
 
+from wim_integrations.langchain.chat_model import Model, as_kernel
 from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import Emitter
 from wim_integrations.langchain.fields import CompressorFields
 from wim_integrations.langchain.prompts import PromptLike, PromptSet, as_templates
 from wim_integrations.options import check_kernel, leaning_to_recall
-from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options, WimKernel
+from wim_kernel import EmptyDocumentError, Event, MarginsDone, Options
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.relay import alast_of, arelay, last_of, relay
 from wim_kernel.run.options import parse_options, unwatched_options
@@ -62,14 +63,15 @@ class WimDocumentCompressor(CompressorFields):
         super().__init__(**given)
 
     @classmethod
-    def from_kernel(cls, kernel: WimKernel, prompt: PromptLike | None = None, **fields: Any) -> Self:
+    def from_kernel(cls, kernel: Model, prompt: PromptLike | None = None, **fields: Any) -> Self:
         """Make a compressor, as `LLMChainExtractor.from_llm` does.
 
         Args:
-            kernel: the kernel, in place of a language model.
+            kernel: the kernel, or a chat model.
             prompt: the prompt of margins. With a prompt, margins are in the model's own words.
             fields: the fields of the class.
         """
+        kernel = as_kernel(kernel)
         check_kernel(kernel, cls.__name__)
         if prompt is not None:
             fields["prompts"] = {**as_templates(fields), "margin": prompt}

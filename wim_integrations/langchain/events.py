@@ -215,6 +215,11 @@ def _usage_metadata(usage: Usage) -> UsageMetadata:
         output_tokens=usage.output_tokens,
         total_tokens=usage.input_tokens + usage.output_tokens,
     )
+    details = InputTokenDetails()
     if usage.cached_tokens is not None:
-        metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+        details["cache_read"] = usage.cached_tokens
+    if usage.cache_write_tokens is not None:
+        details["cache_creation"] = usage.cache_write_tokens
+    if details:
+        metadata["input_token_details"] = details
     return metadata

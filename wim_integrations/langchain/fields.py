@@ -8,11 +8,12 @@ from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.runnables import RunnableSerializable
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, SkipValidation, create_model
 
+from wim_integrations.langchain.chat_model import KernelField
 from wim_integrations.langchain.documents import DocumentPrompt
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import GivenPrompts
 from wim_integrations.options import OPTION_NAMES, check_names
-from wim_kernel import Options, WimKernel
+from wim_kernel import Options
 from wim_kernel.common.copying import refuse_to_pickle
 
 
@@ -21,7 +22,7 @@ class ReadingFields(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    kernel: WimKernel = Field(exclude=True)
+    kernel: KernelField = Field(exclude=True)
     document_prompt: DocumentPrompt = None
     document_separator: str | None = None
     chunk_tokens: PositiveInt | None = None

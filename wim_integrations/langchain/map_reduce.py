@@ -11,11 +11,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 from pydantic import BaseModel, create_model, model_validator
 
+from wim_integrations.langchain.chat_model import Model
 from wim_integrations.langchain.outputs import Inputs, Outputs
 from wim_integrations.langchain.prompts import PromptSet
 from wim_integrations.langchain.requests import Request
 from wim_integrations.langchain.runnable import WimRunnable
-from wim_kernel import Answered, AnswerToken, Event, WimKernel
+from wim_kernel import Answered, AnswerToken, Event
 
 _ONLY_OUTPUTS = "return_only_outputs"
 Configs = RunnableConfig | list[RunnableConfig] | None
@@ -33,7 +34,7 @@ class WimMapReduceChain(WimRunnable):
 
     if TYPE_CHECKING:
 
-        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+        def __init__(self, *, kernel: Model, **fields: Any) -> None: ...
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from pydantic import BaseModel, create_model
 
 from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.batching import Batch
+from wim_integrations.langchain.chat_model import Model
 from wim_integrations.langchain.events import Emitter, Manager, answer_data
 from wim_integrations.langchain.outputs import Inputs, Margins, Outputs, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.requests import Request
@@ -27,7 +28,6 @@ from wim_kernel import (
     MarginWritten,
     MissingInputError,
     Options,
-    WimKernel,
 )
 
 
@@ -44,7 +44,7 @@ class WimRunnable(DocumentRunnable):
     read again.
 
     Attributes:
-        kernel: the kernel.
+        kernel: the kernel, or a chat model; see `wim_kernel.WimKernel.from_chat_model`.
         question_key: the input's key of the question; by default the first present one of the keys above.
         documents_key: the input's key of the documents; by default the first present one of the keys above.
         document_prompt: the template of each document's text; by default its page content.
@@ -70,7 +70,7 @@ class WimRunnable(DocumentRunnable):
 
     if TYPE_CHECKING:
 
-        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+        def __init__(self, *, kernel: Model, **fields: Any) -> None: ...
 
         def invoke(self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any) -> WimOutput:
             """See `DocumentRunnable.invoke`."""
@@ -169,7 +169,7 @@ class WimMargins(DocumentRunnable):
 
     if TYPE_CHECKING:
 
-        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+        def __init__(self, *, kernel: Model, **fields: Any) -> None: ...
 
         def invoke(
             self, input: Inputs, config: RunnableConfig | None = None, **kwargs: Any
@@ -227,7 +227,7 @@ class WimAnswer(WimRunnable):
 
     if TYPE_CHECKING:
 
-        def __init__(self, *, kernel: WimKernel, **fields: Any) -> None: ...
+        def __init__(self, *, kernel: Model, **fields: Any) -> None: ...
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question, the documents and the margins."""

@@ -12,18 +12,19 @@ from langchain_core.callbacks import BaseCallbackHandler, Callbacks
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import StructuredTool, ToolException
 
+from wim_integrations.langchain.chat_model import Model, as_kernel
 from wim_integrations.langchain.documents import Documents
 from wim_integrations.langchain.events import NO_STREAM
 from wim_integrations.langchain.library import Folder, Library, Named, Retrieved, Retriever
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.options import check_kernel, check_names
-from wim_kernel import EmptyDocumentError, WimError, WimKernel
+from wim_kernel import EmptyDocumentError, WimError
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.text.tool_text import DESCRIPTION, TRUNCATED, report
 
 
 def create_wim_tool(
-    kernel: WimKernel,
+    kernel: Model,
     documents: Documents | Mapping[str, Documents] | Retriever | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
@@ -41,7 +42,7 @@ def create_wim_tool(
     Errors about a question or a document are returned as the tool's message, so that the agent can continue.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, or a chat model.
         documents: one document (its parts in order), or several documents by name.
         folder: a folder of text, Markdown, HTML or PDF files, in place of ``documents``. The agent names a file in it
             or its subfolders, including files added later.
@@ -57,6 +58,7 @@ def create_wim_tool(
         ValueError: if there are no documents.
     """
     check_names(options, [*WimRunnable.model_fields, *_ARGUMENTS], "create_wim_tool")
+    kernel = as_kernel(kernel)
     check_kernel(kernel, "create_wim_tool")
     library = _library(documents, folder, retriever)
     if not library.names():

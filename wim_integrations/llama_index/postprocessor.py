@@ -7,9 +7,11 @@ from typing import Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, TextNode
 
+from wim_integrations.llama_index.chat_model import as_kernel
 from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names, leaning_to_recall
@@ -31,7 +33,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
     answers behind the whole document). With other scores, ``top_k`` or ``keep`` it is the kernel's default.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, or a language model.
         callback_manager: the manager of LlamaIndex's older callbacks.
         order: ``"given"``, or ``"document"`` to sort nodes by document and position.
         chunk_tokens: most tokens of a chunk; longer nodes are split.
@@ -47,7 +49,7 @@ class WimNodePostprocessor(BaseNodePostprocessor):
 
     def __init__(
         self,
-        kernel: WimKernel,
+        kernel: WimKernel | LLM,
         *,
         callback_manager: CallbackManager | None = None,
         order: Order = "given",
@@ -56,7 +58,9 @@ class WimNodePostprocessor(BaseNodePostprocessor):
         options: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
+        kernel = as_kernel(kernel)
         check_kernel(kernel, "WimNodePostprocessor")
+        assert isinstance(kernel, WimKernel)
         options = {**(options or {}), **more}
         check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimNodePostprocessor")
         parse_options({**options})  # type: ignore[typeddict-item]

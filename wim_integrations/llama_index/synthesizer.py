@@ -24,6 +24,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType, Text
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
+from wim_integrations.llama_index.chat_model import as_kernel
 from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.llm import WimLLM
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options, scored_nodes
@@ -82,10 +83,10 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     response is returned, and usage and timings are set when the stream ends.
 
     Args:
-        kernel: the kernel.
-        llm: a language model, which is not called here; the class of a `StructuredLLM` is the answer's class. It is
-            ``synthesizer.llm`` for engines that need a language model besides the synthesizer; by default the kernel's
-            own model as a `WimLLM`.
+        kernel: the kernel; or a language model, which then reads and answers, as if it were given as ``llm``.
+        llm: a language model. Without a kernel it reads and answers; with one it is not called here. The class of a
+            `StructuredLLM` is the answer's class. It is ``synthesizer.llm`` for engines that need a language model
+            besides the synthesizer; by default the kernel's own model as a `WimLLM`.
         callback_manager: the manager of LlamaIndex's older callbacks.
         streaming: whether the answer streams.
         output_cls: the answer's class; the answer is decoded under its schema.
@@ -104,7 +105,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
 
     def __init__(
         self,
-        kernel: WimKernel,
+        kernel: WimKernel | LLM | None = None,
         *,
         llm: LLM | None = None,
         callback_manager: CallbackManager | None = None,
@@ -118,7 +119,10 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         margin_template: BasePromptTemplate | None = None,
         **options: Unpack[Options],
     ) -> None:
+        llm = kernel if llm is None and isinstance(kernel, LLM) else llm
+        kernel = as_kernel(llm if kernel is None else kernel)
         check_kernel(kernel, "WimSynthesizer")
+        assert isinstance(kernel, WimKernel)
         check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "WimSynthesizer")
         llm = llm or WimLLM(kernel)
         super().__init__(

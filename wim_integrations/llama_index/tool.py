@@ -8,10 +8,12 @@ from typing import Any, Literal, cast
 from llama_index.core.base.response.schema import Response
 from llama_index.core.bridge.pydantic import Field, create_model
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode, NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, Event
 
+from wim_integrations.llama_index.chat_model import as_kernel
 from wim_integrations.llama_index.events import Emitter
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
@@ -49,7 +51,7 @@ class WimTool(HoldsShared, FunctionTool):
 
 
 def create_wim_tool(
-    kernel: WimKernel,
+    kernel: WimKernel | LLM,
     documents: Documents | Mapping[str, Documents],
     *,
     name: str = "ask_document",
@@ -67,7 +69,7 @@ def create_wim_tool(
     `WimSynthesizer`. Outside a workflow, give a `WimSynthesizer`'s query engine to a `QueryEngineTool`.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, or a language model.
         documents: one document's nodes or texts, in order; or several documents by name, of which the agent's model
             chooses one.
         name: the tool's name.
@@ -82,6 +84,7 @@ def create_wim_tool(
         TypeError: if the documents are neither nodes nor texts.
         ValueError: if there are no documents, or for an option out of range.
     """
+    kernel = as_kernel(kernel)
     check_kernel(kernel, "create_wim_tool")
     check_names(options, [*OPTION_NAMES, *_ARGUMENTS], "create_wim_tool")
     parse_options(cast(Options, options))

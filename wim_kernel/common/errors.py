@@ -162,6 +162,24 @@ class ServerError(WimError, ConnectionError):
         return f"The server at {self.base_url}: {self.reason}.{done}"
 
 
+class ChatModelError(ServerError):
+    """A chat model's request failed. The work before is kept, as in every `ServerError`.
+
+    Attributes:
+        model: the model's name.
+    """
+
+    def __init__(self, model: str, error: Exception) -> None:
+        status = getattr(error, "status_code", None)
+        reason = f"a request failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        passing = not isinstance(status, int) or status in (408, 409, 429) or status >= 500
+        super().__init__(model, reason, status=status if isinstance(status, int) else None, passing=passing)
+        self.model = model
+
+    def __str__(self) -> str:
+        return super().__str__().replace("The server at", "The chat model", 1)
+
+
 class ReadingFileError(WimError, OSError):
     """A saved reading cannot be written, or cannot be used with this model.
 

@@ -121,20 +121,47 @@ class Usage:
 
     Attributes:
         prefill_tokens: document tokens run through the model in this call.
-        cached_tokens: document tokens found in the cache; None if a server does not report them.
+        cached_tokens: document tokens found in the cache; None if a server does not report them. With a chat model,
+            the tokens that its requests read from the provider's cache, all requests added up.
         prompt_tokens: tokens of prompts: the branches' prompts, and the reading's head if this call ran it.
         output_tokens: tokens generated on branches.
+        cache_write_tokens: of the tokens run, those that a chat model's provider wrote to its cache, for which some ask
+            more; None if the provider does not report them, and with models of one's own.
+        calls: requests to a chat model.
     """
 
     prefill_tokens: int = 0
     cached_tokens: int | None = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cache_write_tokens: int | None = None
+    calls: int = 0
 
     @property
     def input_tokens(self) -> int:
         """All input tokens: those run, and those found in the cache."""
         return self.prefill_tokens + (self.cached_tokens or 0) + self.prompt_tokens
+
+    def base_tokens(self, *, write: float = 1.25, read: float = 0.1) -> float:
+        """The input in tokens of plain input: what it costs, divided by the price of an input token.
+
+        Args:
+            write: the price of a token written to the provider's cache, in tokens of plain input.
+            read: the price of a token read from it.
+        """
+        written = self.cache_write_tokens or 0
+        plain = self.prefill_tokens + self.prompt_tokens - written
+        return plain + write * written + read * (self.cached_tokens or 0)
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prefill_tokens + other.prefill_tokens,
+            _sum(self.cached_tokens, other.cached_tokens),
+            self.prompt_tokens + other.prompt_tokens,
+            self.output_tokens + other.output_tokens,
+            _sum(self.cache_write_tokens, other.cache_write_tokens),
+            self.calls + other.calls,
+        )
 
 
 @dataclass(frozen=True)
@@ -205,3 +232,8 @@ class WimResult:
             "volumes": self.volumes,
             "relevance_by": self.relevance_by,
         }
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    """The sum of two counts; None if neither is known, or if a call did not report its own."""
+    return None if one is None or other is None else one + other

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Prompt, Text
@@ -44,11 +45,13 @@ class Scores:
         choices: probability of each choice as the reply's first token, normalised over the choices.
         attention: attention mass on each span of the branch's probe, 0 to 1, averaged over the scored tokens, (heads,
             spans); None without a probe, or if the engine cannot measure attention.
+        rating: how much the chunk helps, 0 to 1, as the model says itself; None unless it was asked.
     """
 
     likelihood: float | None = None
     choices: tuple[float, ...] = ()
     attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(default=None, compare=False)
+    rating: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Branch:
         generation: settings of the generation; None to measure only.
         json_schema: JSON schema, as text, to which the generated text is constrained.
         probe: attention to measure on the scored run.
+        rates: for engines that rate: ``"note"`` or ``"quotes"``, what the reply holds beside its rating of the chunk.
     """
 
     at: int
@@ -75,6 +79,7 @@ class Branch:
     generation: Generation | None = None
     json_schema: str | None = None
     probe: AttentionProbe | None = None
+    rates: Literal["", "note", "quotes"] = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Decoded:
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
         recomputed: number of prefix tokens that a server ran beyond those that `Engine.extend` counted: again, because
             they were evicted from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
+        billed: what the branch cost, where an engine's branches are requests that are billed one by one.
+        quotes: sentences that the reply says stand in the chunk, for branches that rate.
     """
 
     scores: Scores
@@ -101,6 +108,8 @@ class Decoded:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     recomputed: int = 0
+    billed: Usage | None = None
+    quotes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,8 @@ class Engine(Protocol[PrefixT]):
     """Whether the token ids of this protocol are the ids that the model sees."""
     reads_text: bool
     """Whether the model predicts text better than chance. One of random weights does not."""
+    rates: bool
+    """Whether the model rates a chunk in the reply that holds its note, and branches are billed one by one."""
     heads: tuple[Head, ...]
     """Heads whose attention can be measured; empty if the engine cannot measure attention."""
 
@@ -249,6 +260,19 @@ class Engine(Protocol[PrefixT]):
         Returns:
             How many tokens were run beyond those counted; below 0 if some were cached.
         """
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        """The price of a token written to the cache and of one read from it, in tokens of plain input.
+
+        Asked for only if `rates`; so is `foresee`.
+        """
+
+    def foresee(self, prefix: PrefixT, branches: Sequence[Branch]) -> Usage:
+        """What branches would cost, by what the cache should hold now."""
+
+    def holds(self, prefix: PrefixT, tokens: int) -> bool:
+        """Whether the first ``tokens`` tokens of a prefix are in the cache now. Called only if `rates`."""
 
     def decode(
         self, prefix: PrefixT, branches: Sequence[Branch], gate: Gate | None = None

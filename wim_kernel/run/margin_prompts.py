@@ -24,8 +24,20 @@ def scores_boundaries(settings: Settings) -> bool:
     return settings.sees_attention or settings.asks != "decision"
 
 
-def note_branch(at: int, question: str, settings: Settings, *, generate: bool = True) -> Branch:
-    """The branch at a chunk's end that measures the chunk's relevance and, if ``generate``, writes its note."""
+def note_branch(
+    at: int, question: str, settings: Settings, *, generate: bool = True, chunk: str = ""
+) -> Branch:
+    """The branch at a chunk's end that measures the chunk's relevance and, if ``generate``, writes its note.
+
+    Args:
+        at: the position of the chunk's end.
+        question: the question.
+        settings: the prompts and the generation config.
+        generate: whether to write the note.
+        chunk: the chunk's text, of which engines that rate are shown the beginning.
+    """
+    if settings.note_rates and generate:
+        return _rating_branch(at, question, settings, chunk)
     prompts, decides = settings.prompts, settings.asks == "decision"
     lead, scored = question_lead(question, settings)
     if not scores_boundaries(settings):
@@ -38,6 +50,25 @@ def note_branch(at: int, question: str, settings: Settings, *, generate: bool = 
         choices=("YES:", "NO") if decides else (),
         generation=settings.margin_config if generate else None,
     )
+
+
+def _rating_branch(at: int, question: str, settings: Settings, chunk: str) -> Branch:
+    """The branch at a chunk's end whose one reply rates the chunk and holds its note or its quotations."""
+    prompts, quotes = settings.prompts, settings.note_rates == "quotes"
+    tokens = settings.quote_tokens if quotes else settings.margin_config.max_new_tokens or 0
+    own = {"begins": _beginning(chunk), "words": str(max(8, tokens * 3 // 4))}
+    prompt, _ = question_lead(question, settings)
+    if not quotes:
+        prompt += fill(prompts.margin, **settings.variables, question=question)
+    prompt += fill(
+        prompts.quotes if quotes else prompts.rating, **{**settings.variables, "question": question, **own}
+    )
+    return Branch(at, prompt, generation=settings.margin_config, rates=settings.note_rates)
+
+
+def _beginning(chunk: str) -> str:
+    """The first words of a chunk, by which a model finds it among the others."""
+    return " ".join(chunk[:200].split()[:10])
 
 
 def judging_branch(at: int, question: str, note: str, settings: Settings) -> Branch:

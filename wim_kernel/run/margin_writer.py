@@ -8,14 +8,22 @@ from dataclasses import replace
 from wim_kernel.common.margins import Margin
 from wim_kernel.engines.base import Branch, Decoded, Gate, Scores
 from wim_kernel.run.decoding import decode_all
+from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.grounding import support
 from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead, scores_boundaries
-from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, quote
+from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, locate_quotes, quote
 from wim_kernel.run.relevance.calibration import Calibration
+from wim_kernel.run.relevance.first_look import FirstLook, look
 from wim_kernel.run.relevance.scores import Evidence
+from wim_kernel.run.settings import Settings
 from wim_kernel.run.state import PendingMargin
 from wim_kernel.text.run_text import Text
+
+
+def first_look(document: EncodedDocument, question: str, settings: Settings) -> FirstLook:
+    """Which chunks to ask a chat model about."""
+    return look(document.passages, question, decides=settings.first_look, most=settings.most_asked)
 
 
 class MarginWriter:
@@ -35,6 +43,8 @@ class MarginWriter:
     def score(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
         """Set ``pending.evidence`` and ``pending.relevance``. Notes are written only if a second call judges them."""
         yield from self.finder.search(batch)
+        if self.settings.looks_first:
+            batch, _ = self._first_look(batch)
         if self.settings.judges_notes:
             yield from self._write_and_judge(batch)
         elif self.settings.measures_boundaries:
@@ -43,8 +53,14 @@ class MarginWriter:
 
     def write(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
         """Score chunks and write the notes of the relevant ones; yields each margin when its note is final."""
-        settings, verbatim = self.settings, self.settings.margin_style == "verbatim"
+        settings = self.settings
+        verbatim = (
+            settings.margin_style == "verbatim" and not settings.rates
+        )  # chat models quote in their reply
         yield from self.finder.search(batch)
+        if settings.looks_first:
+            batch, passed_over = self._first_look(batch)
+            yield from passed_over
         if settings.judges_notes:
             judged = yield from self._write_and_judge(batch)
             yield from judged
@@ -72,7 +88,7 @@ class MarginWriter:
 
     def note_scored(self, batch: Sequence[PendingMargin]) -> Iterator[PendingMargin | None]:
         """Write the notes of margins that are scored already, and relevant."""
-        if self.settings.margin_style == "free":
+        if self.settings.margin_style == "free" or self.settings.rates:
             yield from self._write_notes(batch)
         else:
             yield from self._quote(batch)
@@ -86,6 +102,8 @@ class MarginWriter:
             chunk = self.chunks[pending.index].text
             supported = support(pending.text, chunk, pending.state.question)
             evidence |= {} if supported is None else {"support": supported}
+        if kept and pending.located is not None:
+            evidence["located"] = pending.located
         margin = Margin(
             index=pending.index,
             text=pending.text if kept else "",
@@ -127,6 +145,9 @@ class MarginWriter:
     def _with_note(self, pending: PendingMargin, decoded: Decoded) -> PendingMargin:
         pending.branch = self.lease.record(pending.index + 1, decoded.suffix_ids)
         pending.text, pending.token_ids = decoded.text, decoded.token_ids
+        if self.settings.note_rates == "quotes":
+            quoted = locate_quotes(self.chunks[pending.index], decoded.quotes)
+            pending.text, pending.spans, pending.located = quoted.text, quoted.spans, quoted.located
         return pending
 
     def _worth_asking(self, batch: Sequence[PendingMargin]) -> list[PendingMargin]:
@@ -139,9 +160,26 @@ class MarginWriter:
                 pending.relevance = self.finder.relevance(pending.evidence)
         return asked
 
+    def _first_look(self, batch: Sequence[PendingMargin]) -> tuple[list[PendingMargin], list[PendingMargin]]:
+        """The margins whose chunks are asked, and the others, which stay empty; see `first_look`."""
+        asked, passed_over = list[PendingMargin](), list[PendingMargin]()
+        for pending in batch:
+            state = pending.state
+            if state.first_look is None:
+                state.first_look = first_look(self.finder.document, state.question, self.settings)
+            share = state.first_look.shares[pending.index]
+            pending.evidence = Evidence(state.question, self.chunks[pending.index], lexical=share)
+            if pending.index in state.first_look.asked:
+                asked.append(pending)
+            else:
+                pending.relevance, pending.dropped = 0.0, True
+                passed_over.append(pending)
+        return asked, passed_over
+
     def _measure(self, batch: Sequence[PendingMargin], *, write: bool) -> Iterator[PendingMargin | None]:
         """Decode one branch for each margin: the question's likelihood, the decision, and, if relevant, the note."""
-        generate = write and self.settings.margin_style == "free"
+        rates = bool(self.settings.note_rates)
+        generate = rates or (write and self.settings.margin_style == "free")
         pending_margins = sorted([*self._openings(batch), *batch], key=lambda pending: pending.index)
 
         def gate(group: Sequence[int], scores: Sequence[Scores]) -> list[bool]:
@@ -175,6 +213,7 @@ class MarginWriter:
             likelihood=likelihoods[pending.index],
             likelihood_before=likelihoods.get(pending.index - 1),
             decision=score.choices[0] if score.choices else None,
+            rating=score.rating,
         )
         if pending.relevance is None and not self.settings.judges_notes:
             pending.relevance = self.finder.relevance(pending.evidence)
@@ -182,7 +221,8 @@ class MarginWriter:
     def _branch(self, pending: PendingMargin, generate: bool) -> Branch:
         at, question = self.lease.end(pending.index + 1), pending.state.question
         if pending.index >= 0:
-            return note_branch(at, question, self.settings, generate=generate)
+            text = self.chunks[pending.index].text
+            return note_branch(at, question, self.settings, generate=generate, chunk=text)
         lead, scored = question_lead(question, self.settings)
         return Branch(at, lead, scored=scored)
 

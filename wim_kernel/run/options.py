@@ -42,13 +42,15 @@ class Options(TypedDict, total=False):
         relevance: the relevance score. ``"combined"``, the default: attention, shared words and likelihood, as a
             calibrated probability that the chunk holds evidence; ``"attention"``, ``"lexical"`` or ``"passage"``: one
             of these signals; ``"likelihood"``: the rise of the question's likelihood by reading the chunk;
-            ``"decision"`` and ``"second-call"``: the paper's scores; or a callable on `Evidence`. The default is
-            ``"lexical+passage"`` for engines that do not see attention, and ``"lexical+decision"`` without likelihoods:
-            after a first look at shared words.
+            ``"decision"`` and ``"second-call"``: the paper's scores; ``"rating"``: a chat model's own rating, in the
+            reply that holds the note; or a callable on `Evidence`. The default is ``"rating"`` for chat models; for
+            other engines that do not see attention it is ``"lexical+passage"``, or ``"lexical+decision"`` without
+            likelihoods, after a first look at shared words.
         rounds: how often the document is searched for evidence. From the second round on, the notes found so far go
             into the question's prompt, so that evidence in other words than the question's is found, too. No chunk is
             read again.
-        margin_style: ``"verbatim"``, whole sentences of the chunk, the default if the engine sees attention; or
+        margin_style: ``"verbatim"``, whole sentences of the chunk, the default if the engine sees attention (a chat
+            model quotes, and its quotations are located in the chunk); or
             ``"free"``, the model's own words, the default otherwise and with a margin prompt of the caller's own.
         task: ``"answer"`` or ``"summarise"``. The question of a summary may be empty.
         prompts: the prompts of the task; by default `PROMPTS`.

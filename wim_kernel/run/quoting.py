@@ -14,10 +14,12 @@ from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import quotable, sourced
 from wim_kernel.run.settings import EVIDENCE_THRESHOLD
+from wim_kernel.text.locating import locate
 from wim_kernel.text.run_text import Prompt, Text
 from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 
 GAP = " […] "  # between sentences that do not follow each other
+NOT_FOUND = "[not in the text]"  # behind a quotation by a model that its chunk does not have
 WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
 CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads
@@ -168,6 +170,41 @@ def _with_speech(chunk: Chunk, ranked: Sequence[CharRange], said: Sequence[Quota
 
 def _sentences(chunk: Chunk) -> list[CharRange]:
     return [(begin + start, begin + end) for begin, text in sourced(chunk) for start, end in quotable(text)]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Quotations by a model, found in the chunk.
+
+    Attributes:
+        text: the quotations in the chunk's own characters; those that are not in it as the model wrote them, marked.
+        spans: where each quotation that was found stands in its source.
+        located: the share of the quotations that was found, 0 to 1; None without quotations.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    located: float | None
+
+
+def locate_quotes(chunk: Chunk, quotes: Sequence[str]) -> Located:
+    """Find in a chunk what a model says it copied from there; see `wim_kernel.text.locating`."""
+    places = [locate(quote, chunk.text) for quote in quotes]
+    found = sorted({(place.start, place.end) for place in places if place is not None})
+    apart: list[CharRange] = []
+    for start, end in found:
+        if apart and start < apart[-1][1]:
+            apart[-1] = apart[-1][0], max(end, apart[-1][1])
+        else:
+            apart.append((start, end))
+    lost = [quote for quote, place in zip(quotes, places, strict=True) if place is None]
+    pieces = [_read(chunk, apart, quotations(chunk.text))] if apart else []
+    pieces += [f"{quote} {NOT_FOUND}" for quote in lost]
+    return Located(
+        GAP.join(pieces),
+        tuple(source for span in apart for source in chunk.locate(*span)),
+        1 - len(lost) / len(quotes) if quotes else None,
+    )
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:

@@ -57,6 +57,7 @@ class Run:
         calibration: Callable[[], Calibration],
     ) -> None:
         self.engine: AnyEngine = cache.engine
+        self.document = document
         self.chunks = document.chunks
         self.tokens = document.tokens
         self.settings = adapt_to_engine(
@@ -100,6 +101,8 @@ class Run:
         yield from self.stopwatch.run("prefill", self.lease.read(index, last))
         self.chunks_read = index + 1
         cached = not self.lease.prefilled[index]
+        if self.settings.rates:  # nothing is run here: what counts is the provider's cache
+            cached = self.engine.holds(self.lease.prefix, self.lease.end(index + 1))
         yield ChunkRead(index, count, self.tokens.tokens(index + 1), self.tokens.tokens(count), cached)
         self.pending += [PendingMargin(state, index) for state in self.states]
 
@@ -185,7 +188,7 @@ class Run:
         for pending in rest:
             pending.dropped = True
         yield from self._emit(iter(rest))
-        if self.settings.judges_notes:  # their notes were written in order to be judged
+        if self.settings.notes_while_scoring:
             yield from self._emit(iter(best))
             return
         best.sort(key=lambda pending: pending.index)
@@ -197,7 +200,7 @@ class Run:
     def _top_k(self, state: QuestionState) -> list[PendingMargin]:
         """A question's most relevant margins at or over the threshold, in chunk order."""
         threshold = self.settings.threshold or 0.0
-        own = [pending for pending in self.scored if pending.state is state]
+        own = [pending for pending in self.scored if pending.state is state and not pending.dropped]
         own = [pending for pending in own if (pending.relevance or 0.0) >= threshold]
         own.sort(key=lambda pending: (-(pending.relevance or 0.0), pending.index))
         return sorted(own[: self.settings.top_k], key=lambda pending: pending.index)
@@ -282,6 +285,8 @@ class Run:
     def usage(self, position: int) -> Usage:
         """The tokens that a question cost; the first question bears the prefill."""
         state, sizes = self.states[position], [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
+        if self.settings.rates:  # a chat model's requests are billed one by one
+            return state.billed
         ran, head, again = 0, 0, max(0, state.recomputed)
         if position == 0:
             ran, head = sum(self.lease.prefilled), self.lease.prefilled_head

@@ -31,6 +31,9 @@ class Settings:
     Attributes:
         quote_tokens: most tokens of a verbatim margin.
         without_question: whether there is no question.
+        rates: whether the engine is a chat model, which rates a chunk in the reply that holds its note.
+        first_look: whether shared words decide which chunks are asked at all.
+        most_asked: most chunks to ask for one question; None for no limit.
         sees_attention: whether the engine reports the model's attention.
         answer_schema: the JSON schema of the answer, as text.
 
@@ -51,6 +54,9 @@ class Settings:
     rounds: int = 1
     without_question: bool = False
     sees_attention: bool = False
+    rates: bool = False
+    first_look: bool = False
+    most_asked: int | None = None
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
@@ -64,6 +70,25 @@ class Settings:
     def judges_notes(self) -> bool:
         """Whether a second call judges each written note, so that relevance is known only after the note."""
         return self.asks == "judgement"
+
+    @property
+    def note_rates(self) -> Literal["", "note", "quotes"]:
+        """What the reply of a margin's branch holds beside a rating; empty if it holds the note alone."""
+        if not self.rates or self.asks in ("decision", "judgement"):
+            return ""
+        if self.margin_style == "verbatim":
+            return "quotes"
+        return "" if getattr(self.relevance, "searches", ()) else "note"
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a first look decides which chunks are asked."""
+        return bool(self.note_rates) and self.measures_boundaries
+
+    @property
+    def notes_while_scoring(self) -> bool:
+        """Whether a chunk's note is written when the chunk is scored."""
+        return self.judges_notes or self.looks_first
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -97,13 +122,19 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
     Raises:
         ValueError: if the engine cannot measure what an option needs.
     """
-    sees, measures = bool(engine.heads), engine.measures_likelihood
+    sees, measures, rates = bool(engine.heads), engine.measures_likelihood, engine.rates
     relevance, style = settings.relevance, settings.margin_style
     if relevance == resolve("combined") and not sees:
-        if without_question:
+        if rates:
+            relevance = resolve("rating")
+        elif without_question:
             relevance = resolve("likelihood") if measures else resolve("decision")
         else:
             relevance = resolve("lexical+passage") if measures else resolve("lexical+decision")
+    if getattr(relevance, "asks", "") == "rating" and not rates:
+        raise ValueError(
+            "relevance='rating' is a chat model's own rating: use it with WimKernel.from_chat_model."
+        )
     searches = getattr(relevance, "searches", ())
     if "attention" in searches and not sees:
         raise ValueError(
@@ -119,21 +150,31 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
                 "This relevance needs likelihoods of prompts, which this server does not give without reading the "
                 "document again: use 'lexical', 'decision', 'second-call' or a callable."
             )
-    if style == "verbatim" and not measures:
+    if style == "verbatim" and rates and getattr(relevance, "asks", "") in ("decision", "judgement"):
+        raise ValueError(
+            "A chat model quotes in the reply that rates: use margin_style='free' with this relevance."
+        )
+    if style == "verbatim" and not measures and not rates:
         raise ValueError(
             "Verbatim margins are chosen by the question's likelihood, which this server does not give without reading "
             "the document again: use margin_style='free'."
         )
     if style is None:
-        style = "verbatim" if sees and not without_question else "free"
+        quotes = sees or (rates and getattr(relevance, "asks", "nothing") in ("rating", "nothing"))
+        style = "verbatim" if quotes and not without_question else "free"
     threshold = settings.threshold
     if threshold is None:
         is_probability = (
             getattr(relevance, "searches", ()) and getattr(relevance, "asks", "nothing") == "nothing"
         )
         threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
+    most_calls: int | None = getattr(engine, "max_calls", None)
+    everything = threshold == 0 and settings.top_k is None
     return replace(
         settings,
+        rates=rates,
+        first_look=getattr(engine, "first_look", False) and not (without_question or everything),
+        most_asked=None if most_calls is None else most_calls - 1,
         relevance=relevance,
         margin_style=style,
         threshold=threshold,

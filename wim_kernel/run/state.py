@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wim_kernel.common.chunk import Span
-from wim_kernel.common.margins import BranchRecord, Margin
+from wim_kernel.common.margins import BranchRecord, Margin, Usage
 from wim_kernel.engines.base import Decoded
 from wim_kernel.run.relevance.findings import Findings
+from wim_kernel.run.relevance.first_look import FirstLook
 from wim_kernel.run.relevance.scores import Evidence
 
 
@@ -28,6 +29,8 @@ class QuestionState:
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
         recomputed: document tokens that a server ran for branches beyond those that count as prefilled; see `Decoded`.
+        first_look: which chunks to ask a chat model about; None before it.
+        billed: what the question's requests to a chat model cost.
     """
 
     question: str
@@ -41,6 +44,8 @@ class QuestionState:
     prompt_tokens: int = 0
     output_tokens: int = 0
     recomputed: int = 0
+    first_look: FirstLook | None = None
+    billed: Usage = field(default_factory=lambda: Usage(cache_write_tokens=0))
 
     @property
     def in_order(self) -> list[Margin]:
@@ -53,6 +58,8 @@ class QuestionState:
         self.prompt_tokens += len(decoded.suffix_ids) if prompt is None else prompt
         self.output_tokens += len(decoded.token_ids) if output is None else output
         self.recomputed += decoded.recomputed
+        if decoded.billed is not None:
+            self.billed += decoded.billed
 
 
 @dataclass(eq=False)
@@ -66,6 +73,7 @@ class PendingMargin:
         relevance: the score; None before it is known.
         text: the note.
         spans: for verbatim notes, where each sentence stands in its source.
+        located: for quotations by a chat model, the share of them that was found in the chunk.
         token_ids: a free note's tokens.
         branch: the tokens that the model saw.
         chosen: whether ``top_k`` chose the margin, which is then written whatever its relevance.
@@ -78,6 +86,7 @@ class PendingMargin:
     relevance: float | None = None
     text: str = ""
     spans: tuple[Span, ...] = ()
+    located: float | None = None
     token_ids: tuple[int, ...] = ()
     branch: BranchRecord | None = None
     chosen: bool = False

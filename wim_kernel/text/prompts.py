@@ -63,6 +63,9 @@ class Prompts:
             measured. Empty for a task without a question.
         margin: the request for a note, behind ``question``.
         decision: the request for a note or NO, behind ``question``.
+        rating: the form of a chat model's reply, behind ``margin``: a rating and a note. ``{begins}`` are the first
+            words of the last passage, ``{words}`` the most words of the note.
+        quotes: the request for a rating and for sentences of the last passage, behind ``question``.
         judgement: the request for YES or NO about a written note, behind ``question``.
         found: the notes of the round before, in front of ``question``, from the second round on.
         enough: the request for YES or NO whether the notes so far answer the question, behind ``question``.
@@ -77,6 +80,17 @@ class Prompts:
     decision: str = (
         "\n\nDoes the last passage above help to answer the question? "
         "Reply NO, or reply YES: followed by the facts from it that help."
+    )
+    rating: str = (
+        '\n\nThe last passage is the one that begins "{begins}". Reply in JSON alone: {"relevance": a whole number '
+        'from 0 (the passage does not help) to 10 (it says just what is needed), "note": what you were asked for, in '
+        "at most {words} words, or an empty string if the passage does not help}"
+    )
+    quotes: str = (
+        '\n\nWhich sentences of the last passage above, the one that begins "{begins}", help to answer it? Reply in '
+        'JSON alone: {"relevance": a whole number from 0 (the passage does not help) to 10 (it says just what is '
+        'needed), "quotes": [those sentences, each copied word for word, at most {words} words in all, or nothing if '
+        "the passage does not help]}"
     )
     judgement: str = "\n\nNote: {note}\n\nDoes this note help to answer the question? Reply YES or NO."
     found: str = "\n\nFound in the document so far:\n{note}"

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import DeviceMemoryError
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
@@ -63,6 +64,7 @@ class LocalEngine(Shared):
     decides_by = "first token"
     writes_as_it_reads = False
     joins_chunks = True
+    rates = False
     shows_tokens = True
     reports_cached: bool | None = True
 
@@ -277,6 +279,16 @@ class LocalEngine(Shared):
     def settle(self, prefix: LocalPrefix) -> int:
         """See `Engine.settle`: nothing is left to the branches here."""
         return 0
+
+    prices = (1.0, 0.0)
+
+    def foresee(self, prefix: LocalPrefix, branches: Sequence[Branch]) -> Usage:
+        """Never called: nothing is billed."""
+        raise NotImplementedError
+
+    def holds(self, prefix: LocalPrefix, tokens: int) -> bool:
+        """See `Engine.holds`."""
+        return prefix.tokens >= tokens
 
     def decode(
         self, prefix: LocalPrefix, branches: Sequence[Branch], gate: Gate | None = None

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from wim_kernel.common.copying import Shared
+from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.hub import load_tokenizer
@@ -60,6 +61,7 @@ class ServerEngine(Shared):
     heads: tuple[Head, ...] = ()  # servers do not report attention
     joins_chunks = False
     reads_text = True
+    rates = False
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
@@ -211,6 +213,16 @@ class ServerEngine(Shared):
         return wait_for(self._branches.read(prefix)) if prefix.tokens_on_server < prefix.tokens else 0
 
     # -- branches -----------------------------------------------------------------------------------------------------
+
+    prices = (1.0, 0.0)
+
+    def foresee(self, prefix: ServerPrefix, branches: Sequence[Branch]) -> Usage:
+        """Never called: nothing is billed."""
+        raise NotImplementedError
+
+    def holds(self, prefix: ServerPrefix, tokens: int) -> bool:
+        """See `Engine.holds`."""
+        return prefix.tokens >= tokens
 
     def decode(
         self, prefix: ServerPrefix, branches: Sequence[Branch], gate: Gate | None = None

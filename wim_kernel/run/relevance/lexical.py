@@ -65,7 +65,24 @@ class LexicalIndex:
         for word in dict.fromkeys(words(query)):
             where, weights = self._postings.get(word, ([], []))
             if where:
-                rarity = math.log(1 + (self._count - len(where) + 0.5) / (len(where) + 0.5))
+                rarity = self._rarity(len(where))
                 scores[where] += rarity * np.array(weights)
                 best += rarity
         return scores / best if best else scores
+
+    def share(self, query: str) -> Floats:
+        """The share of the query's words that each passage has, weighted by their rarity: (passages,), 0 to 1.
+
+        Unlike `coverage` it does not ask how often a passage has a word, and words that no passage has count as
+        missing: a query in other words than the passages scores low everywhere.
+        """
+        scores, total = np.zeros(self._count), 0.0
+        for word in dict.fromkeys(words(query)):
+            where, _ = self._postings.get(word, ([], []))
+            scores[where] += self._rarity(len(where))
+            total += self._rarity(len(where))
+        return scores / total if total else scores
+
+    def _rarity(self, passages: int) -> float:
+        """The weight of a word that so many passages have."""
+        return math.log(1 + (self._count - passages + 0.5) / (passages + 0.5))

@@ -38,6 +38,7 @@ class Evidence:
         decision: probability of YES against NO as the reply's first token, for scores with ``asks = "decision"``.
         judgement: probability of YES to whether the note helps, for scores with ``asks = "judgement"``.
         note: the written note, for scores with ``asks = "judgement"``.
+        rating: how much the chunk helps, 0 to 1, as a chat model says in the reply that holds the note.
     """
 
     question: str
@@ -51,6 +52,7 @@ class Evidence:
     decision: float | None = None
     judgement: float | None = None
     note: str = ""
+    rating: float | None = None
 
     @property
     def signals(self) -> dict[str, float]:
@@ -63,6 +65,7 @@ class Evidence:
             "likelihood_before",
             "decision",
             "judgement",
+            "rating",
         )
         found = {name: getattr(self, name) for name in names}
         return {name: float(value) for name, value in found.items() if value is not None}
@@ -73,12 +76,12 @@ class Relevance:
 
     Attributes:
         asks: what a branch at the chunk's end is asked: ``"nothing"``, ``"decision"`` (YES or NO as the note's first
-            token, Writing in the Margins, section 3), or ``"judgement"`` (a second call about the written note, as in
-            the paper's published code).
+            token, Writing in the Margins, section 3), ``"judgement"`` (a second call about the written note, as in
+            the paper's published code), or ``"rating"`` (a number in the reply that holds the note).
         searches: the signals of passages that the score needs: some of ``"attention"``, ``"lexical"``, ``"passage"``.
     """
 
-    asks: Literal["nothing", "decision", "judgement"] = "nothing"
+    asks: Literal["nothing", "decision", "judgement", "rating"] = "nothing"
     searches: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> float:
@@ -172,6 +175,17 @@ class SecondCall(Relevance):
         return evidence.judgement or 0.0
 
 
+@dataclass(frozen=True)
+class Rating(Relevance):
+    """The chat model's own rating of the chunk, in the reply that holds the note. A chunk that was not asked gets 0."""
+
+    asks = "rating"
+
+    def __call__(self, evidence: Evidence) -> float:
+        """The chunk's relevance, 0 to 1."""
+        return evidence.rating or 0.0
+
+
 def _logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
@@ -186,6 +200,7 @@ RelevanceName = Literal[
     "decision",
     "lexical+decision",
     "second-call",
+    "rating",
 ]
 BY_NAME: dict[str, Relevance] = {
     "combined": EvidenceProbability(),
@@ -197,6 +212,7 @@ BY_NAME: dict[str, Relevance] = {
     "decision": Decision(),
     "lexical+decision": LexicalDecision(),
     "second-call": SecondCall(),
+    "rating": Rating(),
 }
 RelevanceLike = RelevanceName | Relevance | Callable[[Evidence], float]
 
