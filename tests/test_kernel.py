@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from helpers import FREE, SHORT, config, generated
@@ -27,6 +28,8 @@ from wim_kernel import (
     WimKernel,
 )
 from wim_kernel.run.relevance import BY_NAME
+from wim_kernel.run.run import Run
+from wim_kernel.run.state import PendingMargin, QuestionState
 from wim_kernel.text.run_text import Text
 
 TEXTS = [
@@ -98,6 +101,51 @@ def test_margin_batch_is_obeyed(kernel):
             elif isinstance(event, MarginWritten):
                 seen[event.margin.index] = reads
         assert seen == {i: min(8, (i // size + 1) * size) for i in range(8)}
+
+
+@pytest.fixture
+def blocks(kernel, monkeypatch):
+    """The number of tokens of each block that the kernel's engine prefills."""
+    ran, extend = [], kernel.engine.extend
+
+    def counting(*args):
+        found = extend(*args)
+        ran.append(len(found))
+        return found
+
+    monkeypatch.setattr(kernel.engine, "extend", counting)
+    return ran
+
+
+def test_short_chunks_are_prefilled_together_where_nobody_waits_for_margins(kernel, reading, blocks):
+    result = reading.ask(QUESTION, **SHORT)
+    assert blocks == [reading.document.tokens.total]
+    assert result.usage.prefill_tokens == reading.tokens
+    assert reading.ask(QUESTION, **SHORT).usage.prefill_tokens == 0
+    kernel.readings.clear()
+    list(kernel.read(TEXTS).stream(QUESTION, **SHORT))
+    assert len(blocks) == 1 + len(TEXTS)
+
+
+def test_chunks_behind_those_asked_for_are_not_prefilled(kernel, blocks):
+    kernel.readings.clear()
+    reading = kernel.read(TEXTS)
+    result = reading.answer(QUESTION, [], chunks_read=2, answer_config=SHORT["answer_config"])
+    assert sum(blocks) == reading.document.tokens.ends[2]
+    assert result.usage.prefill_tokens == reading.tokens_through(2)
+    more = reading.ask(QUESTION, stop_after=3, threshold=0, **SHORT)
+    assert sum(blocks) == reading.document.tokens.ends[3]
+    assert more.usage.prefill_tokens == reading.tokens_through(3) - reading.tokens_through(2)
+
+
+def test_readings_that_part_share_the_chunks_prefilled_together(kernel, blocks):
+    kernel.readings.clear()
+    first = kernel.read(TEXTS).ask(QUESTION, **SHORT)
+    other = kernel.read([*TEXTS[:2], "The harbour was empty.", TEXTS[3]])
+    assert other.ask(QUESTION, **SHORT).usage.prefill_tokens == other.tokens - other.tokens_through(2)
+    again = kernel.read(TEXTS).ask(QUESTION, **SHORT)
+    assert again.usage.prefill_tokens == 0
+    assert again.answer == first.answer
 
 
 @pytest.mark.parametrize("relevance", ["combined", "attention", "lexical", "likelihood"])
@@ -613,3 +661,14 @@ def test_a_separator_of_the_callers_own(kernel):
     reading = kernel.read(["One.", "Two."], separator=" === ")
     seen = kernel.tokenizer.decode(reading.prompt_ids(reading.ask("Which?", **SHORT)))
     assert "One. === Two." in seen
+
+
+def test_keep_sees_margins_in_the_order_of_chunks_whichever_ends_first():
+    """A graph that a callback interrupts counts on the order; a server's requests end in any."""
+    batch = [PendingMargin(QuestionState(QUESTION), index) for index in range(4)]
+    ending = [batch[2], None, batch[0], batch[3], None, batch[1]]
+    run = SimpleNamespace(settings=SimpleNamespace(keep=lambda margin: True))
+    kept = [pending and pending.index for pending in Run._in_order(run, iter(ending), batch)]
+    assert kept == [None, 0, None, 1, 2, 3]
+    run.settings.keep = None
+    assert list(Run._in_order(run, iter(ending), batch)) == ending

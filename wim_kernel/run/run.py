@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from wim_kernel.cache.prefix_cache import PrefixCache
 from wim_kernel.cache.volumes import VolumeLease
@@ -152,7 +153,7 @@ class Run:
         """Score the pending chunks and write the notes of the relevant ones; with ``top_k``, only score."""
         batch, self.pending = self.pending, []
         if self.settings.top_k is None:
-            return self._emit(self.writer.write(batch))
+            return self._emit(self._in_order(self.writer.write(batch), batch))
         self.scored += batch
         return self.stopwatch.run("margins", self.writer.score(batch))
 
@@ -195,7 +196,7 @@ class Run:
         for _, group in itertools.groupby(best, key=lambda pending: self.lease.volume_of(pending.index)):
             batch = list(group)
             yield from self.stopwatch.run("prefill", self.lease.return_to(batch[-1].index + 1))
-            yield from self._emit(self.writer.write(batch))
+            yield from self._emit(self._in_order(self.writer.write(batch), batch))
 
     def _top_k(self, state: QuestionState) -> list[PendingMargin]:
         """A question's most relevant margins at or over the threshold, in chunk order."""
@@ -204,6 +205,26 @@ class Run:
         own = [pending for pending in own if (pending.relevance or 0.0) >= threshold]
         own.sort(key=lambda pending: (-(pending.relevance or 0.0), pending.index))
         return sorted(own[: self.settings.top_k], key=lambda pending: pending.index)
+
+    def _in_order(
+        self, work: Iterator[PendingMargin | None], batch: Sequence[PendingMargin]
+    ) -> Iterator[PendingMargin | None]:
+        """Finished margins, in the batch's order if ``keep`` is set.
+
+        A callback that interrupts a graph is called again when the graph goes on, and has to be called in the same
+        order, whichever request of a server ends first.
+        """
+        if self.settings.keep is None:
+            yield from work
+            return
+        finished, waiting = set[PendingMargin](), deque(batch)
+        for pending in work:
+            if pending is None:
+                yield None
+                continue
+            finished.add(pending)
+            while waiting and waiting[0] in finished:
+                yield waiting.popleft()
 
     def _emit(self, work: Iterator[PendingMargin | None]) -> Work[None]:
         """Make a margin of each finished note, record it, and emit `MarginWritten`."""
