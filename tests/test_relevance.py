@@ -390,6 +390,14 @@ def test_an_untrained_model_is_not_calibrated(kernel: WimKernel, cache) -> None:
     assert not cache.exists()
 
 
+def test_a_tokenizer_that_has_no_word_of_a_probe_leaves_the_model_uncalibrated(
+    tiny_model: TinyModel, smollm2, monkeypatch
+) -> None:
+    known = WimKernel(tiny_model("llama"), smollm2[1])
+    monkeypatch.setattr(known.engine.codec, "encode", lambda text: [])
+    assert not known.engine._reads_text()
+
+
 def attended(
     reading: Reading, ids: list[int], question: str, spans: list[tuple[int, int]], model
 ) -> np.ndarray:
