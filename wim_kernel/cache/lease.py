@@ -85,6 +85,8 @@ class Lease:
             last: the last chunk whose tokens may be in the same blocks; by default ``chunk`` itself.
         """
         self._claim(chunk)
+        if self.has(chunk):
+            return
         document, ends = self.document, self.document.ends
         with_head = chunk == 0 and self.prefix.tokens < len(document.head)
         parts, start = list(document.chunks[chunk : self._claim_more(chunk, last) + 1]), ends[chunk]
@@ -124,7 +126,10 @@ class Lease:
 
     def _claim_more(self, chunk: int, last: int | None) -> int:
         """Plan the chunks behind a claimed chunk, up to ``last``; returns the last that the entry continues with."""
-        while last is not None and chunk < last:
+        if last is None:
+            return chunk
+        chunk = max(chunk, min(last, self._known_shared - 1))
+        while chunk < last:
             if not self.cache.plan(self._open_entry, self.document, chunk + 1, self._known_shared):
                 break
             chunk += 1

@@ -57,26 +57,43 @@ class VolumeLease:
         document: the token ids of the document.
         volumes: the chunks of each volume.
 
-    Attributes:
-        prefilled: tokens of each chunk that this lease ran.
-        prefilled_head: tokens of the head that this lease ran, in all volumes.
     """
 
     def __init__(self, cache: PrefixCache, document: TokenizedDocument, volumes: Sequence[range]) -> None:
         self.cache = cache
         self.document = document
         self.volumes = volumes
-        self.prefilled = [0] * len(document)
-        self.prefilled_head = 0
+        self._prefilled = [0] * len(document)  # in volumes before the current one
+        self._prefilled_head = 0
         self._starts = [volume.start for volume in volumes]
         self._volume = volumes[0]
         self._lease: Lease | None = Lease(cache, document.part(self._volume))
 
     def close(self) -> None:
         """Release the current volume; it stays cached while the budget allows."""
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()
+            self._prefilled_head += lease.prefilled_head
+            for chunk, tokens in zip(self._volume, lease.prefilled, strict=True):
+                self._prefilled[chunk] += tokens
+
+    @property
+    def prefilled_head(self) -> int:
+        """Tokens of the head that this lease ran, in all volumes."""
+        return self._prefilled_head + (0 if self._lease is None else self._lease.prefilled_head)
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of chunks that this lease ran."""
+        return sum(self._prefilled) + (0 if self._lease is None else sum(self._lease.prefilled))
+
+    def has_prefilled(self, chunk: int) -> bool:
+        """Whether this lease ran tokens of a chunk."""
+        current = self._lease is not None and chunk in self._volume
+        return bool(
+            self._prefilled[chunk] or (current and self._open_lease.prefilled[chunk - self._volume.start])
+        )
 
     @property
     def prefix(self) -> Prefix:
@@ -128,14 +145,8 @@ class VolumeLease:
         return BranchRecord(end, suffix_ids, self.document.part(volume).digest(end), volume.start)
 
     def _read(self, chunk: int, last: int | None = None) -> Iterator[None]:
-        first, lease = self.volume_of(chunk).start, self._open_lease
-        head, before = lease.prefilled_head, list(lease.prefilled)
-        try:
-            yield from lease.read(chunk - first, None if last is None else last - first)
-        finally:
-            self.prefilled_head += lease.prefilled_head - head
-            for index, (now, then) in enumerate(zip(lease.prefilled, before, strict=True), first):
-                self.prefilled[index] += now - then
+        first = self._volume.start
+        yield from self._open_lease.read(chunk - first, None if last is None else last - first)
 
     def _switch_to(self, volume: range) -> None:
         if volume is not self._volume:

@@ -101,7 +101,7 @@ class Run:
         last = index if self._stops_at_chunks else min(stop - 1, count - 1 if last is None else last)
         yield from self.stopwatch.run("prefill", self.lease.read(index, last))
         self.chunks_read = index + 1
-        cached = not self.lease.prefilled[index]
+        cached = not self.lease.has_prefilled(index)
         if self.settings.rates:  # nothing is run here: what counts is the provider's cache
             cached = self.engine.holds(self.lease.prefix, self.lease.end(index + 1))
         yield ChunkRead(index, count, self.tokens.tokens(index + 1), self.tokens.tokens(count), cached)
@@ -310,7 +310,7 @@ class Run:
             return state.billed
         ran, head, again = 0, 0, max(0, state.recomputed)
         if position == 0:
-            ran, head = sum(self.lease.prefilled), self.lease.prefilled_head
+            ran, head = self.lease.prefilled, self.lease.prefilled_head
             # A server that had more in its cache than was counted had the head first, then the document.
             had = -sum(min(0, each.recomputed) for each in self.states)
             ran, head = ran - max(0, had - head), max(0, head - had)
