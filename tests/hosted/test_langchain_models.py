@@ -290,6 +290,19 @@ def test_an_error_carries_the_margins_and_asking_again_goes_on(provider: Start) 
     assert answer.answer.startswith("Elsa Brandt")
 
 
+def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> None:
+    owner, url = provider("none")
+    owner.replies = ["I would say that it helps."]
+    kernel = WimKernel.from_chat_model(langchain_model("none", url), max_concurrency=1)
+    result = kernel.ask(QUESTION, pages())
+    assert [margin.index for margin in result.kept] == [1, 4]
+    formats = ["response_format" in request.body for request in owner.requests]
+    assert formats == [True, False, False, False]
+    bill, usage = owner.total(), result.usage
+    assert (usage.calls, usage.output_tokens) == (4, bill.output)
+    assert usage.input_tokens == bill.plain + bill.read
+
+
 def test_answers_follow_a_schema(provider: Start) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     for rules in ("anthropic", "none"):

@@ -13,7 +13,8 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BeforeValidator
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, closed
+from wim_kernel.common.errors import status_of
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError, closed
 
 # The kernel's own run reports the whole call: these requests are no runs of their own.
 _CONFIG: RunnableConfig = {"callbacks": [], "run_name": "WimRequest"}
@@ -54,7 +55,7 @@ class LangChainChat:
                 has_begun = True
                 yield piece
         except Exception as error:
-            if has_begun or asks is None or getattr(error, "status_code", None) not in (400, 422):
+            if has_begun or asks is None or status_of(error) not in (400, 422):
                 raise
             yield from self._stream(
                 self.llm, request
@@ -76,6 +77,7 @@ class LangChainChat:
 
         Raises:
             NotImplementedError: if the model cannot reply under a schema.
+            UnreadableReplyError: if it replied, and not with such data.
         """
         shape = {"title": "Reply", "description": "The reply", **schema}
         model = self.llm.with_structured_output(shape, include_raw=True)
@@ -85,8 +87,12 @@ class LangChainChat:
         )
         raw, parsed = cast(AIMessage, reply["raw"]), reply["parsed"]
         usage = getattr(raw, "usage_metadata", None)
+        billed = None if usage is None else _billed(usage)
+        if parsed is None:
+            broken = (call["args"] or "" for call in raw.invalid_tool_calls)
+            raise UnreadableReplyError(Piece(raw.text or "".join(broken), billed))
         data = parsed.model_dump() if hasattr(parsed, "model_dump") else parsed
-        return Piece(raw.text, None if usage is None else _billed(usage), data)
+        return Piece(raw.text, billed, data)
 
 
 def as_kernel(model: Any) -> Any:
