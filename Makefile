@@ -72,6 +72,7 @@ test-fast: $(READY) ## run the quick tests (a minute)
 WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
 	tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
 	$(filter-out %/test_typing.py,$(wildcard tests/langchain/test_*.py)) $(wildcard tests/llama_index/test_*.py) \
+	$(wildcard tests/hosted/test_*.py) \
 	$(wildcard tests/evaluation/test_[gst]*.py) tests/evaluation/test_records.py \
 	$(addprefix tests/server/test_,odd_replies.py order.py probing.py replies.py sampling.py slots.py)
 
@@ -91,9 +92,10 @@ $(LIGHT)%/.ready: pyproject.toml constraints.txt tests/without_torch.py
 	echo "torch<0" > $(LIGHT)$*/no-torch.txt
 	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .
 	$(LIGHT)$*/bin/python tests/without_torch.py > $(LIGHT)$*/requirements.txt
-	$(LIGHT)$*/bin/python -m pip uninstall -qq -y wim-integrations  # pip would miss torch; the tests run from the tree
+	$(LIGHT)$*/bin/python -m pip uninstall -qq -y wim-integrations  # pip would miss torch
 	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq -r $(LIGHT)$*/requirements.txt \
 		-c $(LIGHT)$*/no-torch.txt $(if $(filter 3.10,$*),,-c constraints.txt)
+	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .  # for its entry points
 	@touch $@
 
 test-gpu: $(READY) ## run the tests that need a CUDA device

@@ -1,4 +1,4 @@
-"""A provider of chat models on this machine: it speaks OpenAI's and Anthropic's protocols, and bills like them.
+"""A provider of chat models on this machine: it speaks OpenAI's two and Anthropic's protocol, and bills like them.
 
 It has no model. A reply is made of the prompt: a rating of the newest passage by the words that it shares with the
 question, with its best sentence; or a line as an answer. What it keeps of prompts, and what it bills, follows the
@@ -159,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        owner, speaks = self.owner, _anthropic if self.path.endswith("/messages") else _openai
+        owner, protocol = self.owner, self.path.rpartition("/")[2]
+        speaks = {"messages": _anthropic, "responses": _responses}.get(protocol, _openai)
         with owner.lock:
             if owner.failures:
                 self._send(
@@ -300,6 +301,70 @@ class _openai:
     @staticmethod
     def _common(body: dict[str, Any]) -> dict[str, Any]:
         return {"id": "chatcmpl-1", "created": 1, "model": body["model"]}
+
+
+class _responses:
+    """OpenAI's responses."""
+
+    @staticmethod
+    def pieces(body: dict[str, Any]) -> tuple[list[tuple[str, bool]], str]:
+        """The prompt, the reply's format in front of the messages, and the cache's key."""
+        front = [(json.dumps(body["text"]), False)] if body.get("text") else []
+        rest = [piece for message in body["input"] for piece in _text(message["content"])]
+        return [*front, *rest], body.get("prompt_cache_key", "")
+
+    @staticmethod
+    def schema(body: dict[str, Any]) -> dict[str, Any] | None:
+        """The reply's schema, if it has one."""
+        return (body.get("text") or {}).get("format", {}).get("schema")
+
+    @staticmethod
+    def whole(body: dict[str, Any], reply: str, bill: Bill, schema: Any) -> dict[str, Any]:
+        """A reply in one."""
+        prompt = bill.plain + bill.read + bill.written
+        usage = {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": bill.read, "cache_write_tokens": bill.written},
+            "output_tokens": bill.output,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + bill.output,
+        }
+        content = [{"type": "output_text", "text": reply, "annotations": []}]
+        message = {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": content,
+        }
+        return {
+            "id": "resp_1",
+            "object": "response",
+            "created_at": 1,
+            "status": "completed",
+            "model": body["model"],
+            "output": [message],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": usage,
+        }
+
+    @classmethod
+    def stream(cls, body: dict[str, Any], reply: str, bill: Bill) -> Iterator[str]:
+        """A reply in pieces."""
+        done = cls.whole(body, reply, bill, None)
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+        events: list[dict[str, Any]] = [
+            {"type": "response.created", "response": {**done, "status": "in_progress", "output": []}},
+            *(
+                {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+                for piece in re.findall(r"\s*\S+|\s+$", reply)
+            ),
+            {"type": "response.completed", "response": done},
+        ]
+        for number, event in enumerate(events):
+            yield _event({**event, "sequence_number": number}, str(event["type"]))
 
 
 class _anthropic:

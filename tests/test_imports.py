@@ -49,6 +49,12 @@ from wim_kernel import WimKernel
 synthesizer = WimSynthesizer(WimKernel.from_server(sys.argv[1]))
 assert str(synthesizer.synthesize({QUESTION!r}, [NodeWithScore(node=TextNode(text={DOCUMENT!r}))]))
 """
+CHAT_MODEL = f"""
+from langchain_core.language_models import FakeListChatModel
+from wim_kernel import WimKernel
+kernel = WimKernel.from_chat_model(FakeListChatModel(responses=['{{"relevance": 9, "quotes": []}}', "Elsa Brandt."]))
+assert kernel.ask({QUESTION!r}, [{DOCUMENT!r}]).answer == "Elsa Brandt."
+"""
 COMMAND = """
 from wim_kernel.cli.main import main
 main(sys.argv[3:], standalone_mode=False)
@@ -106,6 +112,10 @@ def test_no_model_library_is_imported_before_a_model_is_used(code: str) -> None:
 
 def test_the_kernel_imports_nothing_heavy() -> None:
     assert not imported("import wim_kernel.kernel, wim_kernel.reading") & HEAVY
+
+
+def test_a_kernel_on_a_chat_model_imports_no_model_library_and_no_client() -> None:
+    assert not imported(CHAT_MODEL) & {*MODEL_LIBRARIES, "openai"}
 
 
 @pytest.mark.parametrize("code", [ASK, CHAIN, SYNTHESIZER], ids=["kernel", "langchain", "llama_index"])

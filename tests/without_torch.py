@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from importlib.metadata import requires
 
-EXTRAS = {"langchain", "llama-index", "structured", "server", "cli", "eval"}
-TOOLS = {"hypothesis", "langchain", "langchain-tests", "langgraph"}
+EXTRAS = {"langchain", "llama-index", "structured", "server", "hosted", "cli", "eval"}
+TOOLS = {"hypothesis", "langchain", "langchain-anthropic", "langchain-openai", "langchain-tests", "langgraph"}
 NEEDS_TORCH = {"torch", "accelerate"}
 
 

@@ -300,7 +300,7 @@ class Reading(Shared):
         """What a question will cost with a chat model, in tokens by kind; no request is made.
 
         Raises:
-            ValueError: for a model that is no chat model.
+            ValueError: for a model that is no chat model, or a relevance other than ``"rating"`` and a callable.
         """
         with self._run(parse_request([question], options)) as run:
             return estimate(run)

@@ -50,5 +50,5 @@ def langchain_model(rules: Rules, url: str, **fields: Any) -> Any:
         return ChatAnthropic(model="claude-sonnet-5", base_url=url, api_key="none", max_retries=0, **fields)
     from langchain_openai import ChatOpenAI
 
-    name = "gpt-5.6" if rules == "openai" else "gpt-5"
-    return ChatOpenAI(model=name, base_url=f"{url}/v1", api_key="none", max_retries=0, **fields)
+    known = {"model": "gpt-5.6" if rules == "openai" else "gpt-5", **fields}
+    return ChatOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, **known)

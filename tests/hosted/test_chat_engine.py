@@ -1,13 +1,12 @@
-"""What the engine for chat models does whatever the framework: parsing, limits, order, failures, imports."""
+"""What the engine for chat models does whatever the framework: parsing, limits, order, failures."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ from langchain_core.language_models import FakeListChatModel
 from wim_integrations.langchain import create_wim_map_reduce_chain
 from wim_kernel import PROMPTS, ChatModelError, MarginWritten, WimKernel
 from wim_kernel.engines.chat import codec
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError
 from wim_kernel.engines.chat.providers import PROVIDERS, provider_of
-from wim_kernel.engines.chat.replies import Rated, decided, json_in, rated
+from wim_kernel.engines.chat.replies import Rated, decided, json_values, rated
 
 
 @dataclass
@@ -71,13 +70,15 @@ def test_free_notes_and_summaries() -> None:
 
 
 @pytest.mark.parametrize(
-    "relevance", ["decision", "second-call", "lexical", lambda evidence: evidence.rating]
+    ("relevance", "requests"),
+    [("decision", 6), ("second-call", 12), ("lexical", 4), (lambda evidence: evidence.rating, 2)],
 )
-def test_other_relevances(relevance: Any) -> None:
+def test_other_relevances(relevance: Any, requests: int) -> None:
     told = Told(lambda request: "YES: Elsa did." if "YES" in request.blocks[-1].text else Told.says)
     margins = WimKernel.from_chat_model(told).read(pages()).margins(QUESTION, relevance=relevance)
     assert len(margins) == 6
     assert margins[1].kept
+    assert len(told.asked) == requests
     with pytest.raises(ValueError, match="cannot see the model's attention"):
         WimKernel.from_chat_model(told).read(pages()).margins(QUESTION, relevance="attention")
 
@@ -137,6 +138,20 @@ def test_text_of_every_script_comes_back_from_its_pieces() -> None:
         ("The owner was Elsa.", Rated(0.5, "The owner was Elsa.", ("The owner was Elsa.",))),
         ("No, it does not.", Rated(0.0)),
         ("", Rated(0.0)),
+        ("I found no relevant sentences.", Rated(0.0)),
+        ("The last passage does not mention the vessel.", Rated(0.0)),
+        ("She did not answer him.", Rated(0.5, "She did not answer him.", ("She did not answer him.",))),
+        ('Passage [1] does not help: {"relevance": 0, "quotes": []}', Rated(0.0)),
+        ('See [1], {"page": 2}: {"relevance": 9, "quotes": ["a"]}', Rated(0.9, "", ("a",))),
+        ("Relevance: 0", Rated(0.0)),
+        ("**Relevance:** 7/10\nElsa bought it.", Rated(0.7, "Elsa bought it.", ("Elsa bought it.",))),
+        ("8", Rated(0.8)),
+        ("[]", Rated(0.0)),
+        ("[2] Elsa bought it.", Rated(0.5, "[2] Elsa bought it.", ("[2] Elsa bought it.",))),
+        ('{"relevance": 0, "quotes": ["Elsa Br', Rated(0.0, is_unreadable=True)),
+        ('```json\n{"relevance": 9, "quotes": ["Elsa Br', Rated(0.0, is_unreadable=True)),
+        ('Here it is: {"relevance": 9, "quotes": ["Elsa Br', Rated(0.0, is_unreadable=True)),
+        ('{"page": 2}', Rated(0.0, is_unreadable=True)),
     ],
 )
 def test_ratings_are_read_from_whatever_a_model_says(reply: str, found: Rated) -> None:
@@ -144,13 +159,130 @@ def test_ratings_are_read_from_whatever_a_model_says(reply: str, found: Rated) -
 
 
 def test_decisions_and_json_in_replies() -> None:
-    assert decided(("YES:", "NO"), "**Yes**: it does") == (
-        (1.0, 0.0),
-        " it does".lstrip("*: ") and "**: it does",
-    )
+    assert decided(("YES:", "NO"), "**Yes**: it does") == ((1.0, 0.0), "it does")
+    assert decided(("YES:", "NO"), 'YES: "Elsa" did') == ((1.0, 0.0), '"Elsa" did')
     assert decided(("YES:", "NO"), "No.")[0] == (0.0, 1.0)
-    assert json_in("no [brackets] here {") is None
-    assert json_in('x {"a": [1]} y') == {"a": [1]}
+    assert list(json_values("no [brackets] here {")) == []
+    assert list(json_values('see [1]: {"a": [1]} y')) == [[1], {"a": [1]}]
+
+
+def test_a_broken_rating_is_warned_of_and_kept_out() -> None:
+    told = Told('{"relevance": 9, "quotes": ["Elsa Br')
+    with pytest.warns(UserWarning, match=r"told rated a chunk in a way that cannot be read.*Elsa Br"):
+        margins = WimKernel.from_chat_model(told).read(pages()).margins(QUESTION)
+    assert not any(margin.kept or margin.text for margin in margins)
+
+
+@dataclass
+class Schemas(Told):
+    """A chat model that is asked under schemas, and says or raises what it is told."""
+
+    under_schema: Any = None
+    tried: int = 0
+
+    def structured(self, request: ChatRequest, schema: Mapping[str, Any]) -> Piece:
+        self.tried += 1
+        said = self.under_schema(schema) if callable(self.under_schema) else self.under_schema
+        if isinstance(said, Exception):
+            raise said
+        return Piece(said, Billed(10, 2))
+
+
+class Failure(Exception):
+    """An error of a client, with a status at one of the places where clients have it."""
+
+    def __init__(self, **places: Any) -> None:
+        super().__init__("failed")
+        self.__dict__.update(places)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Failure(status_code=429), 429),
+        (Failure(code=503), 503),
+        (Failure(code="slow_down", response=SimpleNamespace(status_code=429)), 429),
+        (Failure(response={"ResponseMetadata": {"HTTPStatusCode": 500}}), 500),
+        (RuntimeError("the session is closed"), None),
+        (ConnectionError("reset"), None),
+    ],
+    ids=repr,
+)
+def test_a_passing_error_is_raised_and_schemas_stay(error: Exception, status: int | None) -> None:
+    told = Schemas(under_schema=error)
+    kernel = WimKernel.from_chat_model(told, max_concurrency=1)
+    with pytest.raises(ChatModelError) as caught:
+        kernel.ask(QUESTION, pages())
+    assert (caught.value.status, caught.value.passing) == (status, True)
+    assert (told.tried, told.asked) == (1, [])
+    told.under_schema = told.says
+    assert len(kernel.ask(QUESTION, pages()).kept) == 2
+    assert told.tried == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Failure(code=404),
+        Failure(response=SimpleNamespace(status_code=422)),
+        TypeError("tools"),
+        ValueError("parsing"),
+    ],
+    ids=repr,
+)
+def test_a_refused_schema_is_not_asked_for_again(error: Exception) -> None:
+    told = Schemas(under_schema=error)
+    result = WimKernel.from_chat_model(told, max_concurrency=1).ask(QUESTION, pages())
+    assert [margin.index for margin in result.kept] == [1, 4]
+    assert (told.tried, len(told.asked)) == (1, 3)
+
+
+def test_a_reply_that_is_no_data_is_asked_for_in_the_text_and_both_are_billed() -> None:
+    told = Schemas(under_schema=UnreadableReplyError(Piece("Elsa did.", Billed(10, 2))))
+    result = WimKernel.from_chat_model(told, max_concurrency=1).ask(QUESTION, pages())
+    assert [margin.index for margin in result.kept] == [1, 4]
+    assert result.usage.calls == told.tried + len(told.asked) == 4
+    assert result.usage.input_tokens == 40
+
+
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_no_question_takes_more_replies_than_max_calls(count: int, schema: Any) -> None:
+    def says(schema: Mapping[str, Any]) -> Any:
+        return UnreadableReplyError(Piece("Elsa did.", Billed(10, 2)))
+
+    for told in (Told(), Schemas(under_schema=says)):
+        told.says = lambda request: (
+            '{"name": "Elsa"}' if "fits the schema" in request.blocks[-1].text else Told.says
+        )
+        reading = WimKernel.from_chat_model(told, max_calls=count).read(pages())
+        options: Any = {} if schema is None else {"answer_schema": schema}
+        if schema and count == 1:
+            with pytest.raises(ValueError, match="max_calls is at least 2 with an answer schema"):
+                reading.ask(QUESTION, **options)
+            continue
+        foreseen = reading.estimate(QUESTION, threshold=0, **options).usage.calls
+        result = reading.ask(QUESTION, threshold=0, **options)
+        sent = len(told.asked) + getattr(told, "tried", 0)
+        assert result.usage.calls == sent <= count
+        assert foreseen <= count
+        assert foreseen == count - bool(schema)
+
+
+@pytest.mark.parametrize("relevance", ["decision", "lexical+decision", "second-call", "lexical"])
+def test_a_limit_that_cannot_be_kept_is_refused(relevance: Any) -> None:
+    told = Told()
+    limited = WimKernel.from_chat_model(told, max_calls=2).read(pages())
+    with pytest.raises(ValueError, match="max_calls can limit the requests of relevance='rating'"):
+        limited.ask(QUESTION, relevance=relevance)
+    with pytest.raises(ValueError, match="max_calls can limit"):
+        limited.estimate(QUESTION, relevance=relevance)
+    with pytest.raises(ValueError, match="is estimated for relevance='rating'"):
+        WimKernel.from_chat_model(told).read(pages()).estimate(QUESTION, relevance=relevance)
+    assert not told.asked
 
 
 @pytest.mark.parametrize(
@@ -192,22 +324,6 @@ def test_a_plain_fake_chat_model_works() -> None:
     output = chain.invoke({"input_documents": documents, "question": "Who owned the ship Aurora?"})
     assert output["output_text"] == "Elsa Brandt."
     assert output["intermediate_steps"] == ["", owns]
-
-
-def test_the_engine_imports_neither_torch_nor_transformers_of_its_own() -> None:
-    """`engines.base` needs transformers for one class; nothing in the engine for chat models does."""
-    code = (
-        "import sys, importlib, pkgutil\n"
-        "import wim_kernel.engines.base, wim_kernel.text.locating\n"
-        "before = set(sys.modules)\n"
-        "import wim_kernel.engines.chat as chat\n"
-        "for found in pkgutil.iter_modules(chat.__path__):\n"
-        "    importlib.import_module(f'wim_kernel.engines.chat.{found.name}')\n"
-        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print(sorted(new & {'torch', 'transformers', 'openai'}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.replace("'", '"')) == []
 
 
 def test_a_variable_of_the_caller_s_prompt_may_have_any_name() -> None:

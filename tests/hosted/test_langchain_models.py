@@ -112,6 +112,46 @@ def test_a_request_begins_once_the_one_that_writes_its_prefix_has_begun(provider
     assert time.monotonic() - since < 2
 
 
+@pytest.mark.parametrize(
+    ("rules", "fields"),
+    [
+        ("openai", {"use_responses_api": True}),
+        ("openai-automatic", {"use_responses_api": True}),
+        ("openai-automatic", {"output_version": "responses/v1"}),
+        ("openai-automatic", {"reasoning": {"effort": "low"}}),
+        ("openai-automatic", {"model": "gpt-5-pro"}),
+        ("openai-automatic", {"disable_streaming": True}),
+        ("openai-automatic", {"stream_usage": False}),
+        ("anthropic", {"disable_streaming": True}),
+        ("anthropic", {"stream_usage": False}),
+    ],
+    ids=str,
+)
+def test_settings_of_the_classes_hold_and_usage_is_the_bill(
+    provider: Start, rules: Rules, fields: dict[str, Any]
+) -> None:
+    owner, url = provider(rules)
+    llm = langchain_model(rules, url, **fields)
+    result = WimKernel.from_chat_model(llm, provider=rules).ask(QUESTION, pages())
+    assert result.answer.startswith("Elsa Brandt owned the Aurora.")
+    bill, usage = owner.total(), result.usage
+    assert usage.input_tokens == bill.plain + bill.read + bill.written
+    assert usage.cached_tokens == bill.read > 0
+    assert usage.output_tokens == bill.output
+    if "disable_streaming" in fields:
+        assert not any(request.body.get("stream") for request in owner.requests)
+    elif "stream_usage" not in fields:
+        assert all(request.path.endswith("/responses") for request in owner.requests)
+
+
+def test_the_responses_api_takes_schemas(provider: Start) -> None:
+    owner, url = provider("none")
+    kernel = WimKernel.from_chat_model(langchain_model("none", url, use_responses_api=True))
+    assert [margin.index for margin in kernel.ask(QUESTION, pages()).kept] == [1, 4]
+    formats = [request.body.get("text", {}).get("format", {}).get("type") for request in owner.requests]
+    assert formats == ["json_schema", "json_schema", None]
+
+
 def test_a_server_behind_the_openai_class_is_asked_under_a_schema(provider: Start) -> None:
     owner, url = provider("none")
     kernel = WimKernel.from_chat_model(langchain_model("none", url))
@@ -248,6 +288,19 @@ def test_an_error_carries_the_margins_and_asking_again_goes_on(provider: Start) 
     assert [margin.index for margin in kept][:1] == [1]
     answer = reading.answer(QUESTION, caught.value.margins, chunks_read=caught.value.chunks_read)
     assert answer.answer.startswith("Elsa Brandt")
+
+
+def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> None:
+    owner, url = provider("none")
+    owner.replies = ["I would say that it helps."]
+    kernel = WimKernel.from_chat_model(langchain_model("none", url), max_concurrency=1)
+    result = kernel.ask(QUESTION, pages())
+    assert [margin.index for margin in result.kept] == [1, 4]
+    formats = ["response_format" in request.body for request in owner.requests]
+    assert formats == [True, False, False, False]
+    bill, usage = owner.total(), result.usage
+    assert (usage.calls, usage.output_tokens) == (4, bill.output)
+    assert usage.input_tokens == bill.plain + bill.read
 
 
 def test_answers_follow_a_schema(provider: Start) -> None:

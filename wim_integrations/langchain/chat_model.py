@@ -13,7 +13,8 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BeforeValidator
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, closed
+from wim_kernel.common.errors import status_of
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError, closed
 
 # The kernel's own run reports the whole call: these requests are no runs of their own.
 _CONFIG: RunnableConfig = {"callbacks": [], "run_name": "WimRequest"}
@@ -41,25 +42,29 @@ class LangChainChat:
         self.host = _host(llm)
         profile = llm.profile or {}
         self.window: int | None = profile.get("max_input_tokens")
-        # of classes whose providers report the usage of a stream if they are asked
-        self._asks_usage = "stream_usage" in type(llm).model_fields
+        # Some providers report the usage of a stream only if they are asked. They are asked by the class's field, since
+        # not every protocol of a class knows the argument.
+        has_field = "stream_usage" in type(llm).model_fields
+        self._asks_usage = llm.model_copy(update={"stream_usage": True}) if has_field else None
 
     def stream(self, request: ChatRequest) -> Generator[Piece, None, None]:
         """Send a request; yields the reply as it comes. Closing the generator closes the request."""
         asks, has_begun = self._asks_usage, False
         try:
-            for piece in self._stream(request, {"stream_usage": True} if asks else {}):
+            for piece in self._stream(asks or self.llm, request):
                 has_begun = True
                 yield piece
         except Exception as error:
-            if has_begun or not asks or getattr(error, "status_code", None) not in (400, 422):
+            if has_begun or asks is None or status_of(error) not in (400, 422):
                 raise
-            yield from self._stream(request, {})  # some servers refuse to be asked for the usage of a stream
-            self._asks_usage = False
+            yield from self._stream(
+                self.llm, request
+            )  # some servers refuse to be asked for the usage of a stream
+            self._asks_usage = None
 
-    def _stream(self, request: ChatRequest, more: Mapping[str, Any]) -> Generator[Piece, None, None]:
+    def _stream(self, llm: BaseChatModel, request: ChatRequest) -> Generator[Piece, None, None]:
         usage: UsageMetadata | None = None
-        chunks = self.llm.stream(_messages(request), _CONFIG, **request.fields, **request.extra, **more)
+        chunks = llm.stream(_messages(request), _CONFIG, **request.fields, **request.extra)
         with closed(chunks):
             for chunk in chunks:
                 usage = _added(usage, getattr(chunk, "usage_metadata", None))
@@ -72,6 +77,7 @@ class LangChainChat:
 
         Raises:
             NotImplementedError: if the model cannot reply under a schema.
+            UnreadableReplyError: if it replied, and not with such data.
         """
         shape = {"title": "Reply", "description": "The reply", **schema}
         model = self.llm.with_structured_output(shape, include_raw=True)
@@ -81,8 +87,12 @@ class LangChainChat:
         )
         raw, parsed = cast(AIMessage, reply["raw"]), reply["parsed"]
         usage = getattr(raw, "usage_metadata", None)
+        billed = None if usage is None else _billed(usage)
+        if parsed is None:
+            broken = (call["args"] or "" for call in raw.invalid_tool_calls)
+            raise UnreadableReplyError(Piece(raw.text or "".join(broken), billed))
         data = parsed.model_dump() if hasattr(parsed, "model_dump") else parsed
-        return Piece(raw.text, None if usage is None else _billed(usage), data)
+        return Piece(raw.text, billed, data)
 
 
 def as_kernel(model: Any) -> Any:

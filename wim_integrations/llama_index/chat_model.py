@@ -20,7 +20,7 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, closed
+from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError, closed
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool}
 
@@ -61,6 +61,7 @@ class LlamaIndexChat:
         Raises:
             NotImplementedError: if the model calls no functions, or the schema is more than named plain values.
                 `LLM.as_structured_llm` reports no usage: then it is estimated.
+            UnreadableReplyError: if it replied, and not with such data.
         """
         if _takes_openai_fields(self.llm):  # takes any schema, and reports what the request cost
             shape = {"name": schema.get("title", "Reply"), "schema": dict(schema)}
@@ -73,8 +74,9 @@ class LlamaIndexChat:
             raise NotImplementedError("The model takes no schemas.")
         structured = self.llm.as_structured_llm(_class(schema))
         reply = structured.chat(_messages(request))
-        data = reply.raw.model_dump() if isinstance(reply.raw, BaseModel) else None
-        return Piece(reply.message.content or "", None, data)
+        if not isinstance(reply.raw, BaseModel):
+            raise UnreadableReplyError(Piece(reply.message.content or ""))
+        return Piece(reply.message.content or "", None, reply.raw.model_dump())
 
 
 def as_kernel(model: Any) -> Any:

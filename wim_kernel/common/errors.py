@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,16 @@ class ServerError(WimError, ConnectionError):
         return f"The server at {self.base_url}: {self.reason}.{done}"
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of any client carries; None if it carries none."""
+    response = getattr(error, "response", None)
+    found = [getattr(error, "status_code", None), getattr(error, "code", None)]
+    found.append(getattr(response, "status_code", None))
+    if isinstance(response, Mapping):  # of clients of AWS
+        found.append(dict(response.get("ResponseMetadata") or {}).get("HTTPStatusCode"))
+    return next((int(status) for status in found if isinstance(status, int)), None)
+
+
 class ChatModelError(ServerError):
     """A chat model's request failed. The work before is kept, as in every `ServerError`.
 
@@ -170,10 +181,10 @@ class ChatModelError(ServerError):
     """
 
     def __init__(self, model: str, error: Exception) -> None:
-        status = getattr(error, "status_code", None)
+        status = status_of(error)
         reason = f"a request failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        passing = not isinstance(status, int) or status in (408, 409, 429) or status >= 500
-        super().__init__(model, reason, status=status if isinstance(status, int) else None, passing=passing)
+        passing = status is None or status in (408, 409, 429) or status >= 500
+        super().__init__(model, reason, status=status, passing=passing)
         self.model = model
 
     def __str__(self) -> str:

@@ -127,7 +127,7 @@ class Usage:
         output_tokens: tokens generated on branches.
         cache_write_tokens: of the tokens run, those that a chat model's provider wrote to its cache, for which some ask
             more; None if the provider does not report them, and with models of one's own.
-        calls: requests to a chat model.
+        calls: requests to a chat model, without those that it refused.
     """
 
     prefill_tokens: int = 0

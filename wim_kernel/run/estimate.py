@@ -34,11 +34,13 @@ def estimate(run: Run) -> Estimate:
     """What the one question of a run will cost; no request is made.
 
     Raises:
-        ValueError: for a model that is no chat model.
+        ValueError: for a model that is no chat model, or a relevance whose requests follow from its replies.
     """
     engine, settings, (state,) = run.engine, run.settings, run.states
     if not engine.rates:
         raise ValueError("What a question costs is estimated for chat models: see WimKernel.from_chat_model.")
+    if not settings.looks_first:
+        raise ValueError("What a question costs is estimated for relevance='rating' and for a callable.")
     asked = sorted(first_look(run.document, state.question, settings).asked)
     usage, branches = Usage(cache_write_tokens=0), list[Branch]()
     quotes = settings.note_rates == "quotes"

@@ -120,7 +120,7 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
         without_question: whether there is no question.
 
     Raises:
-        ValueError: if the engine cannot measure what an option needs.
+        ValueError: if the engine cannot measure what an option needs, or cannot keep its limit of requests.
     """
     sees, measures, rates = bool(engine.heads), engine.measures_likelihood, engine.rates
     relevance, style = settings.relevance, settings.margin_style
@@ -170,14 +170,24 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
         threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
     most_calls: int | None = getattr(engine, "max_calls", None)
     everything = threshold == 0 and settings.top_k is None
-    return replace(
+    own_calls = 1 if settings.answer_schema is None else 2  # an answer that does not fit is put into shape
+    adapted = replace(
         settings,
         rates=rates,
         first_look=getattr(engine, "first_look", False) and not (without_question or everything),
-        most_asked=None if most_calls is None else most_calls - 1,
+        most_asked=None if most_calls is None else most_calls - own_calls,
         relevance=relevance,
         margin_style=style,
         threshold=threshold,
         without_question=without_question,
         sees_attention=sees,
     )
+    if most_calls is not None:
+        if not adapted.looks_first:
+            raise ValueError(
+                "max_calls can limit the requests of relevance='rating' and of a callable: use one of these, or leave "
+                "max_calls out."
+            )
+        if most_calls < own_calls:
+            raise ValueError("max_calls is at least 2 with an answer schema, which may take two requests.")
+    return adapted

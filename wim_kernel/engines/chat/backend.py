@@ -73,6 +73,18 @@ class Piece:
     data: Any = None
 
 
+class UnreadableReplyError(ValueError):
+    """A reply under a schema is no data of it.
+
+    Attributes:
+        piece: the reply as text, and its bill.
+    """
+
+    def __init__(self, piece: Piece) -> None:
+        super().__init__(f"The reply is no data of the schema: {piece.text[:200]!r}")
+        self.piece = piece
+
+
 @contextmanager
 def closed(pieces: Any) -> Iterator[None]:
     """A context at whose end an iterator is closed, if it can be: generators can, other iterators cannot."""
@@ -108,4 +120,5 @@ class ChatBackend(Protocol):
 
         Raises:
             NotImplementedError: if the model cannot reply under a schema.
+            UnreadableReplyError: if it replied, and not with such data.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ class ChatEngine(Shared):
             that fits the model's class, name and host.
         window: most tokens of a prompt and its reply; by default what the framework knows of the model.
         max_concurrency: most requests at the same time, of all questions together.
-        max_calls: most requests for one question, the answer's included; None for no limit. Chunks that share most
-            words with the question are asked first.
+        max_calls: most replies to one question, the answer's included; None for no limit. Chunks that share most
+            words with the question are asked first. Requests that the provider refuses are not counted.
         first_look: whether shared words decide which chunks are asked at all.
         structured: whether margins are asked for under a JSON schema; by default where that keeps the prompt's prefix.
 
@@ -83,7 +84,9 @@ class ChatEngine(Shared):
         self.first_look = first_look
         under_schema = not self.provider.schema_in_prefix if structured is None else structured
         self._reuse = Reuse(backend.name)
-        self._branches = BranchCalls(backend, self.provider, self._reuse, structured=under_schema)
+        self._branches = BranchCalls(
+            backend, self.provider, self._reuse, structured=under_schema, asks_again=max_calls is None
+        )
         self.renew_after_fork()
         forks.register(self)
 
@@ -231,6 +234,12 @@ class ChatEngine(Shared):
         scores, text, quotes = Scores(), reply.text, tuple[str, ...]()
         if branch.rates:
             found = rated(reply.data, reply.text, branch.rates)
+            if found.is_unreadable:
+                warnings.warn(
+                    f"{self.model_name} rated a chunk in a way that cannot be read, and it counts as rated 0: "
+                    f"{reply.text[:200]!r}",
+                    stacklevel=2,
+                )
             scores, text, quotes = Scores(rating=found.rating), found.note, found.quotes
         elif branch.choices:
             choices, text = decided(branch.choices, reply.text)
@@ -254,11 +263,13 @@ class ChatEngine(Shared):
         prompt = len(suffix_ids(branch))
         if reply.billed is None:
             written = len(codec.encode(reply.text))
-            return Usage(branch.at, None, prompt, written, None, calls=1)
+            return Usage(branch.at, None, prompt, written, None, calls=reply.calls)
         billed, total = reply.billed, branch.at + prompt
         fresh = billed.input_tokens - (billed.cache_read or 0)
         own = min(fresh, round(prompt * billed.input_tokens / max(1, total)))
-        return Usage(fresh - own, billed.cache_read, own, billed.output_tokens, billed.cache_write, calls=1)
+        return Usage(
+            fresh - own, billed.cache_read, own, billed.output_tokens, billed.cache_write, calls=reply.calls
+        )
 
     @property
     def prices(self) -> tuple[float, float]:

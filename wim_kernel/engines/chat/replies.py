@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,29 +40,68 @@ class Rated:
         rating: how much the passage helps, 0 to 1.
         note: the note, in the model's words.
         quotes: sentences that the model says stand in the passage.
+        is_unreadable: whether the reply is broken JSON or JSON of something else; it is rated 0 then.
     """
 
     rating: float
     note: str = ""
     quotes: tuple[str, ...] = ()
+    is_unreadable: bool = False
+
+
+_SAYS_NO = re.compile(
+    r"(no|none|not relevant|nothing)\b"
+    r"|(i|it|there|(the|this|that) (last )?(passage|text|document|chunk|excerpt)|passage \[?\d+\]?)\b"
+    r"[^.!?\n]*\b(no|not|none|nothing|cannot|\w+n['\u2019]t)\b[^.!?\n]*"
+    r"\b(relevant|relevance|help|helps|helpful|useful|information|sentences?|passages?|mention|answer)\b",
+    re.IGNORECASE,
+)
+_RATES = re.compile(
+    r"[*_]*\b(?:relevance|rating)\b[\W_]*(?:is|of)?[\W_]{0,6}(\d{1,2}(?:\.\d+)?)\b(?:\s*(?:/|out of)\s*10\b)?[*_.,;]*",
+    re.IGNORECASE,
+)
+
+
+_IS_JSON = re.compile(r"\{|\[\s*[\[{\"\]]")
 
 
 def rated(data: Any, text: str, rates: str) -> Rated:
     """A margin out of a reply: out of its data, JSON in its text, or else the text itself.
 
-    A text that is no JSON is taken for the note or quotation that was asked for, unless it says no. It is rated in the
-    middle, since it does not say.
+    A text that is no JSON is taken for the note or quotation that was asked for, unless it says no. If it does not say
+    ``Relevance: 7`` either, it is rated in the middle.
 
     Args:
         data: the reply as data; None if there is only text.
         text: the reply's text.
         rates: what was asked for: ``"note"`` or ``"quotes"``.
     """
-    found = data if isinstance(data, Mapping) else json_in(text)
-    if not isinstance(found, Mapping):
-        plain = text.strip()
-        says_no = not plain or re.match(r"(no|none|not relevant|nothing)\b", plain, re.IGNORECASE)
-        return Rated(0.0) if says_no else Rated(0.5, plain, (plain,) if rates == "quotes" else ())
+    found = _object_in(text, data)
+    if found is not None:
+        return _of_object(found)
+    plain = re.sub(r"^```\w*\s*|\s*```$", "", text.strip())
+    if data is not None or _IS_JSON.match(plain) or '"relevance"' in plain:
+        return Rated(0.0, is_unreadable=plain != "[]")
+    says = _RATES.search(plain)
+    rating = _share(says[1] if says else plain if plain.isdigit() else None)
+    plain = "" if plain.isdigit() else _RATES.sub("", plain, count=1).strip()
+    if not says and (not text.strip() or _SAYS_NO.match(plain)):
+        return Rated(0.0)
+    return Rated(rating, plain, (plain,) if rates == "quotes" and plain else ())
+
+
+def _object_in(text: str, data: Any) -> Mapping[str, Any] | None:
+    """The data, or the first JSON object in a text, if it has a rating, a note or quotes; one with a rating first."""
+    values = json_values(text) if data is None else [data]
+    objects = [found for found in values if isinstance(found, Mapping)]
+    for names in ({"relevance"}, {"note", "quotes"}):
+        for found in objects:
+            if names & found.keys():
+                return found
+    return None
+
+
+def _of_object(found: Mapping[str, Any]) -> Rated:
     quotes = found.get("quotes")
     listed = quotes if isinstance(quotes, Sequence) and not isinstance(quotes, str) else [quotes]
     return Rated(
@@ -80,20 +119,23 @@ def _share(value: Any) -> float:
         return 0.5
 
 
-def json_in(text: str) -> Any:
-    """The JSON value in a text: the whole text, or the first object or list in it. None if there is none."""
+def json_values(text: str) -> Iterator[Any]:
+    """The JSON values in a text: the whole text, or the objects and lists in it."""
     plain = text.strip()
     try:
-        return json.loads(plain)
+        yield json.loads(plain)
+        return
     except ValueError:
         pass
-    reader = json.JSONDecoder()
+    reader, after = json.JSONDecoder(), 0
     for match in re.finditer(r"[{\[]", plain):
+        if match.start() < after:
+            continue
         try:
-            return reader.raw_decode(plain, match.start())[0]
+            found, after = reader.raw_decode(plain, match.start())
         except ValueError:
             continue
-    return None
+        yield found
 
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -118,7 +160,7 @@ def decided(choices: Sequence[str], text: str) -> tuple[tuple[float, ...], str]:
     A reply that begins with none of them counts as the first: what is not denied is kept.
     """
     for index, choice in enumerate(choices):
-        found = re.match(rf"\W*{re.escape(choice.rstrip(':'))}\b[:\s]*", text, re.IGNORECASE)
+        found = re.match(rf"\W*{re.escape(choice.rstrip(':'))}\b[\s:;,.*_-]*", text, re.IGNORECASE)
         if found:
             return tuple(float(number == index) for number in range(len(choices))), text[found.end() :]
     return tuple(float(number == 0) for number in range(len(choices))), text
