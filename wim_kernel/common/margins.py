@@ -8,6 +8,7 @@ from typing import Any
 
 from wim_kernel.common import plain_data
 from wim_kernel.common.chunk import Chunk, Span, spans_in
+from wim_kernel.common.citations import Citation
 from wim_kernel.common.errors import ChunkError, MarginsError
 
 
@@ -200,6 +201,9 @@ class WimResult:
         volumes: how many volumes the document has; 1 if it fits the model's window.
         question: the question.
         relevance_by: the name of the relevance score: ``"likelihood"``, ``"decision, by the first token"``, ...
+        citations: with ``citations=True``, where the answer comes from, in the answer's order.
+        dropped_markers: how many markers with numbers that no margin has were left out of the answer; 0 in process,
+            where they cannot be written.
         token_ids: the answer's tokens, without end-of-sequence.
         branch: the tokens that the model saw, for ``Reading.prompt_ids``.
     """
@@ -212,6 +216,8 @@ class WimResult:
     volumes: int = 1
     question: str = ""
     relevance_by: str = ""
+    citations: tuple[Citation, ...] = ()
+    dropped_markers: int = 0
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
@@ -231,6 +237,8 @@ class WimResult:
             "stopped_early": self.stopped_early,
             "volumes": self.volumes,
             "relevance_by": self.relevance_by,
+            "citations": [citation.to_dict() for citation in self.citations],
+            "dropped_markers": self.dropped_markers,
         }
 
 
