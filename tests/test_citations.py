@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_no_reader_ever_sees_a_marker_that_is_broken_or_does_not_exist(
     text: str, cuts: list[int], count: int
 ) -> None:
     ends = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    pieces = [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(ends)]
     seen, markers = pushed(pieces, count)
     for shown in seen:
         assert all(0 < int(number) <= count for number in MARKER.findall(shown))
@@ -185,7 +186,7 @@ def test_citations_are_plain_data_and_back() -> None:
     (found,) = citations_of("[1]", [margin(1, "The fog came.", "The fog came.")])
     assert Citation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     for wrong in ({}, {**found.to_dict(), "located": "somewhere"}, {**found.to_dict(), "start": -1}, "x"):
-        with pytest.raises(MarginsError, match="Citation.from_dict"):
+        with pytest.raises(MarginsError, match=r"Citation\.from_dict"):
             Citation.from_dict(wrong)  # type: ignore[arg-type]
 
 
@@ -243,15 +244,17 @@ def test_a_random_model_that_loves_markers_writes_only_existing_ones(kernel: Wim
 
     from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 
-    tokenizer, engine = kernel.tokenizer, kernel.engine
+    tokenizer = kernel.tokenizer
     loved = [tokenizer.convert_tokens_to_ids(token) for token in ("[", "Ġ[", "]", "1", "2", "3", "9", "0")]
     config = GenerationConfig(
         max_new_tokens=60, do_sample=False, sequence_bias=[[[token], 9.0] for token in loved],
-        repetition_penalty=1.2,
+        repetition_penalty=1.05,
     )  # fmt: skip
     reading = kernel.read(TEXTS)
     invented = reading.ask(QUESTION, answer_config=config, **FREE).answer
-    assert any(int(number) > 3 for number in re.findall(r"\[([0-9]+)", invented)), "the test would test nothing"
+    assert any(int(number) > 3 for number in re.findall(r"\[([0-9]+)", invented)), (
+        "the test would test nothing"
+    )
     pieces, result = [], None
     for event in reading.stream(QUESTION, answer_config=config, citations=True, **FREE):
         if isinstance(event, AnswerToken):
@@ -265,13 +268,11 @@ def test_a_random_model_that_loves_markers_writes_only_existing_ones(kernel: Wim
     assert "".join(pieces) == result.answer
     assert result.dropped_markers == 0
     assert len({each.number for each in result.citations}) > 1
-    assert not re.search(r"\[[0-9]+(?![0-9\]])", tokenizer.decode(result.token_ids)[:-4])
-    engine_markers = MarkerGrammars(tokenizer, kernel.model.config.vocab_size, frozenset([tokenizer.eos_token_id]))
-    processor = engine_markers.processor(3, len(reading.prompt_ids(result)))
+    vocabulary, ends = kernel.model.config.vocab_size, frozenset([tokenizer.eos_token_id])
+    processor = MarkerGrammars(tokenizer, vocabulary, ends).processor(3, len(reading.prompt_ids(result)))
     alone = _generate(kernel, reading.prompt_ids(result), config, LogitsProcessorList([processor]))
     assert alone[: len(result.token_ids)] == list(result.token_ids)
     assert generated(reading, result, config) != list(result.token_ids), "the grammar changed nothing"
-    assert engine.cache_mode == "shared"
 
 
 def _generate(kernel: WimKernel, prompt_ids: list[int], config: Any, processors: Any) -> list[int]:
@@ -294,14 +295,14 @@ def test_only_what_would_break_a_marker_is_forbidden(kernel: WimKernel, count: i
     tokenizer = kernel.tokenizer
     end = tokenizer.eos_token_id
     grammars = MarkerGrammars(tokenizer, len(tokenizer) + 3, frozenset([end]))
-    for begun in ("", "[", "[1"):
+    for begun in ("", "[", "[1") if count else ("", "["):
         forbidden = grammars.forbidden(count, begun).tolist()
         assert len(forbidden) == len(tokenizer) + 3
         assert forbidden[end] == (begun == "[1")
         before = tokenizer.encode("x" + begun)
         for token in range(0, len(tokenizer), 7):
-            if token not in tokenizer.all_special_ids:
-                text = tokenizer.decode([*before, token], clean_up_tokenization_spaces=False)
+            if token != end:
+                text = tokenizer.decode([*before, token], skip_special_tokens=True)
                 assert forbidden[token] == (not may_become(text, numbers(count))), text
 
 

@@ -16,7 +16,7 @@ _BEGUN = re.compile(r"\[([0-9]+)(\]?)")
 _WRITTEN = re.compile(
     r" ?\[([0-9]+(?:[,;] ?[0-9]+)*)\]"
 )  # models also write several numbers in one pair of brackets
-_UNFINISHED = re.compile(r"(?: ?\[+(?:[0-9]+(?:[,;] ?[0-9]*)*)?)? ?\Z")
+_UNFINISHED = re.compile(r"(?: ?\[(?:[0-9]+(?:[,;] ?[0-9]*)*)?)* ?\Z")
 _INSIDE = re.compile(r"\[[0-9,; ]*\Z")
 
 
