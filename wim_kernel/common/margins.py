@@ -59,6 +59,11 @@ class Margin:
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the margin goes into the answer's prompt: it is kept, and has a text or a reader's remark."""
+        return self.kept and bool(self.text.strip() or self.note.strip())
+
     def edited(self, text: str) -> Margin:
         """A copy with another text, kept, as after a person's edit."""
         return replace(self, text=text, kept=True, spans=(), token_ids=())
@@ -240,6 +245,22 @@ class WimResult:
             "citations": [citation.to_dict() for citation in self.citations],
             "dropped_markers": self.dropped_markers,
         }
+
+    def to_html(self) -> str:
+        """The result as a page of its own: the answer with numbers to click, and the document with its margins.
+
+        The document is the text of the margins' chunks: all that was read, or, for an answer from given margins, their
+        chunks. All text is escaped, and nothing is loaded from elsewhere.
+        """
+        from wim_kernel.common import result_page  # which imports this module
+
+        return result_page.page(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from wim_kernel.common import result_page
+
+        return result_page.fragment(self)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

@@ -49,7 +49,7 @@ def answer_prompt(question: str, margins: Sequence[Margin], settings: Settings) 
 
 def used(margins: Sequence[Margin]) -> list[Margin]:
     """The margins in the answer's prompt, in the order of their numbers there, which begin with 1."""
-    return [margin for margin in margins if margin.kept and bool(margin.text.strip() or margin.note.strip())]
+    return [margin for margin in margins if margin.is_used]
 
 
 def all_fit(engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings) -> bool:
