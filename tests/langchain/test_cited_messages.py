@@ -13,7 +13,6 @@ from langchain_core.messages.content import Citation
 from pydantic import TypeAdapter
 
 from wim_integrations.langchain import WimRunnable, cited_message, create_wim_tool
-from wim_kernel import WimKernel
 
 TEXT = "The gull sat on the mast. Elsa Brandt owned the ship Aurora. The fog was thick."
 QUOTE = "Elsa Brandt owned the ship Aurora."
@@ -100,7 +99,7 @@ async def test_messages_without_citations_are_plain_text_as_ever() -> None:
             assert "citations" not in event["data"]
 
 
-def test_a_document_prompt_that_changes_the_text_leaves_no_place(kernel: WimKernel) -> None:
+def test_a_document_prompt_that_changes_the_text_leaves_no_place() -> None:
     from langchain_core.prompts import PromptTemplate
 
     prompt = PromptTemplate.from_template("{page_content} {page_content}")
