@@ -333,3 +333,24 @@ def test_numbers_that_no_margin_has_are_dropped_and_counted() -> None:
     assert [each.quote for each in result.citations] == ["Elsa Brandt owned the ship Aurora."] * 2
     assert result.to_dict()["citations"][0]["quote"] == "Elsa Brandt owned the ship Aurora."
     assert result.to_dict()["dropped_markers"] == 2
+
+
+@pytest.mark.in_process
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"do_sample": True, "top_k": 3},
+        {"do_sample": True, "top_p": 0.1},
+        {"do_sample": False, "no_repeat_ngram_size": 3},
+        {"do_sample": False, "min_new_tokens": 24},
+    ],
+)
+def test_no_other_rule_of_generation_makes_numbers_up(kernel: WimKernel, config: dict[str, Any]) -> None:
+    from transformers import GenerationConfig
+
+    bracket = kernel.tokenizer.convert_tokens_to_ids("[")
+    generation = GenerationConfig(max_new_tokens=24, sequence_bias=[[[bracket], 12.0]], **config)
+    result = kernel.ask(QUESTION, TEXTS, answer_config=generation, citations=True, **FREE)
+    assert result.token_ids.count(bracket) > 0
+    assert set(MARKER.findall(result.answer)) <= {"1", "2", "3"}
+    assert result.dropped_markers == 0
