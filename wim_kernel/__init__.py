@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wim_kernel.common.chunk import Chunk, Span
+    from wim_kernel.common.citations import Citation
     from wim_kernel.common.errors import (
         ChatModelError,
         ChunkError,
@@ -63,6 +64,7 @@ __all__ = [
     "Chunk",
     "ChunkError",
     "ChunkRead",
+    "Citation",
     "ContextOverflowError",
     "Decision",
     "DeviceMemoryError",
@@ -105,6 +107,7 @@ __all__ = [
 
 _HOMES = {
     "common.chunk": ("Chunk", "Span"),
+    "common.citations": ("Citation",),
     "common.errors": (
         "ChatModelError",
         "ChunkError",

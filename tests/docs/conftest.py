@@ -43,6 +43,7 @@ def names(
         monkeypatch.setattr("wim_kernel.run.options.ANSWER_TOKENS", tokens)
         special = {
             "README": _llama_index,
+            "citations": lambda: {**_llama_index(), **_langchain()},
             "langchain": _langchain,
             "hosted-models": _langchain,
             "migrating-from-map-reduce": _langchain,

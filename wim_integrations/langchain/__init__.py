@@ -1,6 +1,7 @@
 """Writing in the Margins as LangChain runnables, chains, a compressor and a tool."""
 
 from wim_integrations.langchain.chains import create_wim_documents_chain, create_wim_map_reduce_chain
+from wim_integrations.langchain.citing import cited_message
 from wim_integrations.langchain.compressor import WimDocumentCompressor
 from wim_integrations.langchain.outputs import MarginData, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.reviewing import reviewed
@@ -15,6 +16,7 @@ __all__ = [
     "WimMarginsOutput",
     "WimOutput",
     "WimRunnable",
+    "cited_message",
     "create_wim_documents_chain",
     "create_wim_map_reduce_chain",
     "create_wim_tool",

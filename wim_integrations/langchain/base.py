@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Container,
     Generator,
     Iterator,
     Mapping,
@@ -136,7 +137,9 @@ class DocumentRunnable(RunnableFields):
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The output's fields; see the class."""
-        return create_model(self.get_name("Output"), **_fields_of(self.output_type))
+        # A key that an output may lack belongs to the option of its name.
+        unasked = [name for name in self.output_type.__optional_keys__ if not getattr(self, name, None)]
+        return create_model(self.get_name("Output"), **_fields_of(self.output_type, unasked))
 
     # -- one input ----------------------------------------------------------------------------------------------------
 
@@ -301,6 +304,6 @@ class DocumentRunnable(RunnableFields):
         return request.options if live else unwatched_options(request.options, len(request.reading.chunks))
 
 
-def _fields_of(kind: Any) -> dict[str, Any]:
+def _fields_of(kind: Any, without: Container[str]) -> dict[str, Any]:
     """A TypedDict's keys as fields of a model."""
-    return {name: (hint, ...) for name, hint in get_type_hints(kind).items()}
+    return {name: (hint, ...) for name, hint in get_type_hints(kind).items() if name not in without}

@@ -92,7 +92,7 @@ class DocumentReading:
         """
         place = self._place(margin.index)
         quotes = [
-            self._within(place["document"], margin.index, span.offset, span.offset + span.length)
+            self.within(place["document"], margin.index, span.offset, span.offset + span.length)
             for span in margin.spans
         ]
         return {
@@ -142,7 +142,7 @@ class DocumentReading:
     def _place(self, chunk: int) -> dict[str, Any]:
         """A chunk's document, and the characters of its page content that the chunk holds."""
         document = self.reading.chunks[chunk].metadata["document"]
-        start, end = self._within(document, chunk, 0, len(self.reading.chunks[chunk].text))
+        start, end = self.within(document, chunk, 0, len(self.reading.chunks[chunk].text))
         return {"document": document, "start": start, "end": end}
 
     def _spans(self, chunk: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
@@ -181,7 +181,7 @@ class DocumentReading:
             ends[chunk.metadata["document"]] += len(chunk.text)
         return starts
 
-    def _within(self, document: int, chunk: int, start: int, end: int) -> tuple[int | None, int | None]:
+    def within(self, document: int, chunk: int, start: int, end: int) -> tuple[int | None, int | None]:
         """Map characters ``start`` to ``end`` of a chunk to characters of the document's page content."""
         offset = self._formatted[document].offset
         if offset is None:

@@ -18,6 +18,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 
+from wim_integrations.langchain.citing import citation_annotations, content
 from wim_integrations.langchain.documents import DocumentReading
 from wim_kernel import (
     Answered,
@@ -46,7 +47,8 @@ class Emitter:
     data. Callback handlers and event streams get them within a run, and the graph's stream writer within a graph. A
     revised margin, which replaces the margin with the same index, becomes ``wim_margin_revised``. The answer's prompt,
     its tokens and the whole call's usage become a chat model run. Each margin becomes a chain run with its prompt and
-    its text, without tokens.
+    its text, without tokens. With the option ``citations`` the chat model's messages have one text block, whose
+    annotations are the citations (see `citation_annotations`).
 
     Args:
         manager: the callback manager, a child of the run that the events belong to.
@@ -72,6 +74,7 @@ class Emitter:
         self.source = source
         self.question = question
         self.tags = list(tags)
+        self._cites = bool(options.get("citations"))
         self.model_name = source.reading.engine.model_name
         self.margins: list[Margin] = []  # the answer's margins, in their last version
         self._transcript = Transcript(
@@ -104,16 +107,23 @@ class Emitter:
                 yield from self._end("\n".join(margin.text for margin in margins if margin.kept), usage)
             case AnswerToken(text):
                 yield from self._start(self.tags)
-                yield from self._token(AIMessageChunk(content=text, id=self._message_id))
+                piece = content(text) if self._cites else text
+                yield from self._token(AIMessageChunk(content=piece, id=self._message_id))
             case Answered(result):
                 yield from self._start(self.tags)
+                cited = citation_annotations(result, self.source)
                 usage_metadata = _usage_metadata(result.usage)
                 last = AIMessageChunk(
-                    content="", id=self._message_id, usage_metadata=usage_metadata, chunk_position="last"
+                    content=content("", cited) if self._cites else "",
+                    id=self._message_id,
+                    usage_metadata=usage_metadata,
+                    chunk_position="last",
                 )
                 yield from self._token(last)
-                yield from self._end(result.answer, result.usage)
-                yield from self._custom("wim_answer", answer_data(event))
+                whole = content(result.answer, cited) if self._cites else result.answer
+                yield from self._end(whole, result.usage)
+                data = answer_data(event)
+                yield from self._custom("wim_answer", {**data, "citations": cited} if self._cites else data)
 
     def _custom(self, name: str, data: Mapping[str, Any]) -> Calls:
         data = {"question": self.question, **data}
@@ -158,9 +168,9 @@ class Emitter:
         message.response_metadata = (
             {"model_name": self.model_name} if message.chunk_position == "last" else {}
         )
-        yield self._run.on_llm_new_token(str(message.content), chunk=ChatGenerationChunk(message=message))
+        yield self._run.on_llm_new_token(str(message.text), chunk=ChatGenerationChunk(message=message))
 
-    def _end(self, text: str, usage: Usage) -> Calls:
+    def _end(self, text: str | list[str | dict[Any, Any]], usage: Usage) -> Calls:
         message = AIMessage(
             content=text,
             id=self._message_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from langchain_core.messages.content import Citation
 from typing_extensions import TypedDict
 
 Inputs = Mapping[str, Any]
@@ -50,7 +51,11 @@ class MarginData(TypedDict):
     quotes: list[Quote]
 
 
-class WimOutput(TypedDict):
+class _Cited(TypedDict, total=False):
+    citations: list[Citation]
+
+
+class WimOutput(_Cited):
     """The output of `WimRunnable` and `WimAnswer`.
 
     Attributes:
@@ -59,6 +64,7 @@ class WimOutput(TypedDict):
         usage: tokens that the call cost; see `wim_kernel.Usage`.
         timings: seconds the call took; see `wim_kernel.Timings`.
         stopped_early: whether reading stopped before the documents' end.
+        citations: with the option ``citations``, the answer's citations, as LangChain annotates messages with them.
     """
 
     answer: str

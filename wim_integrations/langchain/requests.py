@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.messages.content import Citation
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
 
+from wim_integrations.langchain.citing import citation_annotations
 from wim_integrations.langchain.documents import DocumentReading
 from wim_integrations.langchain.events import stream_writer
 from wim_integrations.langchain.outputs import MarginData
-from wim_kernel import Margin, MissingInputError, Options, Reading
+from wim_kernel import Margin, MissingInputError, Options, Reading, WimResult
 
 Sources = dict[int, tuple[Any, DocumentReading]]
 """Readings by ``id()`` of the documents given, with the documents, so that the ids stay valid."""
@@ -44,6 +46,11 @@ class Request:
         """Margins as plain JSON data."""
         assert self.source is not None, "the request has no documents with text"
         return [self.source.margin_data(margin) for margin in margins]
+
+    def citations(self, result: WimResult) -> list[Citation]:
+        """A result's citations as LangChain's annotations."""
+        assert self.source is not None, "the request has no documents with text"
+        return citation_annotations(result, self.source)
 
 
 def someone_watches(run_manager: Any, config: RunnableConfig) -> bool:

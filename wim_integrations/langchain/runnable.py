@@ -36,8 +36,9 @@ class WimRunnable(DocumentRunnable):
 
     The input has a question (``question``, ``input`` or ``query``) and documents (``documents``, ``context`` or
     ``input_documents``), as `Document` objects or strings. The output has ``answer``; ``margins``, all margins in
-    reading order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call; and
-    ``stopped_early``. A stream yields margins and pieces of the answer as they are written. A margin may be yielded
+    reading order as plain JSON data (see `DocumentReading.margin_data`); ``usage`` and ``timings`` of the call;
+    ``stopped_early``; and, with the option ``citations``, ``citations`` (see `citation_annotations`). A stream yields
+    margins and pieces of the answer as they are written, and citations at its end. A margin may be yielded
     again after a revision; in the sum of the chunks it replaces the margin with the same index.
 
     Questions of a batch about the same documents are answered in one run, and documents in the kernel's cache are not
@@ -138,9 +139,12 @@ class WimRunnable(DocumentRunnable):
                 "usage": {},
                 "timings": {},
                 "stopped_early": False,
+                **({"citations": []} if request.options.get("citations") else {}),
             }
         data = answer_data(last)
         del data["question"]
+        if request.options.get("citations"):
+            data["citations"] = request.citations(last.result)
         return {**data, "margins": request.margins_data(last.result.margins)}
 
     def _first_chunk(self, request: Request) -> Outputs:

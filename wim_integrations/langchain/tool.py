@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import StructuredTool, ToolException
 
 from wim_integrations.langchain.chat_model import Model, as_kernel
+from wim_integrations.langchain.citing import search_results
 from wim_integrations.langchain.documents import Documents
 from wim_integrations.langchain.events import NO_STREAM
 from wim_integrations.langchain.library import Folder, Library, Named, Retrieved, Retriever
@@ -21,6 +22,8 @@ from wim_integrations.options import check_kernel, check_names
 from wim_kernel import EmptyDocumentError, WimError
 from wim_kernel.common.copying import refuse_to_pickle
 from wim_kernel.text.tool_text import DESCRIPTION, TRUNCATED, report
+
+Content = Literal["text", "search_result"]
 
 
 def create_wim_tool(
@@ -32,6 +35,7 @@ def create_wim_tool(
     name: str = "ask_document",
     description: str | None = None,
     max_output_chars: int = 4000,
+    content: Content = "text",
     **options: Any,
 ) -> StructuredTool:
     """A tool that answers questions about documents.
@@ -51,6 +55,8 @@ def create_wim_tool(
         name: the tool's name.
         description: the tool's description for the agent's model; the default names the documents.
         max_output_chars: most characters of the content.
+        content: ``"text"``, or ``"search_result"`` for the answer and each kept margin as a ``search_result`` block,
+            which Anthropic's models cite.
         options: further fields of `WimRunnable`.
 
     Raises:
@@ -68,7 +74,9 @@ def create_wim_tool(
     if max_output_chars <= len(TRUNCATED):
         raise ValueError(f"max_output_chars is more than {len(TRUNCATED)}, not {max_output_chars}.")
     reader = WimRunnable(kernel=kernel, **{"answer_tags": [NO_STREAM], **options})
-    answerer = _Answerer(library, reader, max_output_chars)
+    if content not in get_args(Content):
+        raise ValueError(f"content is one of {get_args(Content)}, not {content!r}.")
+    answerer = _Answerer(library, reader, max_output_chars, content)
 
     def ask(
         question: str, document: str | None = None, callbacks: Callbacks = None, runtime: Any = None
@@ -124,12 +132,15 @@ def _library(
 class _Answerer:
     """Answers the tool's calls."""
 
-    def __init__(self, library: Library, reader: WimRunnable, max_output_chars: int) -> None:
+    def __init__(
+        self, library: Library, reader: WimRunnable, max_output_chars: int, content: Content
+    ) -> None:
+        self.content = content
         self.library = library
         self.reader = reader
         self.max_output_chars = max_output_chars
 
-    def ask(self, question: str, document: str | None, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
+    def ask(self, question: str, document: str | None, config: RunnableConfig) -> tuple[Any, dict[str, Any]]:
         """Answer a question; returns the content and the artifact."""
         with _as_messages():
             documents = self.library.find(question, document, config)
@@ -138,14 +149,16 @@ class _Answerer:
 
     async def aask(
         self, question: str, document: str | None, config: RunnableConfig
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Answer a question; returns the content and the artifact."""
         with _as_messages():
             documents = await self.library.afind(question, document, config)
             output = await self.reader.ainvoke({"question": question, "documents": documents}, config)
             return self._result(question, output)
 
-    def _result(self, question: str, output: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _result(self, question: str, output: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if self.content == "search_result":
+            return search_results(output, self.max_output_chars), {"question": question, **output}
         return self._content(output), {"question": question, **output}
 
     def _content(self, output: Mapping[str, Any]) -> str:

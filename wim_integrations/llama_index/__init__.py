@@ -1,5 +1,6 @@
 """Writing in the Margins as a LlamaIndex response synthesizer, a node postprocessor and a tool."""
 
+from wim_integrations.llama_index.citing import citation_blocks
 from wim_integrations.llama_index.events import (
     WimAnswerEnd,
     WimAnswerStart,
@@ -23,5 +24,6 @@ __all__ = [
     "WimNodePostprocessor",
     "WimProgress",
     "WimSynthesizer",
+    "citation_blocks",
     "create_wim_tool",
 ]

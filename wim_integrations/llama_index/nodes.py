@@ -84,8 +84,8 @@ class NodeReading:
             "note": margin.note,
             "node_ids": [node.node_id for node in nodes],
             "ref_doc_ids": list(dict.fromkeys(node.ref_doc_id for node in nodes if node.ref_doc_id)),
-            "spans": [self._location(span) for span in margin.chunk.spans if span.length],
-            "quotes": [self._location(span) for span in margin.spans],
+            "spans": [self.location(span) for span in margin.chunk.spans if span.length],
+            "quotes": [self.location(span) for span in margin.spans],
         }
 
     def result_data(self, result: WimResult) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class NodeReading:
                 found[given] = max(found[given] or 0.0, margin.relevance)
         return found
 
-    def _location(self, span: Span) -> dict[str, Any]:
+    def location(self, span: Span) -> dict[str, Any]:
+        """A span as plain data: its node, its characters in the node's text, and those in the node's document."""
         node = self.nodes[int(span.source_id)]
         begin = _offset_in_document(node)
         known = begin is not None and span.start is not None and span.end is not None

@@ -25,6 +25,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
 from wim_integrations.llama_index.chat_model import as_kernel
+from wim_integrations.llama_index.citing import citation_blocks
 from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.llm import WimLLM
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options, scored_nodes
@@ -79,8 +80,9 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
 
     Every query engine that takes a response synthesizer accepts it. The response's ``metadata`` has, besides the map of
     nodes, ``margins`` (all margins in reading order; see `NodeReading.margin_data`), ``usage``, ``timings`` and
-    ``stopped_early``. Its source nodes have their relevance as score. In streaming mode margins are written before the
-    response is returned, and usage and timings are set when the stream ends.
+    ``stopped_early``; and with the option ``citations``, if there are any, ``citations``, each the data of a
+    `CitationBlock` (see `citation_blocks`). Its source nodes have their relevance as score. In streaming mode margins
+    are written before the response is returned, and usage and timings are set when the stream ends.
 
     Args:
         kernel: the kernel; or a language model, which then reads and answers, as if it were given as ``llm``.
@@ -347,6 +349,9 @@ def _record(state: SynthesisState, event: Event) -> None:
     elif isinstance(event, Answered):
         state.margins = list(event.result.margins)
         state.metadata.update(state.source.result_data(event.result))
+        if event.result.citations:
+            blocks = citation_blocks(event.result, state.source)
+            state.metadata["citations"] = [block.model_dump() for block in blocks]
 
 
 def _after(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:

@@ -14,6 +14,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, Event
 
 from wim_integrations.llama_index.chat_model import as_kernel
+from wim_integrations.llama_index.citing import citation_blocks
 from wim_integrations.llama_index.events import Emitter
 from wim_integrations.llama_index.nodes import NodeReading, Order, scored_nodes
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
@@ -167,6 +168,8 @@ def _response(source: NodeReading, last: Answered, max_output_chars: int) -> Res
     text = report(result.answer.strip() or "(The model gave no answer.)", notes, max_output_chars)
     metadata: dict[str, Any] = {node.node_id: node.metadata for node in source.nodes}
     metadata.update(source.result_data(result))
+    if result.citations:
+        metadata["citations"] = [block.model_dump() for block in citation_blocks(result, source)]
     given = [NodeWithScore(node=node) for node in source.given]
     scored = scored_nodes(source, result.margins, given)
     return Response(text, source_nodes=scored, metadata=metadata)

@@ -8,6 +8,7 @@ from typing import Any
 
 from wim_kernel.common import plain_data
 from wim_kernel.common.chunk import Chunk, Span, spans_in
+from wim_kernel.common.citations import Citation
 from wim_kernel.common.errors import ChunkError, MarginsError
 
 
@@ -57,6 +58,11 @@ class Margin:
     evidence: Mapping[str, float] = field(default_factory=dict, compare=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the margin goes into the answer's prompt: it is kept, and has a text or a reader's remark."""
+        return self.kept and bool(self.text.strip() or self.note.strip())
 
     def edited(self, text: str) -> Margin:
         """A copy with another text, kept, as after a person's edit."""
@@ -200,6 +206,9 @@ class WimResult:
         volumes: how many volumes the document has; 1 if it fits the model's window.
         question: the question.
         relevance_by: the name of the relevance score: ``"likelihood"``, ``"decision, by the first token"``, ...
+        citations: with ``citations=True``, where the answer comes from, in the answer's order.
+        dropped_markers: how many markers with numbers that no margin has were left out of the answer; 0 in process,
+            where they cannot be written.
         token_ids: the answer's tokens, without end-of-sequence.
         branch: the tokens that the model saw, for ``Reading.prompt_ids``.
     """
@@ -212,6 +221,8 @@ class WimResult:
     volumes: int = 1
     question: str = ""
     relevance_by: str = ""
+    citations: tuple[Citation, ...] = ()
+    dropped_markers: int = 0
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     branch: BranchRecord | None = field(default=None, repr=False, compare=False)
 
@@ -231,7 +242,25 @@ class WimResult:
             "stopped_early": self.stopped_early,
             "volumes": self.volumes,
             "relevance_by": self.relevance_by,
+            "citations": [citation.to_dict() for citation in self.citations],
+            "dropped_markers": self.dropped_markers,
         }
+
+    def to_html(self) -> str:
+        """The result as a page of its own: the answer with numbers to click, and the document with its margins.
+
+        The document is the text of the margins' chunks: all that was read, or, for an answer from given margins, their
+        chunks. All text is escaped, and nothing is loaded from elsewhere.
+        """
+        from wim_kernel.common import result_page  # which imports this module
+
+        return result_page.page(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from wim_kernel.common import result_page
+
+        return result_page.fragment(self)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

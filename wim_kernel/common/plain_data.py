@@ -21,6 +21,11 @@ def string(name: str, value: object) -> str:
     return value
 
 
+def string_or_none(name: str, value: object) -> str | None:
+    """A string, or None."""
+    return None if value is None else string(name, value)
+
+
 def truth(name: str, value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -67,6 +67,8 @@ class Branch:
             with the first of them.
         generation: settings of the generation; None to measure only.
         json_schema: JSON schema, as text, to which the generated text is constrained.
+        citable: how many numbered passages the generated text may cite: an engine that decodes in process writes no
+            marker such as ``[4]`` of another number, and others may. None if markers mean nothing.
         probe: attention to measure on the scored run.
         rates: for engines that rate: ``"note"`` or ``"quotes"``, what the reply holds beside its rating of the chunk.
     """
@@ -78,6 +80,7 @@ class Branch:
     choices: tuple[str, ...] = ()
     generation: Generation | None = None
     json_schema: str | None = None
+    citable: int | None = None
     probe: AttentionProbe | None = None
     rates: Literal["", "note", "quotes"] = ""
 

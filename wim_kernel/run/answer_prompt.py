@@ -27,9 +27,9 @@ def answer_branch(
     """
     margins = list(margins)
     while True:
-        branch = _branch(at, question, [margin for margin in margins if _is_used(margin)], settings)
+        branch = _branch(at, question, used(margins), settings)
         over = branch_end(engine, branch) - (engine.window or float("inf"))
-        kept = [index for index, margin in enumerate(margins) if _is_used(margin)]
+        kept = [index for index, margin in enumerate(margins) if used([margin])]
         if over <= 0 or not kept:
             return branch, margins
         least = min(kept, key=lambda index: margins[index].relevance)
@@ -44,12 +44,17 @@ def answer_branch(
 
 def answer_prompt(question: str, margins: Sequence[Margin], settings: Settings) -> Prompt:
     """The prompt behind the document from which the answer is written, with all kept margins."""
-    return _branch(0, question, [margin for margin in margins if _is_used(margin)], settings).prompt
+    return _branch(0, question, used(margins), settings).prompt
+
+
+def used(margins: Sequence[Margin]) -> list[Margin]:
+    """The margins in the answer's prompt, in the order of their numbers there, which begin with 1."""
+    return [margin for margin in margins if margin.is_used]
 
 
 def all_fit(engine: AnyEngine, at: int, question: str, margins: Sequence[Margin], settings: Settings) -> bool:
     """Whether every kept margin fits the window behind position ``at``; see `answer_branch`."""
-    branch = _branch(at, question, [margin for margin in margins if _is_used(margin)], settings)
+    branch = _branch(at, question, used(margins), settings)
     return branch_end(engine, branch) <= (engine.window or float("inf"))
 
 
@@ -60,32 +65,32 @@ def branch_end(engine: AnyEngine, branch: Branch) -> int:
     return branch.at + len(engine.suffix(branch)) + choice + (new or 0)
 
 
-def _is_used(margin: Margin) -> bool:
-    return margin.kept and bool(margin.text.strip() or margin.note.strip())
-
-
 def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) -> Branch:
     prompts = settings.prompts
-    listed = _listed(kept)
+    listed = _listed(kept, numbered=settings.cites)
     notes = (
         ()
         if "{margins}" in prompts.answer or not kept
         else fill(prompts.notes, **settings.variables, question=question, margins=listed)
     )
+    cite = fill(prompts.cite, **settings.variables) if settings.cites and kept else ()
+    answer = fill(prompts.answer, **settings.variables, question=question, margins=listed)
     shape = fill(prompts.schema, schema=settings.answer_schema) if settings.answer_schema else ()
     return Branch(
         at,
-        notes + fill(prompts.answer, **settings.variables, question=question, margins=listed) + shape,
+        notes + (cite + answer if notes else answer + cite) + shape,
         cue=prompts.answer_cue,
         generation=settings.answer_config,
         json_schema=settings.answer_schema,
+        citable=len(kept) if settings.cites else None,
     )
 
 
-def _listed(margins: Sequence[Margin]) -> Prompt:
+def _listed(margins: Sequence[Margin], *, numbered: bool) -> Prompt:
     """The notes as a list, each with the reader's remark if it has one; notes and remarks are data, not prompt."""
     runs: list[Text] = []
     for number, margin in enumerate(margins):
         remark = f" (reader's remark: {margin.note.strip()})" if margin.note.strip() else ""
-        runs += [Text("\n-" if number else "-", trusted=True), Text(f" {margin.text.strip()}{remark}")]
+        begin = ("\n" if number else "") + (f"[{number + 1}]" if numbered else "-")
+        runs += [Text(begin, trusted=True), Text(f" {margin.text.strip()}{remark}")]
     return tuple(runs)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from wim_kernel.cache.volumes import VolumeLease
 from wim_kernel.common.events import AnswerToken
-from wim_kernel.engines.base import AnyEngine
+from wim_kernel.engines.base import AnyEngine, Progress
 from wim_kernel.run.answer_prompt import all_fit, answer_branch
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.request import Step, Work
 from wim_kernel.run.settings import Settings
 from wim_kernel.run.state import QuestionState
 from wim_kernel.run.stopwatch import Stopwatch
+from wim_kernel.text.markers import MarkerFilter
 
 
 class AnswerWriter:
@@ -72,14 +74,26 @@ class AnswerWriter:
                 self.settings,
             )
             branches.append(branch)
+            state.markers = None if branch.citable is None else MarkerFilter(branch.citable)
         for step in decode_all(self.engine, self.lease.prefix, branches, free_memory=free_memory):
             yield None
             for progress in step:
                 state = states[progress.branch]
-                if progress.text:
+                text = _shown(state, progress)
+                if text:
                     if self.stopwatch.first_token is None:
                         self.stopwatch.first_token = self.stopwatch.since_start()
-                    yield AnswerToken(progress.text, state.position)
+                    yield AnswerToken(text, state.position)
                 if progress.done is not None:
                     state.add_usage(progress.done)
                     state.answer = progress.done
+                    if state.markers is not None:
+                        state.answer = replace(progress.done, text=state.markers.text)
+
+
+def _shown(state: QuestionState, progress: Progress) -> str:
+    """What a step adds to the answer that is shown: markers that are broken or do not exist are left out."""
+    if state.markers is None:
+        return progress.text
+    text = state.markers.push(progress.text)
+    return text if progress.done is None else text + state.markers.flush()

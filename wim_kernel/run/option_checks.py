@@ -21,6 +21,10 @@ def _is_number(value: Any) -> bool:
     return is_finite(value)  # an integer that no float holds is none
 
 
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -48,6 +52,7 @@ def _is_prompts(value: Any) -> bool:
 
 
 _COUNT = _is_count, "a whole number, such as 3"
+_TRUTH = _is_truth, "True or False"
 _CONFIG = _is_config, "a transformers GenerationConfig, such as GenerationConfig(max_new_tokens=64)"
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threshold": (_is_number, "a number from 0 to 1, such as 0.5"),
@@ -67,6 +72,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "variables": (_is_mapping, "a dict of strings by name"),
     "margin_config": _CONFIG,
     "answer_config": _CONFIG,
+    "citations": _TRUTH,
     "answer_schema": (_is_mapping, "a JSON schema as a dict, such as Model.model_json_schema() gives"),
 }
 _MAY_BE_NONE = frozenset(_KINDS) - {"relevance", "task", "answer_volume"}

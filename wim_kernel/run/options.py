@@ -61,6 +61,8 @@ class Options(TypedDict, total=False):
         margin_tokens: most tokens of a margin; overrides ``margin_config``.
         answer_tokens: most tokens of the answer; overrides ``answer_config``.
         answer_schema: a JSON schema. The answer is complete JSON that fits it.
+        citations: whether the answer cites the kept margins, which then have numbers in its prompt, by markers such as
+            ``[1]``; see `WimResult.citations`. False by default. An answer of a schema has none.
         answer_volume: the volume behind which the answer is written, if a document is longer than the window; the kept
             margins of all volumes are in its prompt. ``"most-relevant"``, the default: the volume with the most
             relevant kept margin, or the last one if the kept margins do not all fit there; ``"last"``: the last one.
@@ -84,6 +86,7 @@ class Options(TypedDict, total=False):
     margin_tokens: int | None
     answer_tokens: int | None
     answer_schema: Mapping[str, Any] | None
+    citations: bool | None
     answer_volume: AnswerVolume
     margin_batch: int | None
 
@@ -145,6 +148,7 @@ def parse_options(options: Options) -> Settings:
         answer_volume=volume,
         variables=_variables(options.get("variables") or {}),
         answer_schema=_schema(options.get("answer_schema")),
+        cites=bool(options.get("citations")) and options.get("answer_schema") is None,
     )
 
 

@@ -14,7 +14,9 @@ from wim_kernel.cache.volumes import VolumeLease
 from wim_kernel.common.events import ChunkRead, MarginsDone, MarginWritten
 from wim_kernel.common.margins import Margin, Usage, WimResult
 from wim_kernel.engines.base import AnyEngine
+from wim_kernel.run.answer_prompt import used
 from wim_kernel.run.answer_writer import AnswerWriter
+from wim_kernel.run.citing import citations_of
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.evidence_finder import EvidenceFinder
 from wim_kernel.run.margin_writer import MarginWriter
@@ -297,6 +299,8 @@ class Run:
                     volumes=len(self.lease.volumes),
                     question=state.question,
                     relevance_by=self._relevance_by,
+                    citations=citations_of(answer.text, used(state.answer_margins)) if state.markers else (),
+                    dropped_markers=state.markers.dropped if state.markers else 0,
                     token_ids=answer.token_ids,
                     branch=self.lease.record(state.answer_boundary, answer.suffix_ids),
                 )

@@ -36,6 +36,7 @@ class Settings:
         most_asked: most chunks to ask for one question; None for no limit.
         sees_attention: whether the engine reports the model's attention.
         answer_schema: the JSON schema of the answer, as text.
+        cites: whether the answer cites the kept margins by their numbers.
 
     The other attributes are those of `wim_kernel.Options`.
     """
@@ -60,6 +61,7 @@ class Settings:
     answer_volume: AnswerVolume = "most-relevant"
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_schema: str | None = None
+    cites: bool = False
 
     @property
     def asks(self) -> str:

@@ -10,6 +10,7 @@ from wim_kernel.engines.base import Decoded
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.first_look import FirstLook
 from wim_kernel.run.relevance.scores import Evidence
+from wim_kernel.text.markers import MarkerFilter
 
 
 @dataclass
@@ -26,6 +27,7 @@ class QuestionState:
         answer_margins: the margins that the answer is written from.
         answer_boundary: how many chunks stand before the answer's branch.
         answer: the finished answer branch; None before.
+        markers: the filter of the answer's markers; None if it does not cite.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
         recomputed: document tokens that a server ran for branches beyond those that count as prefilled; see `Decoded`.
@@ -41,6 +43,7 @@ class QuestionState:
     answer_margins: list[Margin] = field(default_factory=list)
     answer_boundary: int = 0
     answer: Decoded | None = None
+    markers: MarkerFilter | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
     recomputed: int = 0

@@ -1,10 +1,14 @@
-"""Finds a quotation in a text: exactly on normalised characters, and otherwise nearly, with RapidFuzz."""
+"""Finds quotations in a text: exactly on normalised characters, and otherwise nearly, with RapidFuzz."""
 
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import regex
 
 CLOSE_ENOUGH = 88.0
 """The least similarity of a quotation and a passage, 0 to 100, at which the passage counts as quoted."""
@@ -15,11 +19,19 @@ _SAME = str.maketrans(
         **dict.fromkeys("‘’‚‛´`ʼ", "'"),
         **dict.fromkeys("“”„‟«»", '"'),
         **dict.fromkeys("‐‑‒–—―−", "-"),
-        "\u00ad": None,
-        "\u200b": None,
-        "\ufeff": None,
+        # Invisible characters, and the strokes and vowel signs that Arabic may be written with or without.
+        **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u0640\u0670", None),
+        **dict.fromkeys(map(chr, range(0x064B, 0x0653)), None),
     }
 )
+# Scripts without spaces between words: a line break within them is no space, and each character is a word.
+_NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"[{_NO_SPACES}]|[\p{{L}}\p{{M}}\p{{N}}--[{_NO_SPACES}]]+", regex.V1)
+_WIDE = regex.compile(rf"[{_NO_SPACES}\u3000-\u303f\uff00-\uffef]")
+_DIVIDED = regex.compile(r"(?<=\p{L})[-\u2010\u00ad][^\S\n]*\n\s*(?=\p{Ll})")
+_SPACE = regex.compile(r"\s+")
+_TRIMMED = "\"'“”„«»…"
+_AROUND = 12  # words before and behind what RapidFuzz found at which the quotation may begin or end
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,8 @@ class Place:
     Attributes:
         start: its first character in the text.
         end: one past its last.
-        how: ``"exact"`` if only white space, quotation marks, dashes, hyphenation and case differ, otherwise
-            ``"fuzzy"``.
+        how: ``"exact"`` if only white space, quotation marks, dashes, hyphenation, ligatures, case and Arabic vowel
+            signs differ, otherwise ``"fuzzy"``.
     """
 
     start: int
@@ -39,76 +51,140 @@ class Place:
 
 
 def locate(quote: str, text: str) -> Place | None:
-    r"""Find a quotation in a text; None if the text does not have it.
+    r"""Find a quotation in a text; None if the text does not have it. For several quotations, use a `Locator`.
 
     >>> locate("the  ship’s owner", "She was the ship's\nowner.")
     Place(start=8, end=24, how='exact')
     """
-    wanted, _ = _normalised(quote.strip().strip("\"'“”„«»…").removesuffix("...").strip())
-    plain, places = _normalised(text)
-    if not wanted:
-        return None
-    at = plain.find(wanted)
-    if at >= 0:
-        return Place(places[at], places[at + len(wanted) - 1] + 1, "exact")
-    return _near(wanted, plain, places) if len(wanted) >= SHORTEST_FUZZY else None
+    return Locator(text).locate(quote)
 
 
-def _near(wanted: str, plain: str, places: list[int]) -> Place | None:
-    """The passage that resembles a quotation most, from word to word; None without RapidFuzz or a close one."""
-    try:
-        from rapidfuzz import fuzz
-    except ImportError:  # the extra `hosted` brings it
-        return None
-    found = fuzz.partial_ratio_alignment(wanted, plain, score_cutoff=CLOSE_ENOUGH)
-    if found is None or found.dest_end <= found.dest_start:
-        return None
-    start, end = found.dest_start, found.dest_end
-    # The window is never longer than the quotation, so that it may end within a word.
-    while start and plain[start].isalnum() and plain[start - 1].isalnum():
-        start -= 1
-    while end < len(plain) and plain[end - 1].isalnum() and plain[end].isalnum():
-        end += 1
-    while start < end and plain[start] == " ":
-        start += 1
-    while end > start and plain[end - 1] == " ":
-        end -= 1
-    if end < len(plain) and plain[end] in ".!?":
-        end += 1
-    return Place(places[start], places[end - 1] + 1, "fuzzy")
+class Locator:
+    """Finds quotations in one text, which is prepared once.
+
+    Args:
+        text: the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._plain, self._places = _normalised(text)
+
+    def locate(self, quote: str) -> Place | None:
+        """Where a quotation stands; None if the text does not have it."""
+        wanted, _ = _normalised(quote.strip().strip(_TRIMMED).removesuffix("...").strip())
+        wanted = wanted.strip()
+        if not wanted:
+            return None
+        at = self._whole(wanted)
+        if at >= 0:
+            return self._place(at, at + len(wanted), "exact")
+        return self._near(wanted) if len(wanted) >= SHORTEST_FUZZY else None
+
+    def _whole(self, wanted: str) -> int:
+        """Where the text has these characters: as whole words if it can be, otherwise anywhere; -1 if nowhere."""
+        first = at = self._plain.find(wanted)
+        while at >= 0:
+            if not (self._cuts(at) or self._cuts(at + len(wanted))):
+                return at
+            at = self._plain.find(wanted, at + 1)
+        return first
+
+    def _cuts(self, position: int) -> bool:
+        """Whether a position is within a word."""
+        word = bisect_right(self._starts, position - 1) - 1
+        return word >= 0 and self._starts[word] < position < self._ends[word]
+
+    def _near(self, wanted: str) -> Place | None:
+        """The passage that resembles a quotation most, from word to word; None without RapidFuzz or a close one."""
+        try:
+            from rapidfuzz import fuzz
+        except ImportError:  # the extra `hosted` brings it
+            return None
+        found = fuzz.partial_ratio_alignment(wanted, self._plain, score_cutoff=CLOSE_ENOUGH)
+        if found is None or found.dest_end <= found.dest_start:
+            return None
+        start, end = self._settled(wanted, found.dest_start, found.dest_end, fuzz.ratio)
+        if end < len(self._plain) and self._plain[end] in ".!?。！？؟":
+            end += 1
+        return self._place(start, end, "fuzzy")
+
+    def _settled(self, wanted: str, start: int, end: int, ratio: Any) -> tuple[int, int]:
+        """The run of whole words around ``start`` and ``end`` that resembles a quotation most.
+
+        RapidFuzz's window is never longer than the quotation, and begins and ends anywhere.
+        """
+        first = bisect_right(self._starts, start)
+        last = bisect_left(self._ends, end)
+        starts = self._starts[max(0, first - _AROUND) : first + _AROUND] or [start]
+        ends = self._ends[max(0, last - _AROUND) : last + _AROUND] or [end]
+        plain = self._plain
+        for _ in range(2):  # each end with the other one as it is
+            end = max(
+                (each for each in ends if each > start),
+                key=lambda each: (ratio(wanted, plain[start:each]), -each),
+                default=end,
+            )
+            start = max(
+                (each for each in starts if each < end),
+                key=lambda each: (ratio(wanted, plain[each:end]), each),
+                default=start,
+            )
+        return start, end
+
+    def _place(self, start: int, end: int, how: Literal["exact", "fuzzy"]) -> Place:
+        return Place(self._places[start], self._places[end - 1] + 1, how)
+
+    @cached_property
+    def _words(self) -> list[tuple[int, int]]:
+        return [word.span() for word in _WORD.finditer(self._plain)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [start for start, _ in self._words]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [end for _, end in self._words]
 
 
 def _normalised(text: str) -> tuple[str, list[int]]:
     """A text as it is compared, and for each of its characters the position in the text that it comes from.
 
-    White space becomes one space, a word divided by a hyphen at a line's end one word, and letters are folded.
+    White space becomes one space, or none between characters of scripts without spaces; a word divided by a hyphen at a
+    line's end becomes one word; letters are decomposed and folded, so that ligatures are letters.
     """
+    divided = {match.start(): match.end() for match in _DIVIDED.finditer(text)}
     characters: list[str] = []
     places: list[int] = []
     position = 0
-    while position < len(text):
-        char = text[position]
-        if char in "-\u2010" and _divides(text, position):
-            position += 1
-            while position < len(text) and text[position].isspace():
-                position += 1
-            continue
-        if char.isspace():
-            if characters and characters[-1] != " ":
-                characters.append(" ")
-                places.append(position)
-        else:
-            for folded in unicodedata.normalize("NFKC", char).translate(_SAME).casefold():
+    for gap in _gaps(text, divided):
+        start, end, space = gap
+        for place in range(position, start):
+            for folded in _folded(text[place]):
                 characters.append(folded)
-                places.append(position)
-        position += 1
+                places.append(place)
+        if space and characters:
+            characters.append(" ")
+            places.append(start)
+        position = end
     return "".join(characters).rstrip(), places
 
 
-def _divides(text: str, hyphen: int) -> bool:
-    """Whether a hyphen divides a word at a line's end."""
-    rest = text[hyphen + 1 : hyphen + 40]
-    word = rest.lstrip()
-    return bool(
-        hyphen and text[hyphen - 1].isalpha() and "\n" in rest[: len(rest) - len(word)] and word[:1].islower()
-    )
+def _gaps(text: str, divided: dict[int, int]) -> list[tuple[int, int, bool]]:
+    """White space and hyphens at line ends, in order: first character, one past the last, and whether it is a space."""
+    found = [(start, end, False) for start, end in divided.items()]
+    covered = {place for start, end in divided.items() for place in range(start, end)}
+    for match in _SPACE.finditer(text):
+        start, end = match.span()
+        if start in covered:
+            continue
+        wide = start > 0 and end < len(text) and _WIDE.match(text[start - 1]) and _WIDE.match(text[end])
+        found.append((start, end, not wide))
+    return [*sorted(found), (len(text), len(text), False)]
+
+
+@lru_cache(maxsize=4096)
+def _folded(character: str) -> str:
+    """A character as it is compared: letters without case, ligatures as letters, marks of one kind alike."""
+    return unicodedata.normalize("NFKD", character.translate(_SAME)).translate(_SAME).casefold()

@@ -72,6 +72,7 @@ class Prompts:
         answer: the request for the answer. If it has a ``{margins}`` hole, the kept margins go there.
         schema: the JSON schema, behind ``answer``; left out without a schema.
         notes: the kept margins, in front of ``answer``; left out without kept margins.
+        cite: the request for citations, behind the numbered margins; left out without ``citations=True``.
         margin_cue, decision_cue, judgement_cue, answer_cue: the beginning of a base model's reply, which has no turns.
     """
 
@@ -98,6 +99,10 @@ class Prompts:
         "\n\nNotes:\n{note}\n\nDo these notes say everything that the answer needs? Reply YES or NO."
     )
     notes: str = "\n\nPassages of the document that bear on the question:\n{margins}"
+    cite: str = (
+        "\n\nThese passages have numbers. Behind each statement of your answer, write the number of the passage that "
+        "it comes from in square brackets, such as [1]."
+    )
     answer: str = "\n\nAnswer the question from the document. Be brief.\n\nQuestion: {question}"
     schema: str = "\n\nReply in JSON that fits this schema: {schema}"
     margin_cue: str = "Note:"

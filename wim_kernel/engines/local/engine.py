@@ -30,6 +30,7 @@ from wim_kernel.engines.local.backends.choose import Attention, choose_backend
 from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
 from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
+from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import StepBatcher
 from wim_kernel.engines.local.model.runner import ModelRunner
@@ -91,6 +92,7 @@ class LocalEngine(Shared):
         self.backend: AttentionBackend = choose_backend(attention, self.runner)
         self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
+        self._kept_markers: dict[frozenset[int], MarkerGrammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
         self.window = window or _window(model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
@@ -166,6 +168,13 @@ class LocalEngine(Shared):
             vocabulary = self.model.config.get_text_config().vocab_size
             self._kept_grammars[ends] = Grammars(self.tokenizer, vocabulary, ends)
         return self._kept_grammars[ends]
+
+    def _markers(self, eos: frozenset[int]) -> MarkerGrammars:
+        """Masks for texts with markers; cached."""
+        if eos not in self._kept_markers:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            self._kept_markers[eos] = MarkerGrammars(self.tokenizer, vocabulary, eos)
+        return self._kept_markers[eos]
 
     # -- the two verbs ------------------------------------------------------------------------------------------------
 
@@ -321,6 +330,9 @@ class LocalEngine(Shared):
             if branch.json_schema is not None:
                 grammars = self._grammars(policies[key].eos)
                 sampler = partial(sampler, grammars=grammars, json_schema=branch.json_schema)
+            elif branch.citable is not None:
+                markers = self._markers(policies[key].eos)
+                sampler = partial(sampler, markers=markers, citable=branch.citable)
         choices = self.codec.choices(branch.choices)
         runs = self.codec.suffix(branch.prompt, branch.cue)
         scored = self.codec.scored(runs, branch.scored)

@@ -18,6 +18,7 @@ from wim_kernel.common.errors import OptionError
 from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.engines.generation import Generation, Greedy
 from wim_kernel.engines.local.decode.json_grammar import Grammars
+from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 
 _UNSUPPORTED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
 _ONLY_DELAY_EOS = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
@@ -62,9 +63,17 @@ class Policy:
         self.stop = StopStringCriteria(tokenizer, ready.stop_strings) if ready.stop_strings else None
 
     def sampler(
-        self, prompt: Sequence[int], grammars: Grammars | None = None, json_schema: str | None = None
+        self,
+        prompt: Sequence[int],
+        grammars: Grammars | None = None,
+        json_schema: str | None = None,
+        markers: MarkerGrammars | None = None,
+        citable: int | None = None,
     ) -> Sampler:
-        """A sampler of tokens after ``prompt``, constrained to ``json_schema`` if one is given."""
+        """A sampler of tokens after ``prompt``.
+
+        It is constrained to ``json_schema`` if one is given, or to markers of the first ``citable`` numbers.
+        """
         config, own = self.config, LogitsProcessorList()
         if grammars is not None and json_schema is not None:
             own.append(grammars.processor(json_schema, len(prompt), self.max_new_tokens))
@@ -72,6 +81,8 @@ class Policy:
         elif config.forced_eos_token_id is not None:
             config = copy.deepcopy(config)
             config.max_length = len(prompt) + self.max_new_tokens  # the position at which the EOS is forced
+        if markers is not None and citable is not None and json_schema is None:
+            own.append(markers.processor(citable, len(prompt)))
         needs_prompt = (
             config.encoder_repetition_penalty or 1.0
         ) != 1.0 or config.encoder_no_repeat_ngram_size
