@@ -58,8 +58,8 @@ class FakeBranches:
         state.scores = replace(state.scores, choices=(state.branch.at / 10, 1 - state.branch.at / 10))
         emit(state)
 
-    async def write(self, prefix, state, emit, *, decides=False):
-        assert not decides
+    async def write(self, prefix, state, emit, gate=None):
+        assert gate is None
         self.requests.append(("write", state.branch.at))
         emit(Progress(state.index, str(state.branch.at)))
         emit(state.done(str(state.branch.at), generated=True))

@@ -280,7 +280,8 @@ class Engine(Protocol[PrefixT]):
         """Decode branches together; yields after each step, and stops when closed.
 
         Runs prompts and measures their scores, calls ``gate`` for which branches go on, then generates. An engine may
-        do so for one group of branches after another; it calls ``gate`` once for each group.
+        do so for one group of branches after another; it calls ``gate`` once for each group, and may do so from another
+        thread, in the caller's context (``contextvars``).
         """
 
 

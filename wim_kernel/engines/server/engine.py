@@ -16,7 +16,7 @@ from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
-from wim_kernel.engines.server.deciding import GateQuestion
+from wim_kernel.engines.server.deciding import BranchGate
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
@@ -288,17 +288,16 @@ class ServerEngine(Shared):
             if goes and state.branch.generation is not None
         }
         yield [state.done() for state in measured if state.index not in active]
+        branch_gate = BranchGate(gate)
         writing = [
-            functools.partial(self._branches.write, prefix, state, decides=state in deciding)
+            functools.partial(
+                self._branches.write, prefix, state, gate=branch_gate if state in deciding else None
+            )
             for state in longest_first
             if state in deciding or state.index in active
         ]
         for item in run_concurrently(writing):
-            if isinstance(item, Progress):
-                yield [item]
-            elif isinstance(item, GateQuestion):
-                state = item.state
-                item.answer(goes_on=gate is None or bool(gate([state.index], [state.scores])[0]))
+            yield [item]
 
     def _only_scores(self, branch: Branch) -> bool:
         return self._scores(branch) and not branch.choices and branch.generation is None
