@@ -66,9 +66,10 @@ class FakeBranches:
 
 
 def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine:
-    engine = object.__new__(ServerEngine)
+    kind = type("Engine", (ServerEngine,), {"measures_likelihood": measures_likelihood})
+    engine = object.__new__(kind)
     engine.family, engine.codec, engine._branches = FAMILIES[family], CharacterCodec(), FakeBranches()
-    engine.measures_likelihood, engine.route = measures_likelihood, "tokens"
+    engine.route = "tokens"
     return engine
 
 
