@@ -94,8 +94,9 @@ class Decoded:
         generated: whether the gate let the branch generate.
         prompt_tokens: number of tokens of the prompt, if it is not the number of ``suffix_ids``.
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
-        recomputed: number of prefix tokens that a server ran beyond those that `Engine.extend` counted: again, because
-            they were evicted from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
+        recomputed: number of prefix tokens that a server ran beyond ``prefilled``: again, because they were evicted
+            from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
+        prefilled: number of prefix tokens that `Engine.extend` left to the first branch that needs them, if this is it.
         billed: what the branch cost, where an engine's branches are requests that are billed one by one.
         quotes: sentences that the reply says stand in the chunk, for branches that rate.
     """
@@ -108,6 +109,7 @@ class Decoded:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     recomputed: int = 0
+    prefilled: int = 0
     billed: Usage | None = None
     quotes: tuple[str, ...] = ()
 
@@ -255,10 +257,10 @@ class Engine(Protocol[PrefixT]):
         """
 
     def settle(self, prefix: PrefixT) -> int:
-        """Run what `extend` has counted as run and an engine leaves to the first branch that needs it, if anything.
+        """Run what `extend` has left to the first branch that needs it, if anything; see `Decoded.prefilled`.
 
         Returns:
-            How many tokens were run beyond those counted; below 0 if some were cached.
+            How many of these tokens were run.
         """
 
     @property

@@ -52,6 +52,7 @@ class BranchState:
                 prompt_tokens=self.cost.prompt,
                 output_tokens=self.cost.output,
                 recomputed=self.cost.recomputed,
+                prefilled=self.cost.prefilled,
             ),
         )
 
@@ -256,9 +257,9 @@ class BranchRequests:
             return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
         recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
         if usage is None:
-            return Cost(len(state.suffix), written, recomputed)
+            return Cost(len(state.suffix), written, recomputed, claim.charged)
         before = at if self.codec.exact else prefix.server_counts.get(at, at)
-        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed)
+        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed, claim.charged)
 
     def _recomputed(
         self, prefix: ServerPrefix, at: int, more: int, usage: UsageReport | None, claim: Claim
@@ -272,14 +273,14 @@ class BranchRequests:
         return claim.recomputed(at, self.reuse.record(usage, expected))
 
     async def read(self, prefix: ServerPrefix) -> int:
-        """Make the server prefill the whole prefix; see `Engine.settle`."""
+        """Make the server prefill the whole prefix; returns how many tokens it ran. See `Engine.settle`."""
         at, usage, claim = prefix.tokens, None, Claim()
         async for attempt in self.requests.attempts():
             with attempt:
                 async with aclosing(self.requests.complete(prefix, at, (), READ, claim)) as deltas:
                     async for delta in deltas:
                         usage = delta.usage or usage
-        return self._recomputed(prefix, at, 0, usage, claim)
+        return claim.charged + self._recomputed(prefix, at, 0, usage, claim)
 
 
 REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})

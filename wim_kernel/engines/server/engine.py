@@ -67,6 +67,7 @@ class ServerEngine(Shared):
     joins_chunks = False
     reads_text = True
     rates = False
+    reads_on_demand = True
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
@@ -215,8 +216,8 @@ class ServerEngine(Shared):
     def extend(self, prefix: ServerPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
         """Take in chunks, and send nothing: the first request that needs them makes the server prefill them.
 
-        The returned positions count as run. What the server really ran is known when that request has ended, and the
-        difference is in its `Decoded.recomputed`.
+        That request is charged for them, in its `Decoded.prefilled`. What the server really ran is known when it has
+        ended, and the difference is in its `Decoded.recomputed`.
         """
         ids = list(itertools.chain.from_iterable(chunks))
         with prefix.lock:
