@@ -1,15 +1,20 @@
-"""The first look: shared words decide which chunks are asked, and decide nothing where there are none."""
+"""The first looks: shared words decide which chunks are asked, and decide nothing where there are none."""
 
 from __future__ import annotations
 
 import random
 
 import numpy as np
+import pytest
 
 from wim_kernel import Chunk
+from wim_kernel.run.relevance.calibration import WITHOUT_ATTENTION
 from wim_kernel.run.relevance.examples import packaged_examples
+from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.first_look import look
 from wim_kernel.run.relevance.passages import DocumentPassages
+from wim_kernel.run.relevance.scores import FIRST_LOOK
+from wim_kernel.run.relevance.search import SHORTLIST, EvidenceSearch
 
 PAGES = [
     "The gull sat on the mast of the Aurora. It rained all night, and the crew slept.",
@@ -21,6 +26,54 @@ PAGES = [
 
 def _passages(texts: list[str]) -> DocumentPassages:
     return DocumentPassages([Chunk(text) for text in texts], [0] * len(texts), [[]] * len(texts))
+
+
+def _may_matter(document: DocumentPassages, question: str) -> set[int]:
+    """The chunks that a server is asked about."""
+    found, chunks = Findings.of(document, question), range(len(document.of_chunk))
+    return {chunk for chunk in chunks if found.bound_of(chunk, WITHOUT_ATTENTION) >= FIRST_LOOK}
+
+
+SHIPS = [
+    "Captain Holm belonged to a family of sailors, and he had seen much of the sea.",
+    "Anna Lind bought the schooner in the spring for nine hundred crowns.",
+    "The rain fell for a week, and it washed the paint from the boards.",
+    "Bread was dear that year in the town, and salt was cheap.",
+    "A gull slept on the mast while the fog came in from the north.",
+    "The harbour master wrote the names of all vessels in a book.",
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("Whose property was it?", None),  # all have other words, but for "it" and "was"
+        ("Which woman purchased that vessel?", None),
+        ("Who possessed this boat, and what did it cost?", None),
+        ("", None),
+        ("Who bought the schooner in the spring?", 1),
+        ("Who wrote the names of all vessels in a book?", 5),
+    ],
+)
+def test_both_looks_drop_chunks_only_where_the_text_has_the_questions_words(question, wanted):
+    document = _passages(SHIPS)
+    asked = look(document, question).asked, _may_matter(document, question)
+    if wanted is None:
+        assert asked == ({0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5})
+    else:
+        assert all(wanted in chunks and len(chunks) < len(SHIPS) for chunks in asked)
+
+
+@pytest.mark.parametrize(
+    ("question", "most"), [("Whose property was it?", SHORTLIST), ("Who bought bread?", SHORTLIST // 2)]
+)
+def test_the_shortlist_is_halved_only_where_shared_words_can_be_trusted(question, most):
+    texts = [f"Page {number}. It was foggy." if number % 3 else "She bought bread." for number in range(40)]
+    document = _passages(texts)
+    search = EvidenceSearch(
+        document, (), WITHOUT_ATTENTION, lambda _: (), lambda _: iter(()), 0, looks_first=True
+    )
+    assert len(search._shortlist(Findings.of(document, question), range(len(texts)))) == most
 
 
 def test_only_chunks_near_the_best_are_asked() -> None:
@@ -70,3 +123,16 @@ def test_evidence_is_seldom_left_out() -> None:
     assert np.mean(kept) > 0.95
     assert 0.25 < np.mean(decided) < 0.6
     assert np.mean([share for share, known in zip(asked, decided, strict=True) if known]) < 0.5
+
+
+def test_a_servers_look_leaves_out_little_evidence_of_short_documents() -> None:
+    """On the packaged questions, each with its own document of about six passages."""
+    asked, kept = list[float](), list[bool]()
+    for example in packaged_examples():
+        document = _passages(list(example.passages))
+        for question, evidence, _ in example.questions:
+            found = _may_matter(document, question)
+            asked.append(len(found) / len(example.passages))
+            kept += [place in found for place in evidence]
+    assert np.mean(kept) > 0.95  # 0.99; of the question's words that the text has alone, it would be 0.87
+    assert np.mean(asked) < 0.9

@@ -24,6 +24,7 @@ class Ollama:
 
     Attributes:
         refuses_long: whether it knows ``truncate``; if not, it cuts every prompt to the window in silence.
+        tells_count: whether it tells ``prompt_eval_count``.
         tells_cached: whether it tells ``prompt_eval_cached_count``.
         tells_logprobs: whether it tells log-probabilities.
         most: the model's own window, to which it reduces a larger ``num_ctx``.
@@ -34,6 +35,7 @@ class Ollama:
 
     def __init__(self) -> None:
         self.refuses_long = True
+        self.tells_count = True
         self.tells_cached = True
         self.tells_logprobs = True
         self.most = 8192
@@ -62,7 +64,9 @@ class Ollama:
         )
         self.kept = prompt
         last = self._line("", chat=chat, body={})
-        last |= {"done": True, "done_reason": "stop", "prompt_eval_count": count, "eval_count": len(words)}
+        last |= {"done": True, "done_reason": "stop", "eval_count": len(words)}
+        if self.tells_count:
+            last["prompt_eval_count"] = count
         if self.tells_cached:
             last["prompt_eval_cached_count"] = min(self.counts(prompt[:shared]), count - 1)
         return 200, [*lines, last]

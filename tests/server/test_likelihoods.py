@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from proxy import Proxy, http, proxied
 
-from wim_kernel import ServerError
+from wim_kernel import ServerError, WimKernel
 from wim_kernel.engines.server.deciding import Reply
 from wim_kernel.engines.server.deltas import StreamDelta
+from wim_kernel.engines.server.engine import TRIAL
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.likelihoods import Measurement, best_way, find_ways, measure
+from wim_kernel.engines.server.prefixes import Claim
+from wim_kernel.engines.server.reuse import ENOUGH_TO_JUDGE, Reuse
 from wim_kernel.engines.server.transport import Server
 
 IDS = [1, 2, 3, 4, 5]
@@ -50,6 +53,21 @@ async def test_vllm_tells_a_prompts_or_a_next_tokens(odd):
     )  # as both requests together computed
 
 
+@pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None}], ids=["missing", "null"])
+async def test_cached_tokens_that_are_not_told_are_unknown(odd, details):
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, **details}
+    odd.answers = {
+        b"/v1/completions": http(json.dumps({**told([-0.5, -1.5], [4, 5]), "usage": usage}).encode())
+    }
+    reuse = Reuse("start it otherwise", exact=True)
+    for way in ("prompt", "next"):
+        (delta,) = [delta async for delta in measure(on(odd), way, Measurement(IDS, 2, "m"))]
+        assert (delta.usage.prompt_tokens, delta.usage.cached_tokens) == (5, None)
+        found = reuse.record(delta.usage, ENOUGH_TO_JUDGE + 1)  # and nobody is warned
+        assert Claim(expected=3, new=2, charged=2).recomputed(3, found) == 0
+    assert reuse.reported is False
+
+
 async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
     reply = {
         "completion_probabilities": [{"id": 4, "logprob": -0.5}, {"id": 5, "logprob": -1.5}],
@@ -70,6 +88,38 @@ async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
 async def test_ways_that_a_server_does_not_know_are_not_used(odd, reply):
     odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_a_failure_that_may_pass_rules_no_way_out(odd, status):
+    odd.answers = {b"/v1/completions": http(b"{}", status)}
+    with pytest.raises(ServerError):
+        await find_ways(on(odd), FAMILIES["vllm"], "m", IDS)
+
+
+@pytest.mark.parametrize("status", [400, 404, 501])
+async def test_a_way_that_is_refused_is_ruled_out(odd, status):
+    odd.answers = {b"/v1/completions": http(b"{}", status)}
+    assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
+
+
+def test_a_trial_that_failed_is_made_again(odd, smollm2):
+    tokenizer = smollm2[1]
+    ids = tokenizer.encode(TRIAL, add_special_tokens=False)
+    odd.answers = {
+        b"/v1/models": http(b'{"data": [{"id": "m", "object": "model"}]}'),
+        b"/v1/completions": http(b"{}", 500),
+    }
+    kernel = WimKernel.from_server(
+        f"http://127.0.0.1:{odd.port}/v1", tokenizer=tokenizer, family="vllm", window=99, retries=0
+    )
+    assert not kernel.engine.measures_likelihood
+    odd.answers[b"/v1/completions"] = http(json.dumps(told([-0.5] * 3, ids[-3:])).encode())
+    assert not kernel.engine.measures_likelihood  # not at once
+    kernel.engine._next_trial = 0.0  # as half a minute later
+    assert kernel.engine.measures_likelihood
+    odd.answers.clear()
+    assert kernel.engine.measures_likelihood
 
 
 async def test_ways_that_disagree_are_not_used(odd):

@@ -81,6 +81,14 @@ def test_an_older_version_tells_less(server):
     assert result.usage.cached_tokens is None
 
 
+def test_a_version_that_does_not_count_is_warned_of_once(server):
+    server.refuses_long, server.tells_count = False, False
+    kernel = kernel_on(server)
+    with pytest.warns(UserWarning, match="does not say how many tokens of a prompt it read") as caught:
+        kernel.read(TEXTS).ask(QUESTION, relevance="decision", **OPTIONS)
+    assert len(caught) == 1
+
+
 def test_a_schema_is_its_format(server):
     schema = {"type": "object", "properties": {"owner": {"type": "string"}}}
     kernel_on(server).read(TEXTS).ask(QUESTION, answer_schema=schema, **OPTIONS)

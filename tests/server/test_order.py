@@ -58,17 +58,18 @@ class FakeBranches:
         state.scores = replace(state.scores, choices=(state.branch.at / 10, 1 - state.branch.at / 10))
         emit(state)
 
-    async def write(self, prefix, state, emit, *, decides=False):
-        assert not decides
+    async def write(self, prefix, state, emit, gate=None):
+        assert gate is None
         self.requests.append(("write", state.branch.at))
         emit(Progress(state.index, str(state.branch.at)))
         emit(state.done(str(state.branch.at), generated=True))
 
 
 def engine_of(family: str, *, measures_likelihood: bool = False) -> ServerEngine:
-    engine = object.__new__(ServerEngine)
+    kind = type("Engine", (ServerEngine,), {"measures_likelihood": measures_likelihood})
+    engine = object.__new__(kind)
     engine.family, engine.codec, engine._branches = FAMILIES[family], CharacterCodec(), FakeBranches()
-    engine.measures_likelihood, engine.route = measures_likelihood, "tokens"
+    engine.route = "tokens"
     return engine
 
 

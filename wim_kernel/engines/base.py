@@ -97,8 +97,9 @@ class Decoded:
         generated: whether the gate let the branch generate.
         prompt_tokens: number of tokens of the prompt, if it is not the number of ``suffix_ids``.
         output_tokens: number of generated tokens, if it is not the number of ``token_ids``.
-        recomputed: number of prefix tokens that a server ran beyond those that `Engine.extend` counted: again, because
-            they were evicted from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
+        recomputed: number of prefix tokens that a server ran beyond ``prefilled``: again, because they were evicted
+            from its prefix cache or only partly filled one of its blocks; below 0 if it ran fewer.
+        prefilled: number of prefix tokens that `Engine.extend` left to the first branch that needs them, if this is it.
         billed: what the branch cost, where an engine's branches are requests that are billed one by one.
         quotes: sentences that the reply says stand in the chunk, for branches that rate.
     """
@@ -111,6 +112,7 @@ class Decoded:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     recomputed: int = 0
+    prefilled: int = 0
     billed: Usage | None = None
     quotes: tuple[str, ...] = ()
 
@@ -164,6 +166,8 @@ class Engine(Protocol[PrefixT]):
     """Whether margins should always be written before the next chunk is prefilled."""
     joins_chunks: bool
     """Whether `extend` runs short chunks together in one block."""
+    reads_on_demand: bool
+    """Whether `extend` leaves tokens to the first branch that needs them."""
     shows_tokens: bool
     """Whether the token ids of this protocol are the ids that the model sees."""
     reads_text: bool
@@ -258,10 +262,10 @@ class Engine(Protocol[PrefixT]):
         """
 
     def settle(self, prefix: PrefixT) -> int:
-        """Run what `extend` has counted as run and an engine leaves to the first branch that needs it, if anything.
+        """Run what `extend` has left to the first branch that needs it, if anything; see `Decoded.prefilled`.
 
         Returns:
-            How many tokens were run beyond those counted; below 0 if some were cached.
+            How many of these tokens were run.
         """
 
     @property
@@ -283,7 +287,8 @@ class Engine(Protocol[PrefixT]):
         """Decode branches together; yields after each step, and stops when closed.
 
         Runs prompts and measures their scores, calls ``gate`` for which branches go on, then generates. An engine may
-        do so for one group of branches after another; it calls ``gate`` once for each group.
+        do so for one group of branches after another; it calls ``gate`` once for each group, and may do so from another
+        thread, in the caller's context (``contextvars``).
         """
 
 

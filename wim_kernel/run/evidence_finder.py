@@ -110,8 +110,8 @@ class EvidenceFinder:
         """Whether to ask the model about a chunk: not if a first look at shared words makes evidence too improbable."""
         if not isinstance(self.settings.relevance, LexicalDecision) or not pending.state.question:
             return True
-        assert pending.evidence is not None, "chunks are searched before the model is asked about them"
-        bound = self.settings.relevance(pending.evidence)
+        assert pending.state.findings is not None, "chunks are searched before the model is asked about them"
+        bound = pending.state.findings.bound_of(pending.index, self.calibration)
         return bound >= min(FIRST_LOOK, self.settings.threshold or 0.0)
 
     def search_again(self, state: QuestionState, chunks: range) -> Iterator[None]:

@@ -75,6 +75,7 @@ class Run:
         self.pending: list[PendingMargin] = []
         self.scored: list[PendingMargin] = []
         self._has_given_margins = False
+        self._settled: int | None = None  # tokens that were run at the ends of volumes, if any was settled
         volumes = plan_volumes(self.engine, document.tokens, self.settings, request.questions, overflow)
         if self.settings.answer_schema is not None:
             self.engine.check_schema(self.settings.answer_schema, self.settings.answer_config)
@@ -128,7 +129,7 @@ class Run:
     def settle(self) -> Work[None]:
         """At a volume's end, run the chunks that the engine would leave to the first branch that needs them."""
         if self.lease.ends_volume(self.chunks_read - 1):
-            self.states[0].recomputed += self.engine.settle(self.lease.prefix)
+            self._settled = (self._settled or 0) + self.engine.settle(self.lease.prefix)
         yield None
 
     def margins_are_due(self) -> bool:
@@ -312,18 +313,32 @@ class Run:
         state, sizes = self.states[position], [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
         if self.settings.rates:  # a chat model's requests are billed one by one
             return state.billed
-        ran, head, again = 0, 0, max(0, state.recomputed)
+        ran, head, unread, again = 0, 0, 0, max(0, state.recomputed)
         if position == 0:
-            ran, head = self.lease.prefilled, self.lease.prefilled_head
-            # A server that had more in its cache than was counted had the head first, then the document.
-            had = -sum(min(0, each.recomputed) for each in self.states)
-            ran, head = ran - max(0, had - head), max(0, head - had)
+            ran, head, unread = self._read()
         return Usage(
-            prefill_tokens=max(0, ran) + again,
-            cached_tokens=max(0, sum(sizes) - ran - again) if self.engine.reports_cached else None,
+            prefill_tokens=ran + again,
+            cached_tokens=max(0, sum(sizes) - ran - again - unread) if self.engine.reports_cached else None,
             prompt_tokens=state.prompt_tokens + head,
             output_tokens=state.output_tokens,
         )
+
+    def _read(self) -> tuple[int, int, int]:
+        """How many tokens were run of the document and of the head, and how many of the document no branch needed."""
+        ran, head, unread = self.lease.prefilled, self.lease.prefilled_head, 0
+        if not self.engine.reads_on_demand:
+            return ran, head, unread
+        size = sum(self.tokens.size(chunk) for chunk in range(self.chunks_read))
+        needed, read = sum(state.prefilled for state in self.states), ran
+        ran = min(max(0, needed - head), size)
+        head, unread = needed - ran, max(0, read - ran)
+        # A server that had more in its cache than was counted had the head first, then the document.
+        had = -sum(min(0, state.recomputed) for state in self.states)
+        ran, head = max(0, ran - max(0, had - head)), max(0, head - had)
+        if self._settled is not None:
+            more = min(self._settled, size - ran)
+            ran, head, unread = ran + more, head + self._settled - more, 0
+        return ran, head, unread
 
     @property
     def _relevance_by(self) -> str:

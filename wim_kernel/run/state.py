@@ -30,7 +30,8 @@ class QuestionState:
         markers: the filter of the answer's markers; None if it does not cite.
         prompt_tokens: tokens of branches' prompts so far.
         output_tokens: tokens generated so far.
-        recomputed: document tokens that a server ran for branches beyond those that count as prefilled; see `Decoded`.
+        recomputed: document tokens that a server ran for branches beyond those in ``prefilled``; see `Decoded`.
+        prefilled: prefix tokens that branches were the first to need, where the engine leaves prefilling to them.
         first_look: which chunks to ask a chat model about; None before it.
         billed: what the question's requests to a chat model cost.
     """
@@ -47,6 +48,7 @@ class QuestionState:
     prompt_tokens: int = 0
     output_tokens: int = 0
     recomputed: int = 0
+    prefilled: int = 0
     first_look: FirstLook | None = None
     billed: Usage = field(default_factory=lambda: Usage(cache_write_tokens=0))
 
@@ -61,6 +63,7 @@ class QuestionState:
         self.prompt_tokens += len(decoded.suffix_ids) if prompt is None else prompt
         self.output_tokens += len(decoded.token_ids) if output is None else output
         self.recomputed += decoded.recomputed
+        self.prefilled += decoded.prefilled
         if decoded.billed is not None:
             self.billed += decoded.billed
 

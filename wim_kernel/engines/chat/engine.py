@@ -55,6 +55,7 @@ class ChatEngine(Shared):
     shows_tokens = False
     rates = True
     joins_chunks = False
+    reads_on_demand = False
     reads_text = True
 
     def __init__(

@@ -65,6 +65,7 @@ class LocalEngine(Shared):
     decides_by = "first token"
     writes_as_it_reads = False
     joins_chunks = True
+    reads_on_demand = False
     rates = False
     shows_tokens = True
     reports_cached: bool | None = True

@@ -11,7 +11,7 @@ from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.server.choices import Choices
 from wim_kernel.engines.server.codecs import TokenizerCodec
-from wim_kernel.engines.server.deciding import GateQuestion, Reply, ask_gate
+from wim_kernel.engines.server.deciding import BranchGate, Reply
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
 from wim_kernel.engines.server.prefixes import Claim, ServerPrefix
 from wim_kernel.engines.server.replies import schema_fields, without_decision
@@ -52,6 +52,7 @@ class BranchState:
                 prompt_tokens=self.cost.prompt,
                 output_tokens=self.cost.output,
                 recomputed=self.cost.recomputed,
+                prefilled=self.cost.prefilled,
             ),
         )
 
@@ -139,9 +140,8 @@ class BranchRequests:
         self,
         prefix: ServerPrefix,
         state: BranchState,
-        emit: Emit[Progress | GateQuestion],
-        *,
-        decides: bool = False,
+        emit: Emit[Progress],
+        gate: BranchGate | None = None,
     ) -> None:
         """Generate, and emit new text as it comes.
 
@@ -150,10 +150,12 @@ class BranchRequests:
         Args:
             prefix: the prefix.
             state: the branch.
-            emit: takes progress and, if the reply decides, a question to the gate.
-            decides: whether the reply's own first words decide about the branch; see `deciding`. If the branch is to
-                go on although its reply begins otherwise, it is generated once more behind the decided choice.
+            emit: takes progress.
+            gate: is asked about the branch if the reply's own first words decide about it; see `deciding`. If the
+                branch is to go on although its reply begins otherwise, it is generated once more behind the decided
+                choice. None if the branch goes on already.
         """
+        decides = gate is not None
         branch, sent, claim, decided = state.branch, "", Claim(), self.choices.decided(state.branch)
         if not decides:
             state.suffix = (*state.suffix, *decided)
@@ -165,9 +167,9 @@ class BranchRequests:
                 async with aclosing(self._complete(prefix, state, spec, claim)) as deltas:
                     async for delta in deltas:
                         reply.add(delta)
-                        if goes_on is None and reply.has_decided:
+                        if gate is not None and goes_on is None and reply.has_decided:
                             self._decide_by(state, reply)
-                            goes_on = await ask_gate(state, emit)
+                            goes_on = await gate.lets(state)
                         if goes_on and begins == "not yet":
                             begins = reply.begins_with(decided, branch.choices[0])
                         if goes_on is False or (goes_on and begins == "no"):
@@ -197,7 +199,7 @@ class BranchRequests:
         state: BranchState,
         reply: Reply,
         sent: str,
-        emit: Emit[Progress | GateQuestion],
+        emit: Emit[Progress],
         *,
         decides: bool,
         whole: bool = False,
@@ -255,9 +257,9 @@ class BranchRequests:
             return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
         recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
         if usage is None:
-            return Cost(len(state.suffix), written, recomputed)
+            return Cost(len(state.suffix), written, recomputed, claim.charged)
         before = at if self.codec.exact else prefix.server_counts.get(at, at)
-        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed)
+        return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed, claim.charged)
 
     def _recomputed(
         self, prefix: ServerPrefix, at: int, more: int, usage: UsageReport | None, claim: Claim
@@ -271,14 +273,14 @@ class BranchRequests:
         return claim.recomputed(at, self.reuse.record(usage, expected))
 
     async def read(self, prefix: ServerPrefix) -> int:
-        """Make the server prefill the whole prefix; see `Engine.settle`."""
+        """Make the server prefill the whole prefix; returns how many tokens it ran. See `Engine.settle`."""
         at, usage, claim = prefix.tokens, None, Claim()
         async for attempt in self.requests.attempts():
             with attempt:
                 async with aclosing(self.requests.complete(prefix, at, (), READ, claim)) as deltas:
                     async for delta in deltas:
                         usage = delta.usage or usage
-        return self._recomputed(prefix, at, 0, usage, claim)
+        return claim.charged + self._recomputed(prefix, at, 0, usage, claim)
 
 
 REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})

@@ -8,12 +8,14 @@ server's work. If it is yes and the reply begins as a decided one does, the rest
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from wim_kernel.engines.base import Gate
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
-from wim_kernel.engines.server.transport import Emit
 
 if TYPE_CHECKING:
     from wim_kernel.engines.server.branch_requests import BranchState
@@ -77,29 +79,25 @@ class Reply:
         return "not yet" if same and self.finish is None else "no"
 
 
-@dataclass(eq=False)
-class GateQuestion:
-    """A question to the gate, which the caller's thread answers, since the gate may run the application's code.
+class BranchGate:
+    """The gate of one decode, as requests ask it: about one branch at a time, in a thread that nobody else waits for.
 
-    Attributes:
-        state: the branch.
-        reply: takes the gate's answer.
+    The consumer's thread may be paused between two steps of the decode. A request that waited for it would hold its
+    place among the requests that are limited in number, and whatever the consumer asks meanwhile would wait for that.
+
+    Args:
+        gate: the gate, which runs in the context of the caller; None if every branch goes on.
     """
 
-    state: BranchState
-    reply: asyncio.Future[bool]
+    def __init__(self, gate: Gate | None) -> None:
+        self._gate = gate
+        self._context = contextvars.copy_context()
+        self._turn = asyncio.Lock()
 
-    def answer(self, *, goes_on: bool) -> None:
-        """Hand the answer to the loop that runs the requests."""
-        self.reply.get_loop().call_soon_threadsafe(self._set, goes_on)
-
-    def _set(self, goes_on: bool) -> None:
-        if not self.reply.done():
-            self.reply.set_result(goes_on)
-
-
-async def ask_gate(state: BranchState, emit: Emit[Any]) -> bool:
-    """Ask the gate whether a branch whose scores are known goes on."""
-    question = GateQuestion(state, asyncio.get_running_loop().create_future())
-    emit(question)
-    return await question.reply
+    async def lets(self, state: BranchState) -> bool:
+        """Whether a branch whose scores are known goes on."""
+        if self._gate is None:
+            return True
+        async with self._turn:
+            asked = functools.partial(self._context.run, self._gate, [state.index], [state.scores])
+            return bool((await asyncio.to_thread(asked))[0])

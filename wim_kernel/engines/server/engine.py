@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from wim_kernel.common.copying import Shared
+from wim_kernel.common.errors import ServerError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.generation import Generation
@@ -16,7 +19,7 @@ from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.packed import Packed
 from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
-from wim_kernel.engines.server.deciding import GateQuestion
+from wim_kernel.engines.server.deciding import BranchGate
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
 from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
@@ -24,11 +27,13 @@ from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import Requests
 from wim_kernel.engines.server.reuse import Reuse
 from wim_kernel.engines.server.starting import chosen_model, chosen_route, first_that_answers
-from wim_kernel.engines.server.transport import Server, run_concurrently, wait_for
+from wim_kernel.engines.server.transport import COOLDOWN_SECONDS, Server, run_concurrently, wait_for
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 TRIAL = "The cat sat on the mat and looked at the door."
 """A text whose last tokens' likelihoods are measured once, to see whether and how the server does that."""
@@ -62,6 +67,7 @@ class ServerEngine(Shared):
     joins_chunks = False
     reads_text = True
     rates = False
+    reads_on_demand = True
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
 
@@ -114,13 +120,25 @@ class ServerEngine(Shared):
             self.window,
         )
         self._branches = BranchRequests(self._requests, self._reuse)
+        self._measures: bool | None = None
+        self._next_trial = 0.0
 
-    @functools.cached_property
+    @property
     def measures_likelihood(self) -> bool:
-        """See `Engine.measures_likelihood`: found out by a trial on the server, at the first access."""
-        if not self.shows_tokens:
-            return False
-        return bool(wait_for(self._requests.find_ways(self.encode(Text(TRIAL)))))
+        """See `Engine.measures_likelihood`: found out by a trial on the server, at the first access.
+
+        Raises:
+            ServerError: if the trial fails for a reason that will pass.
+        """
+        if self._measures is None and self.shows_tokens and time.monotonic() >= self._next_trial:
+            try:
+                self._measures = bool(wait_for(self._requests.find_ways(self.encode(Text(TRIAL)))))
+            except ServerError as error:
+                if error.status != 500:
+                    raise
+                self._next_trial = time.monotonic() + COOLDOWN_SECONDS
+                logger.warning("%s So no likelihoods are measured; they are tried again later.", error)
+        return bool(self._measures)
 
     @property
     def decides_by(self) -> str:
@@ -198,8 +216,8 @@ class ServerEngine(Shared):
     def extend(self, prefix: ServerPrefix, chunks: Sequence[Sequence[int]], start: int) -> range:
         """Take in chunks, and send nothing: the first request that needs them makes the server prefill them.
 
-        The returned positions count as run. What the server really ran is known when that request has ended, and the
-        difference is in its `Decoded.recomputed`.
+        That request is charged for them, in its `Decoded.prefilled`. What the server really ran is known when it has
+        ended, and the difference is in its `Decoded.recomputed`.
         """
         ids = list(itertools.chain.from_iterable(chunks))
         with prefix.lock:
@@ -288,17 +306,16 @@ class ServerEngine(Shared):
             if goes and state.branch.generation is not None
         }
         yield [state.done() for state in measured if state.index not in active]
+        branch_gate = BranchGate(gate)
         writing = [
-            functools.partial(self._branches.write, prefix, state, decides=state in deciding)
+            functools.partial(
+                self._branches.write, prefix, state, gate=branch_gate if state in deciding else None
+            )
             for state in longest_first
             if state in deciding or state.index in active
         ]
         for item in run_concurrently(writing):
-            if isinstance(item, Progress):
-                yield [item]
-            elif isinstance(item, GateQuestion):
-                state = item.state
-                item.answer(goes_on=gate is None or bool(gate([state.index], [state.scores])[0]))
+            yield [item]
 
     def _only_scores(self, branch: Branch) -> bool:
         return self._scores(branch) and not branch.choices and branch.generation is None

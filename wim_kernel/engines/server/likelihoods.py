@@ -105,17 +105,22 @@ async def find_ways(
         slot: llama.cpp's slot to use.
 
     Raises:
-        ServerError: for failures that may pass.
+        ServerError: for failures that may pass; status 500 may mean that a way is not known, so it is raised only if no
+            other way works.
     """
     found: dict[Way, tuple[float, ...]] = {}
+    failed: ServerError | None = None
     for way in ways_of(family):
         try:
             async for delta in measure(server, way, Measurement(ids, 3, model, slot)):
                 found[way] = delta.likelihoods
         except ServerError as error:
             unreachable = isinstance(error.__cause__, openai.APIConnectionError)
-            if unreachable or error.status in (408, 409, 429):
+            if unreachable or error.status in (408, 409, 429, 502, 503, 504):
                 raise
+            failed = error if error.status == 500 else failed
+    if failed is not None and not found:
+        raise failed
     first = next(iter(found.values()), ())
     agree = all(
         math.isclose(one, other, abs_tol=CLOSE)
@@ -196,7 +201,7 @@ def _of_forced(answer: Any, of: Measurement, server: str) -> StreamDelta:
 
 def _usage(answers: Sequence[Any], server: str) -> UsageReport | None:
     """The usage of several requests, of which each found what the one before it left in the cache."""
-    total, cached, output = 0, 0, 0
+    reports = list[UsageReport]()
     for answer in answers:
         usage = answer.get("usage") or {}
         report = checked_counts(
@@ -207,11 +212,13 @@ def _usage(answers: Sequence[Any], server: str) -> UsageReport | None:
         )
         if report is None:
             return None
-        total, output = total + report.prompt_tokens, output + report.output_tokens
-        cached += report.cached_tokens or 0
-    # as one request that computed as much
-    longest = max(answer["usage"]["prompt_tokens"] for answer in answers)
-    return UsageReport(longest, output, longest - (total - cached), server)
+        reports.append(report)
+    longest, output = max(each.prompt_tokens for each in reports), sum(each.output_tokens for each in reports)
+    if all(each.cached_tokens is None for each in reports):
+        return UsageReport(longest, output, None, server)
+    # as one request that computed as much; some servers leave out a count of 0
+    computed = sum(each.prompt_tokens - (each.cached_tokens or 0) for each in reports)
+    return UsageReport(longest, output, longest - computed, server)
 
 
 def _delta(found: Sequence[Any], usage: UsageReport | None) -> StreamDelta:

@@ -10,6 +10,8 @@ Source: https://github.com/ollama/ollama, docs/api.md and docs/openapi.yaml. Log
 from __future__ import annotations
 
 import json
+import warnings
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -22,6 +24,8 @@ SPARE = 4
 """Tokens by which the server's count of a prompt may be below ours: those that begin a text."""
 LEAST_SHARE = 4
 """Without a tokenizer the server's count may be this many times below the estimate before the prompt counts as cut."""
+
+_unchecked = weakref.WeakSet[Server]()  # servers about which a warning was given
 
 
 async def about(server: Server, model: str) -> dict[str, Any]:
@@ -97,10 +101,22 @@ async def stream(
             if read < least:
                 window = body["options"]["num_ctx"]
                 raise server.short_prompt(read, sent, window)
+        elif sent and event.get("done"):
+            _warn_once(server)
         finished = finished or delta.finish is not None
         yield delta
     if not finished:
         raise server.error("an answer broke off before its end", None)
+
+
+def _warn_once(server: Server) -> None:
+    if server not in _unchecked:
+        _unchecked.add(server)
+        warnings.warn(
+            f"The server at {server.name} does not say how many tokens of a prompt it read, so prompts that it cuts "
+            "go unnoticed: use a newer version of Ollama.",
+            stacklevel=2,
+        )
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -19,8 +19,7 @@ class ServerPrefix:
         server: server of the last request; None before the first.
         tokens_on_server: number of tokens that this server has prefilled for the prefix; 0 after a move to another
             server.
-        charged: number of tokens that some request has been charged for. The tokens behind them count as prefilled
-            already, though no request has needed them yet.
+        charged: number of tokens that some request has been charged for. No request has needed those behind them yet.
         server_counts: the server's own count of tokens at boundaries, estimated, where ids are not its tokens.
         lock: held by the caller that extends the prefix.
         reading_lock: held by the request that makes the server prefill more of the prefix, until its reply begins.
@@ -80,8 +79,7 @@ class Claim:
     Attributes:
         expected: number of prefix tokens that the server should have in its cache.
         new: number of prefix tokens that the server had not prefilled before.
-        charged: number of prefix tokens that count as prefilled already and that this request prefills; see
-            `ServerPrefix.charged`.
+        charged: number of prefix tokens that this request is the first to need; see `ServerPrefix.charged`.
         apart: whether the request takes nothing of the prefix from where the document is, so that all of its prompt is
             its own.
     """
@@ -92,7 +90,7 @@ class Claim:
     charged: int = 0
 
     def recomputed(self, at: int, found: int | None) -> int:
-        """How many prefix tokens the server prefilled beyond those that count already; below 0 if it had more.
+        """How many prefix tokens the server prefilled beyond those charged; below 0 if it had more.
 
         Args:
             at: number of prefix tokens with which the request's prompt begins.

@@ -19,15 +19,20 @@ class Cost:
         prompt: number of prompt tokens after the prefix.
         output: number of generated tokens.
         recomputed: number of prefix tokens that were prefilled again, as far as the server reports it.
+        prefilled: number of prefix tokens that these requests were the first to need; see `Claim.charged`.
     """
 
     prompt: int = 0
     output: int = 0
     recomputed: int = 0
+    prefilled: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.prompt + other.prompt, self.output + other.output, self.recomputed + other.recomputed
+            self.prompt + other.prompt,
+            self.output + other.output,
+            self.recomputed + other.recomputed,
+            self.prefilled + other.prefilled,
         )
 
 

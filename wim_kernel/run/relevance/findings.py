@@ -9,9 +9,10 @@ import numpy as np
 
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
+from wim_kernel.run.relevance.first_look import trust
 from wim_kernel.run.relevance.lexical import LexicalIndex
 from wim_kernel.run.relevance.passages import DocumentPassages
-from wim_kernel.run.relevance.scores import FIRST_LOOK, Evidence
+from wim_kernel.run.relevance.scores import Evidence
 
 Floats = np.ndarray
 LEAST_MASS = 1e-5  # attention below this counts as none
@@ -95,8 +96,7 @@ class Findings:
             "passage": likelihood if measured.any() else np.zeros(len(mass)),
         }
         relative = {name: _below_best(values, FLOOR[name]) for name, values in found.items()}
-        trust = min(1.0, float(self.coverage.max(initial=0.0)) / FULL_COVERAGE)
-        self._relative = {**relative, "lexical": relative["lexical"] * trust}
+        self._relative = {**relative, "lexical": relative["lexical"] * self._own_trust}
         return self._relative
 
     def scores(self, calibration: Calibration, signals: tuple[str, ...] = SIGNALS) -> Floats:
@@ -131,14 +131,30 @@ class Findings:
     def _curve(self) -> str:
         return "unattended" if all(part is None for part in self.mass) else "combined"
 
-    def may_matter(self, calibration: Calibration) -> np.ndarray:
-        """A first look: which passages may hold evidence, judged by shared words alone, (passages,) of booleans.
+    def bounds(self, calibration: Calibration) -> Floats:
+        """A first look: how probably each passage can hold evidence at most, by shared words alone, (passages,).
 
-        The other signals are taken to be as good as they can be. Where even the best passage shares few of the
-        question's words, all passages may matter.
+        The other signals are taken to be as good as they can be. The less shared words are to be trusted, the higher
+        the bounds.
         """
-        best = self.relative()["lexical"] / calibration.spread["lexical"]
-        return np.asarray(calibration.probability("unattended", best) >= FIRST_LOOK)
+        best = self.relative()["lexical"]
+        if own := self._own_trust:
+            best = best * (self.trust / own)
+        return calibration.probability("unattended", best / calibration.spread["lexical"])
+
+    @property
+    def trust(self) -> float:
+        """How far a first look may trust shared words, 0 to 1: at most as `trust` does and as their ranking does."""
+        return min(self._own_trust, trust(self.document.index.share(self.question)))
+
+    @property
+    def _own_trust(self) -> float:
+        return min(1.0, float(self.coverage.max(initial=0.0)) / FULL_COVERAGE)
+
+    def bound_of(self, chunk: int, calibration: Calibration) -> float:
+        """The highest of the bounds of a chunk's passages; 0 for a chunk without text."""
+        bounds = self.bounds(calibration)
+        return float(max((bounds[passage] for passage in self.document.of_chunk[chunk]), default=0.0))
 
     def changed(self) -> None:
         """Drop cached results after a signal was set."""

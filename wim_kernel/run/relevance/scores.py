@@ -152,7 +152,7 @@ class LexicalDecision(Decision):
     """A decision about the chunks that pass a first look at shared words; the others are not asked about.
 
     A chunk that is not asked about is as relevant as its best passage can be by shared words; see
-    `Findings.may_matter`.
+    `Findings.bounds`.
     """
 
     searches = ("lexical",)

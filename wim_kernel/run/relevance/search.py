@@ -21,12 +21,13 @@ from wim_kernel.engines.base import AttentionProbe, Branch, Decoded, Head
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import DocumentPassages
+from wim_kernel.run.relevance.scores import FIRST_LOOK
 from wim_kernel.text.run_text import Prompt, Text
 
 SHORTLIST = 8  # most passages that are read alone
-WORDS_ENOUGH = 0.25
-"""The share of a question's words in the best passage from which a first look halves the shortlist. On ten questions
-about SQuAD documents of 4,000 tokens, three passages then found the evidence as surely as eight."""
+TRUST_ENOUGH = 0.5
+"""The trust in shared words (`Findings.trust`) from which a first look halves the shortlist. On ten questions about
+SQuAD documents of 4,000 tokens, three passages then found the evidence as surely as eight."""
 NO_QUESTION = "N/A"  # the question about nothing, whose attention is subtracted
 
 Decode = Callable[[Sequence[Branch]], Iterator[tuple[int, Decoded] | None]]
@@ -172,14 +173,14 @@ class EvidenceSearch:
         """
         candidates = [index for chunk in chunks for index in self.document.of_chunk[chunk]]
         if self.looks_first:
-            may_matter = found.may_matter(self.calibration)
-            candidates = [index for index in candidates if may_matter[index]]
+            bounds = found.bounds(self.calibration)
+            candidates = [index for index in candidates if bounds[index] >= FIRST_LOOK]
             if len(candidates) == 1:  # it is the best one, whatever is measured
                 return []
         if len(candidates) <= SHORTLIST:
             return candidates
         most = SHORTLIST
-        if self.looks_first and found.coverage.max() >= WORDS_ENOUGH:
+        if self.looks_first and found.trust >= TRUST_ENOUGH:
             most = SHORTLIST // 2
         scores = found.scores(self.calibration, ("attention", "lexical"))
         ranked = sorted(candidates, key=lambda index: -scores[index])

@@ -1,0 +1,85 @@
+"""A stream whose consumer does something else between two events: what it asks meanwhile does not wait for it."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from chat_server import chat_server
+from helpers import config
+
+from wim_kernel import MarginWritten, WimKernel, WimResult
+from wim_kernel.run.relevance.scores import Decision, Evidence
+
+TEXTS = [f"Leaf {number} of the log. The gull sat on the mast." for number in range(24)]
+OPTIONS: dict[str, Any] = {"margin_config": config(4), "answer_config": config(4)}
+caller = contextvars.ContextVar("caller", default="nobody")
+
+
+@pytest.fixture
+def kernels() -> Iterator[Callable[..., WimKernel]]:
+    """Makes kernels on a small server."""
+    with chat_server() as server:
+        yield lambda **options: WimKernel.from_server(server.url, **options)
+
+
+def in_time(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, which has to come within half a minute."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert found, "it hangs or failed"
+    return found[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 1}], ids=["default", "one request"])
+def test_a_question_between_two_margins_of_a_stream(kernels, options):
+    kernel = kernels(**options)
+    reading = kernel.read(TEXTS)
+    reading.prefill()
+
+    def ask_at_the_first_margin() -> list[Any]:
+        asked, events = [], []
+        for event in reading.stream("Who sat on the mast?", relevance="decision", **OPTIONS):
+            events.append(event)
+            if isinstance(event, MarginWritten) and not asked:
+                asked.append(kernel.ask("Who?", ["Another text."], **OPTIONS))
+        return [*asked, *events]
+
+    first, *events = in_time(ask_at_the_first_margin)
+    assert isinstance(first, WimResult)
+    assert sum(isinstance(event, MarginWritten) for event in events) == len(TEXTS)
+
+
+class Told(Decision):
+    """A decision that says who called, and never twice at a time."""
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+        self.running = threading.Lock()
+
+    def __call__(self, evidence: Evidence) -> float:
+        assert self.running.acquire(blocking=False), "two calls at a time"
+        self.callers.append(caller.get())
+        self.running.release()
+        return super().__call__(evidence)
+
+
+def test_a_score_of_the_callers_own_runs_in_the_callers_context(kernels):
+    kernel, told = kernels(), Told()
+    caller.set("the test")
+    kernel.ask("Who sat on the mast?", TEXTS, relevance=told, **OPTIONS)
+    assert told.callers == ["the test"] * len(TEXTS)
+
+
+def test_an_error_of_a_score_of_the_callers_own_is_raised(kernels):
+    class Broken(Decision):
+        def __call__(self, evidence: Evidence) -> float:
+            raise LookupError("no score")
+
+    with pytest.raises(LookupError, match="no score"):
+        kernels().ask("Who sat on the mast?", TEXTS, relevance=Broken(), **OPTIONS)
