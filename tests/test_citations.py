@@ -16,6 +16,7 @@ from wim_kernel import PROMPTS, AnswerToken, Chunk, Citation, Margin, MarginsErr
 from wim_kernel.run.answer_prompt import answer_prompt
 from wim_kernel.run.citing import citations_of
 from wim_kernel.run.options import parse_options
+from wim_kernel.text.chunks import join_adjacent
 from wim_kernel.text.markers import MARKER, MarkerFilter, may_become
 
 TEXTS = [
@@ -144,16 +145,17 @@ def test_free_notes_are_located_or_said_to_be_nowhere() -> None:
         margin(1, "", note="this is the one"),
     ]
     found = citations_of("[1][2][3][4][5]", notes)
-    assert [each.located for each in found] == ["exact", "fuzzy", "exact", "unlocated", "unlocated"]
+    assert [each.located for each in found] == ["exact", "fuzzy", "exact", *["unlocated"] * 3]
     assert [each.quote for each in found] == [
         "Elsa Brandt owned the ship Aurora",
         "Elsa Brandt owned the ship Aurora.",
         "She bought it in Brill in May.",
+        "It is said: Elsa did.",
         "Jan Dekker drowned in a storm at sea.",
         "this is the one",
     ]
-    assert [each.source_start for each in found] == [100, 100, 149, None, None]
-    assert found[3].document == "page 1"
+    assert [each.source_start for each in found] == [100, 100, 149, None, None, None]
+    assert found[4].document == "page 1"
 
 
 def test_a_text_that_no_longer_is_its_quotation_is_located_anew() -> None:
@@ -354,3 +356,37 @@ def test_no_other_rule_of_generation_makes_numbers_up(kernel: WimKernel, config:
     assert result.token_ids.count(bracket) > 0
     assert set(MARKER.findall(result.answer)) <= {"1", "2", "3"}
     assert result.dropped_markers == 0
+
+
+def test_a_sentence_found_by_chance_does_not_locate_what_a_note_makes_up() -> None:
+    chunk = Chunk.of("It is said: yes. Nobody saw the harbour that night.", "log")
+    (found,) = citations_of("[1]", [margin(0, "Yes. Jan Dekker drowned in a storm at sea.", chunk=chunk)])
+    assert (found.located, found.source_start) == ("unlocated", None)
+    mixed = margin(0, "Nobody saw the harbour that night. Jan Dekker drowned at sea.", chunk=chunk)
+    assert [(each.located, each.quote) for each in citations_of("[1]", [mixed])] == [
+        ("exact", "Nobody saw the harbour that night."),
+        ("unlocated", "Jan Dekker drowned at sea."),
+    ]
+
+
+def test_a_citation_has_text_of_one_document() -> None:
+    texts = {"a.txt": "Elsa owned the ship.", "b.txt": "Jan sank the boat."}
+    (chunk,) = join_adjacent(
+        [Chunk.of(text, name) for name, text in texts.items()], 100, len, separator="\n\n"
+    )
+    notes = [
+        margin(0, "\n\n".join(texts.values()), *texts.values(), chunk=chunk),
+        margin(0, "\n\n".join(texts.values()), chunk=chunk),
+    ]
+    for note in notes:
+        found = citations_of("[1]", [note])
+        assert {each.document: each.quote for each in found} == texts
+        assert all(texts[each.document][each.source_start : each.source_end] == each.quote for each in found)
+
+
+def test_reference_numbers_of_the_document_are_no_markers() -> None:
+    notes = [margin(0, "As shown [2], the gull sat."), margin(2, "Nobody saw it [17].")]
+    for cites, wanted in ((True, "As shown (2), the gull sat."), (False, "As shown [2], the gull sat.")):
+        settings = parse_options({"citations": cites})
+        prompt = answer_prompt(QUESTION, notes, settings)
+        assert wanted in "".join(run.text for run in prompt)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wim_kernel import Chunk
-from wim_kernel.run.quoting import NOT_FOUND, locate_quotes
-from wim_kernel.text.locating import locate
+from wim_kernel.run.quoting import locate_quotes
+from wim_kernel.text.locating import NOT_FOUND, locate
 
 TEXT = (
     "The log of the Aurora.\n\nElsa Brandt owned the ship, and said: “Sell\nher in May.” "
@@ -80,3 +80,20 @@ def test_a_margin_has_the_text_s_own_characters_and_marks_what_is_lost() -> None
     assert locate_quotes(chunk, ()).located is None
     twice = locate_quotes(chunk, ["Elsa Brandt owned", "Brandt owned the ship"])
     assert twice.text == "Elsa Brandt owned the ship"
+
+
+def test_marks_that_are_not_compared_stay_with_their_letter() -> None:
+    text = "ذهب الولدُ إلى المدرسةِ"
+    place = locate(text, text)
+    assert place is not None
+    assert (place.start, place.end, place.how) == (0, len(text), "exact")
+    soft = locate("The fog came", "The fog came\u00ad and went")
+    assert soft is not None
+    assert soft.end == len("The fog came\u00ad")
+
+
+def test_half_a_character_is_not_found() -> None:
+    assert locate("cafe", "the café is") is None
+    place = locate("서울가", "서울각과 서울가는 길")
+    assert place is not None
+    assert place.start == 5

@@ -83,3 +83,18 @@ def test_an_error_of_a_score_of_the_callers_own_is_raised(kernels):
 
     with pytest.raises(LookupError, match="no score"):
         kernels().ask("Who sat on the mast?", TEXTS, relevance=Broken(), **OPTIONS)
+
+
+def test_a_score_that_raises_stop_iteration_ends_the_call(kernels) -> None:
+    class Broken(Decision):
+        def __call__(self, evidence: Evidence) -> float:
+            return next(iter(()))
+
+    def asks() -> str:
+        try:
+            kernels().ask("Who?", TEXTS[:2], relevance=Broken(), **OPTIONS)
+        except RuntimeError as error:
+            return str(error)
+        return "it went on"
+
+    assert "StopIteration" in in_time(asks)

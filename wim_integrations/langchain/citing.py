@@ -81,6 +81,8 @@ def _annotation(citation: Citation, source: DocumentReading) -> Annotation:
     if citation.chunk_start is not None:
         stop = citation.chunk_start + len(citation.quote)
         start, end = source.within(document, citation.margin, citation.chunk_start, stop)
+        if start == end:  # in words that the document prompt adds
+            start = end = None
     extras = {
         "document": document,
         "start": start,

@@ -127,7 +127,8 @@ class _Fragment:
         located = {
             each.located for each in self.result.citations if each.margin == margin.index and each.number
         }
-        lost = " · not found in the text" if located == {"unlocated"} else ""
+        is_lost = located == {"unlocated"} or margin.evidence.get("located") == 0
+        lost = " · not found in the text" if is_lost else ""
         sources = ", ".join(margin.chunk.source_ids)
         about = f"{number}{sources} · relevance {margin.relevance:.2f}{lost}"
         note = f"\n<p><em>{_escaped(margin.note)}</em></p>" if margin.note.strip() else ""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from wim_kernel.common.margins import Margin
 from wim_kernel.engines.base import AnyEngine, Branch
 from wim_kernel.run.settings import Settings
+from wim_kernel.text.markers import MARKER
 from wim_kernel.text.prompts import fill
 from wim_kernel.text.run_text import Prompt, Text
 
@@ -87,10 +88,15 @@ def _branch(at: int, question: str, kept: Sequence[Margin], settings: Settings) 
 
 
 def _listed(margins: Sequence[Margin], *, numbered: bool) -> Prompt:
-    """The notes as a list, each with the reader's remark if it has one; notes and remarks are data, not prompt."""
+    """The notes as a list, each with the reader's remark if it has one; notes and remarks are data, not prompt.
+
+    Where notes are numbered, numbers in brackets within them become numbers in parentheses: a paper's own ``[2]`` would
+    be copied as a reference to the second note.
+    """
     runs: list[Text] = []
     for number, margin in enumerate(margins):
         remark = f" (reader's remark: {margin.note.strip()})" if margin.note.strip() else ""
         begin = ("\n" if number else "") + (f"[{number + 1}]" if numbered else "-")
-        runs += [Text(begin, trusted=True), Text(f" {margin.text.strip()}{remark}")]
+        text = f" {margin.text.strip()}{remark}"
+        runs += [Text(begin, trusted=True), Text(MARKER.sub(r"(\1)", text) if numbered else text)]
     return tuple(runs)

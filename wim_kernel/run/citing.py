@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from wim_kernel.common.chunk import Span
+from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.common.citations import Citation, How
 from wim_kernel.common.margins import Margin
 from wim_kernel.text.files import pages
-from wim_kernel.text.locating import Locator
+from wim_kernel.text.locating import NOT_FOUND, Locator, Place
 from wim_kernel.text.markers import MARKER
 from wim_kernel.text.sentences import sentence_spans
 
-SHORTEST_UNMARKED = 16
-"""Characters; shorter sentences of an answer stand in many passages by chance, and are cited by markers alone."""
+SHORTEST = 16
+"""Characters; a shorter sentence stands in many passages by chance, so that finding it proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,45 @@ def citations_of(answer: str, margins: Sequence[Margin]) -> tuple[Citation, ...]
 def passages_of(margin: Margin) -> list[Passage]:
     """What a margin quotes: its sentences if it is verbatim, otherwise what its chunk has of its text.
 
-    A note of which the chunk has nothing is one unlocated passage.
+    A passage has text of one source. The sentences of a note that the chunk does not have are one unlocated passage.
     """
     text = margin.chunk.text
     quoted = [text[span.offset : span.offset + span.length] for span in margin.spans]
     if margin.spans and all(sentence in margin.text for sentence in quoted):
         return [Passage(text[start:end], start, "exact") for start, end in _joined(text, margin.spans)]
-    note, locator = margin.text.strip(), Locator(text)
-    sentences = [note[start:end].strip() for start, end in sentence_spans(note)]
-    for parts in ([note], sentences):
-        places = [place for part in parts if part and (place := locator.locate(part)) is not None]
-        if places:
-            return [Passage(text[place.start : place.end], place.start, place.how) for place in places]
-    return [Passage(note or margin.note.strip())]
+    note, locator = margin.text.strip().removesuffix(NOT_FOUND).strip(), Locator(text)
+    place = locator.locate(note) if note else None
+    if place is not None:
+        return _located(margin.chunk, place)
+    found: list[Passage] = []
+    lost: list[str] = []
+    for start, end in sentence_spans(note):
+        sentence = note[start:end].strip()
+        place = locator.locate(sentence) if len(sentence) >= SHORTEST else None
+        found += [] if place is None else _located(margin.chunk, place)
+        lost += [sentence] if place is None and len(sentence) >= SHORTEST else []
+    if not found:
+        return [Passage(note or margin.note.strip())]
+    return [*found, Passage(" ".join(lost))] if lost else found
+
+
+def _located(chunk: Chunk, place: Place) -> list[Passage]:
+    """A place in a chunk as passages, one for each of its sources."""
+    runs = _joined(chunk.text, chunk.locate(place.start, place.end)) or [(place.start, place.end)]
+    return [Passage(chunk.text[start:end], start, place.how) for start, end in runs]
 
 
 def _joined(text: str, spans: Iterable[Span]) -> list[tuple[int, int]]:
-    """Characters of a chunk's text, in order; spans with only white space between them are one run."""
+    """Characters of a chunk's text, in order; spans of one source with only white space between them are one run."""
     runs: list[tuple[int, int]] = []
+    sources: list[str] = []
     for span in sorted(spans, key=lambda span: span.offset):
         end = span.offset + span.length
-        if runs and not text[runs[-1][1] : span.offset].strip():
+        if runs and sources[-1] == span.source_id and not text[runs[-1][1] : span.offset].strip():
             runs[-1] = runs[-1][0], max(end, runs[-1][1])
         else:
             runs.append((span.offset, end))
+            sources.append(span.source_id)
     return runs
 
 
@@ -119,7 +134,7 @@ def _unmarked(
     for begin, stop in sentence_spans(answer):
         sentence = answer[begin:stop].strip()
         start = begin + answer[begin:stop].index(sentence)
-        if len(sentence) < SHORTEST_UNMARKED:
+        if len(sentence) < SHORTEST:
             continue
         for margin, passage, offset, locator in sources:
             place = locator.locate(sentence)

@@ -117,6 +117,8 @@ class MarginWriter:
         )
         if margin.text and settings.keep is not None:
             margin = replace(margin, kept=bool(settings.keep(margin)))
+        elif pending.located == 0:  # shown, and not used: the chunk has nothing of it
+            margin = replace(margin, kept=False)
         return margin
 
     def is_relevant(self, pending: PendingMargin) -> bool:

@@ -14,12 +14,11 @@ from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.findings import Findings
 from wim_kernel.run.relevance.passages import quotable, sourced
 from wim_kernel.run.settings import EVIDENCE_THRESHOLD
-from wim_kernel.text.locating import locate
+from wim_kernel.text.locating import NOT_FOUND, locate
 from wim_kernel.text.run_text import Prompt, Text
 from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 
 GAP = " […] "  # between sentences that do not follow each other
-NOT_FOUND = "[not in the text]"  # behind a quotation by a model that its chunk does not have
 WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
 CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads

@@ -34,6 +34,10 @@ _TRIMMED = "\"'“”„«»…"
 _AROUND = 12  # words before and behind what RapidFuzz found at which the quotation may begin or end
 
 
+NOT_FOUND = "[not in the text]"
+"""Stands behind a quotation by a model that the text does not have."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a quotation stands.
@@ -83,12 +87,19 @@ class Locator:
 
     def _whole(self, wanted: str) -> int:
         """Where the text has these characters: as whole words if it can be, otherwise anywhere; -1 if nowhere."""
-        first = at = self._plain.find(wanted)
+        first, at = -1, self._plain.find(wanted)
         while at >= 0:
-            if not (self._cuts(at) or self._cuts(at + len(wanted))):
+            stop = at + len(wanted)
+            if not (self._cuts(at) or self._cuts(stop)):
                 return at
+            if first < 0 and not self._splits(at) and not self._splits(stop):
+                first = at
             at = self._plain.find(wanted, at + 1)
         return first
+
+    def _splits(self, position: int) -> bool:
+        """Whether a position is within one character of the text, such as between a letter and its accent."""
+        return 0 < position < len(self._places) and self._places[position] == self._places[position - 1]
 
     def _cuts(self, position: int) -> bool:
         """Whether a position is within a word."""
@@ -133,7 +144,10 @@ class Locator:
         return start, end
 
     def _place(self, start: int, end: int, how: Literal["exact", "fuzzy"]) -> Place:
-        return Place(self._places[start], self._places[end - 1] + 1, how)
+        stop = self._places[end - 1] + 1
+        while stop < len(self.text) and not self.text[stop].isspace() and not _folded(self.text[stop]):
+            stop += 1  # marks that are not compared belong to the letter before them
+        return Place(self._places[start], stop, how)
 
     @cached_property
     def _words(self) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -99,5 +98,11 @@ class BranchGate:
         if self._gate is None:
             return True
         async with self._turn:
-            asked = functools.partial(self._context.run, self._gate, [state.index], [state.scores])
-            return bool((await asyncio.to_thread(asked))[0])
+            return await asyncio.to_thread(self._context.run, self._ask, state)
+
+    def _ask(self, state: BranchState) -> bool:
+        assert self._gate is not None
+        try:
+            return bool(self._gate([state.index], [state.scores])[0])
+        except StopIteration as error:  # no future can hold it, and whoever waits would wait for ever
+            raise RuntimeError("A relevance score raised StopIteration.") from error
