@@ -103,6 +103,7 @@ def test_pickling_says_why_not(kernel: WimKernel, name: str, protocol: int) -> N
 
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "ChatModelError": ("a model", ValueError("it is gone")),
     "ContextOverflowError": ("The question", 7, 3, "Ask less."),
     "DeviceMemoryError": ("decode", "8 GB"),
     "EmptyDocumentError": (),

@@ -22,14 +22,14 @@ PAGES = [
 
 def test_a_small_model_answers_from_margins(served: Served) -> None:
     llm = openai.ChatOpenAI(
-        model=served.folder, base_url=served.url, api_key="none", max_tokens=24, temperature=0
+        model=served.folder, base_url=served.url, api_key="none", max_tokens=96, temperature=0
     )
     kernel = WimKernel.from_chat_model(llm)
     assert kernel.engine.provider.name == "openai-compatible"
     result = kernel.ask("Who owned the ship Aurora?", PAGES)
     assert [margin.index for margin in result.margins if "rating" in margin.evidence] == [1]
     assert "Brandt" in result.answer
-    assert result.usage.calls == 2
+    assert result.usage.calls in (2, 3)  # a reply that is cut off is asked for once more
     assert result.usage.output_tokens > 4
     pieces = list(
         create_wim_documents_chain(llm).stream({"context": PAGES, "input": "Who owned the ship Aurora?"})

@@ -81,10 +81,16 @@ class LangChainChat:
         """
         shape = {"title": "Reply", "description": "The reply", **schema}
         model = self.llm.with_structured_output(shape, include_raw=True)
-        reply = cast(
-            Mapping[str, Any],
-            model.invoke(_messages(request), _CONFIG, **request.fields, **request.extra),
-        )
+        try:
+            reply = cast(
+                Mapping[str, Any],
+                model.invoke(_messages(request), _CONFIG, **request.fields, **request.extra),
+            )
+        except Exception as error:
+            cut = _cut_off(error)
+            if cut is None:
+                raise
+            raise UnreadableReplyError(cut) from error
         raw, parsed = cast(AIMessage, reply["raw"]), reply["parsed"]
         usage = getattr(raw, "usage_metadata", None)
         billed = None if usage is None else _billed(usage)
@@ -93,6 +99,16 @@ class LangChainChat:
             raise UnreadableReplyError(Piece(raw.text or "".join(broken), billed))
         data = parsed.model_dump() if hasattr(parsed, "model_dump") else parsed
         return Piece(raw.text, billed, data)
+
+
+def _cut_off(error: Exception) -> Piece | None:
+    """The reply of which OpenAI's client says that it reached its limit before it was data; None for other errors."""
+    completion = getattr(error, "completion", None)
+    if completion is None or not getattr(completion, "choices", None):
+        return None
+    usage = getattr(completion, "usage", None)
+    billed = None if usage is None else Billed(usage.prompt_tokens, usage.completion_tokens, None, None)
+    return Piece(completion.choices[0].message.content or "", billed)
 
 
 def as_kernel(model: Any) -> Any:
