@@ -33,6 +33,11 @@ _OBJECT_KEYWORDS = ("properties", "required", "patternProperties", "additionalPr
 _APPLICATORS = ("$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "dependentRequired")
 
 
+DEEPEST = 200
+"""Most levels of a schema, counted here so that the limit is the same whatever Python's recursion limit is."""
+_TOO_DEEP = "This JSON schema is nested too deeply: move parts of it to $defs."
+
+
 def grammar_schema(given: Mapping[str, Any]) -> str:
     """Check and simplify the schema of an answer; returns it as JSON.
 
@@ -50,6 +55,8 @@ def grammar_schema(given: Mapping[str, Any]) -> str:
             f"answer_schema has values that JSON cannot represent ({error}): give plain data, such as "
             "Model.model_json_schema()."
         ) from error
+    if _is_deeper(schema, DEEPEST):
+        raise SchemaError(_TOO_DEEP)
     check_is_schema(schema)
     try:
         for node in list(subschemas(schema)):
@@ -63,7 +70,19 @@ def grammar_schema(given: Mapping[str, Any]) -> str:
         bare = _simplify(schema, _Rewriting(sizes, _composed(schema)))
         return json.dumps(bare, separators=(",", ":"))
     except RecursionError as error:
-        raise SchemaError("This JSON schema is nested too deeply: move parts of it to $defs.") from error
+        raise SchemaError(_TOO_DEEP) from error
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether plain data is nested in more than ``levels`` levels."""
+    waiting = [(value, 1)]
+    while waiting:
+        item, level = waiting.pop()
+        if level > levels:
+            return True
+        parts = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting += [(part, level + 1) for part in parts]
+    return False
 
 
 # -- rewriting --------------------------------------------------------------------------------------------------------
