@@ -28,8 +28,7 @@ def cited_message(output: Mapping[str, Any]) -> AIMessage:
     """The output of `WimRunnable` as a message, whose one text block has the citations as annotations.
 
     Example:
-        >>> message = cited_message({"answer": "Elsa did.", "citations": []})
-        >>> message.content_blocks[0]["text"]
+        >>> cited_message({"answer": "Elsa did.", "citations": []}).text
         'Elsa did.'
     """
     return AIMessage(content=content(str(output["answer"]), output.get("citations") or ()))
