@@ -1,9 +1,10 @@
 """What margins cost with a hosted chat model, beside LangChain's map-reduce chain on the same provider.
 
 The provider is the one of `benchmarks/provider.py`: a server on this machine that speaks the providers' protocols and
-bills by their documented rules; no hosted API is called. Workload: 32,768 tokens in 8 chunks, two questions of which
-the first look asks three chunks. Cost is in tokens of plain input: a token written to the cache counts 1.25 (1.0 where
-writes are free), one read from it 0.1. Output is left out: it is much the same for both.
+bills by their documented rules; no hosted API is called. Workload: 32,768 tokens in 8 chunks, and two questions;
+for each question the first look chooses three chunks to ask about. Cost is in tokens of plain input: a token written
+to the cache counts 1.25 (1.0 where writes are free), one read from it 0.1. Output is left out: it is much the same for
+both.
 
     python benchmarks/chat.py
 

@@ -23,7 +23,7 @@ from wim_kernel.engines.chat.replies import Rated, decided, json_values, rated
 
 @dataclass
 class Told:
-    """A chat model that says what it is told, and remembers what it was asked."""
+    """A chat model with scripted replies, which records its requests."""
 
     says: Any = '{"relevance": 8, "quotes": ["Elsa Brandt bought the Aurora at Emden"]}'
     name: str = "told"
@@ -175,7 +175,7 @@ def test_a_broken_rating_is_warned_of_and_kept_out() -> None:
 
 @dataclass
 class Schemas(Told):
-    """A chat model that is asked under schemas, and says or raises what it is told."""
+    """A chat model that takes schemas; its replies and errors are scripted."""
 
     under_schema: Any = None
     tried: int = 0

@@ -346,7 +346,7 @@ def test_one_request_at_a_time_where_that_is_asked(provider: Start) -> None:
 
 
 def test_poor_reuse_is_warned_of(provider: Start) -> None:
-    _, url = provider("none")  # it caches nothing, and the kernel is told otherwise
+    _, url = provider("none")  # caches nothing, although the kernel takes it for OpenAI
     kernel = WimKernel.from_chat_model(langchain_model("openai", url), provider="openai")
     with pytest.warns(UserWarning, match=r"gpt-5.6 read 0 tokens from its cache, of .* paid for again"):
         kernel.ask(QUESTION, pages(8, (1, 4, 6)))

@@ -102,7 +102,7 @@ class LangChainChat:
 
 
 def _cut_off(error: Exception) -> Piece | None:
-    """The reply of which OpenAI's client says that it reached its limit before it was data; None for other errors."""
+    """The cut-off reply in an error of OpenAI's client about the limit of output tokens; None for other errors."""
     completion = getattr(error, "completion", None)
     if completion is None or not getattr(completion, "choices", None):
         return None
