@@ -21,7 +21,6 @@ FLATTENING = 7.0
 costs little, and a missing one may be the answer. On the 36 sets of three passages of ``benchmarks/order.py``, where a
 third of the questions have another passage that repeats all their words, the embedded model then keeps the right
 passage in 0.86 of the sets and 2.6 passages on average; with 3.0 it was 0.69 and 1.8."""
-FULL_COVERAGE = 0.5  # the share of a question's words from which shared words have full weight
 FLOOR = {"attention": -7.0, "lexical": -1.0, "passage": -5.0}
 """The lower bound of each signal, relative to the best passage."""
 
@@ -144,12 +143,12 @@ class Findings:
 
     @property
     def trust(self) -> float:
-        """How far a first look may trust shared words, 0 to 1: at most as `trust` does and as their ranking does."""
+        """How far a first look may trust shared words, 0 to 1: no further than their ranking does."""
         return min(self._own_trust, trust(self.document.index.share(self.question)))
 
     @property
     def _own_trust(self) -> float:
-        return min(1.0, float(self.coverage.max(initial=0.0)) / FULL_COVERAGE)
+        return trust(self.coverage)
 
     def bound_of(self, chunk: int, calibration: Calibration) -> float:
         """The highest of the bounds of a chunk's passages; 0 for a chunk without text."""

@@ -29,7 +29,7 @@ def trust(shares: Iterable[float]) -> float:
         shares: the share of the question's words that each passage has. Words that no passage has count as missing: a
             question in other words than the text is not to be judged by the one word that both happen to have.
     """
-    return min(1.0, max(shares, default=0.0) / FOUND)
+    return min(1.0, float(max(shares, default=0.0)) / FOUND)
 
 
 @dataclass(frozen=True)
