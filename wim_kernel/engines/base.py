@@ -261,6 +261,9 @@ class Engine(Protocol[PrefixT]):
             The positions that were run. They begin before the block if the engine had to run evicted tokens again.
         """
 
+    def tokens_read(self, prefix: PrefixT) -> int:
+        """How many of a prefix's tokens have been run, counted from its start: all of them if `extend` runs them."""
+
     def settle(self, prefix: PrefixT) -> int:
         """Run what `extend` has left to the first branch that needs it, if anything; see `Decoded.prefilled`.
 

@@ -313,9 +313,8 @@ class Run:
         state, sizes = self.states[position], [self.tokens.size(chunk) for chunk in range(self.chunks_read)]
         if self.settings.rates:  # a chat model's requests are billed one by one
             return state.billed
-        ran, head, unread, again = 0, 0, 0, max(0, state.recomputed)
-        if position == 0:
-            ran, head, unread = self._read()
+        ran, head = self._prefilled() if position == 0 else (0, 0)
+        again, unread = max(0, state.recomputed), self._unread()
         return Usage(
             prefill_tokens=ran + again,
             cached_tokens=max(0, sum(sizes) - ran - again - unread) if self.engine.reports_cached else None,
@@ -323,22 +322,30 @@ class Run:
             output_tokens=state.output_tokens,
         )
 
-    def _read(self) -> tuple[int, int, int]:
-        """How many tokens were run of the document and of the head, and how many of the document no branch needed."""
-        ran, head, unread = self.lease.prefilled, self.lease.prefilled_head, 0
+    def _prefilled(self) -> tuple[int, int]:
+        """How many tokens were run of the document and of the head."""
+        ran, head = self.lease.prefilled, self.lease.prefilled_head
         if not self.engine.reads_on_demand:
-            return ran, head, unread
+            return ran, head
         size = sum(self.tokens.size(chunk) for chunk in range(self.chunks_read))
-        needed, read = sum(state.prefilled for state in self.states), ran
+        needed = sum(state.prefilled for state in self.states)
         ran = min(max(0, needed - head), size)
-        head, unread = needed - ran, max(0, read - ran)
+        head = needed - ran
         # A server that had more in its cache than was counted had the head first, then the document.
         had = -sum(min(0, state.recomputed) for state in self.states)
         ran, head = max(0, ran - max(0, had - head)), max(0, head - had)
         if self._settled is not None:
             more = min(self._settled, size - ran)
-            ran, head, unread = ran + more, head + self._settled - more, 0
-        return ran, head, unread
+            ran, head = ran + more, head + self._settled - more
+        return ran, head
+
+    def _unread(self) -> int:
+        """How many of the tokens of chunks read have never been run, because no branch has needed them."""
+        if not self.engine.reads_on_demand or not self.chunks_read:
+            return 0
+        first = self.lease.volume_of(self.chunks_read - 1).start
+        begin, end = self.lease.begin(first), self.lease.end(self.chunks_read)
+        return max(0, end - max(begin, self.engine.tokens_read(self.lease.prefix)))
 
     @property
     def _relevance_by(self) -> str:

@@ -178,6 +178,10 @@ class ChatEngine(Shared):
         """Whether the provider's cache should hold the first ``tokens`` tokens of a prefix now."""
         return any(end >= tokens for end in self._branches.warm(prefix, prefix.tokens))
 
+    def tokens_read(self, prefix: ChatPrefix) -> int:
+        """Never called: a chat model's requests are billed one by one."""
+        return prefix.tokens
+
     def settle(self, prefix: ChatPrefix) -> int:
         """Nothing was counted as run."""
         return 0

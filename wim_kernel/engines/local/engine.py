@@ -286,6 +286,10 @@ class LocalEngine(Shared):
                 prefix.mark_boundary()
             return range(before, prefix.tokens)
 
+    def tokens_read(self, prefix: LocalPrefix) -> int:
+        """See `Engine.tokens_read`."""
+        return prefix.tokens
+
     def settle(self, prefix: LocalPrefix) -> int:
         """See `Engine.settle`: nothing is left to the branches here."""
         return 0

@@ -226,6 +226,10 @@ class ServerEngine(Shared):
             self._requests.assign(prefix)
             return range(before, max(before, end))
 
+    def tokens_read(self, prefix: ServerPrefix) -> int:
+        """See `Engine.tokens_read`."""
+        return prefix.charged
+
     def settle(self, prefix: ServerPrefix) -> int:
         """Make the server prefill what no request has needed yet; see `Engine.settle`."""
         return wait_for(self._branches.read(prefix)) if prefix.tokens_on_server < prefix.tokens else 0
