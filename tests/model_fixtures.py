@@ -289,5 +289,5 @@ def tiny_kernel(tiny_model: TinyModel, smollm2: Loaded) -> WimKernel:
 @pytest.fixture
 def kernel(tiny_kernel: WimKernel) -> WimKernel:
     """The tiny kernel, with nothing read."""
-    tiny_kernel.readings.clear()
+    tiny_kernel.cache.clear()
     return tiny_kernel

@@ -52,7 +52,7 @@ def kernels(tiny_model, smollm2):
     def get(kind: str) -> WimKernel:
         if kind not in made:
             made[kind] = WimKernel(tiny_model(kind), smollm2[1], attention="kernels")
-        made[kind].readings.clear()
+        made[kind].cache.clear()
         return made[kind]
 
     yield get
@@ -103,7 +103,7 @@ def branches(kernel: WimKernel, prefix, new: list[int], at: list[int] | None = N
 def prefix_of(kernel: WimKernel):
     reading = kernel.read(CHUNKS)
     reading.prefill()
-    return kernel.readings._entries[-1].prefix
+    return kernel.cache._entries[-1].prefix
 
 
 def decoded(kernel: WimKernel, prefix, asked: list[Branch]) -> list[tuple[int, ...]]:
@@ -152,7 +152,7 @@ def test_two_batches_take_turns_at_one_graph(kernels):
     kernel = kernels("llama")
     first, other = prefix_of(kernel), kernel.read(["Fog lay on the harbour for nine nights."])
     other.prefill()
-    second = kernel.readings._entries[-1].prefix
+    second = kernel.cache._entries[-1].prefix
     assert first is not second
     asked = branches(kernel, first, [8, 8])
     others = branches(kernel, second, [6, 6], [second.tokens, 4])
@@ -372,7 +372,7 @@ def test_a_reading_made_with_the_kernels_serves_without_them_and_the_other_way_r
         reading = ways[writer].read(CHUNKS)
         reading.prefill()
         reading.save(tmp_path / writer)
-        ways[reader].readings.clear()
+        ways[reader].cache.clear()
         found = ways[reader].load(tmp_path / writer).ask("Who?", threshold=0, **BRIEF)
         assert found.usage.prefill_tokens == 0
         assert found.token_ids == wanted.token_ids

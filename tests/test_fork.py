@@ -107,7 +107,7 @@ def test_child_finds_what_the_parent_read(kernel: WimKernel) -> None:
 def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = reading.ask(QUESTION, **FEW).answer
-    engine, readings = kernel.engine, kernel.readings
+    engine, readings = kernel.engine, kernel.cache
 
     @contextmanager
     def mid_stream() -> Iterator[None]:

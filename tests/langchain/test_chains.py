@@ -382,4 +382,4 @@ def test_compressor_stops_early(kernel: WimKernel, documents: list[Document]) ->
     compressor = WimDocumentCompressor(kernel=kernel, options={"threshold": 0, "stop_after": 1})
     (margin,) = compressor.compress_documents(documents, QUESTION)
     assert margin.metadata["wim"]["document"] == 0
-    assert kernel.readings.held[-1].chunks == 1
+    assert kernel.cache.held[-1].chunks == 1

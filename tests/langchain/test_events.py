@@ -293,7 +293,7 @@ def test_a_stream_closed_in_its_answer_ends_the_models_run(
     stream.close()
     assert heard.open == 0
     assert [type(error) for error in heard.errors] == [GeneratorExit]
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.invariant(6)
@@ -321,7 +321,7 @@ async def test_a_cancelled_event_stream_frees_everything(
 async def idle(kernel: WimKernel) -> None:
     """Wait until the step that was under way has come to its end."""
     for _ in range(200):
-        if not any(live.in_use for live in kernel.readings.held):
+        if not any(live.in_use for live in kernel.cache.held):
             return
         await asyncio.sleep(0.02)
     raise AssertionError("a reading is still held")

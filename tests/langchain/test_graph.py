@@ -196,7 +196,7 @@ def test_an_interrupt_in_a_callback_is_not_swallowed(
         assert "__interrupt__" in result
         result = graph.invoke(Command(resume=choice), THREAD)
     assert [margin["kept"] for margin in result["margins"]] == [True, False, True]
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.parametrize("mode", ["updates", "values"])

@@ -222,7 +222,7 @@ async def test_parallel_calls_in_an_agent(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, [SHIP], **FEW)
     questions = [QUESTION, "What sat on the mast?", "What was the ship called?"]
     wanted = [called(tool, question=question).content for question in questions]
-    kernel.readings.clear()
+    kernel.cache.clear()
     for result in (
         agent_with(tool, *questions).invoke(ASK),
         await agent_with(tool, *questions).ainvoke(ASK),

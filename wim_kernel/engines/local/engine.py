@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
@@ -25,8 +26,9 @@ from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.loading import load_model
+from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions
 from wim_kernel.engines.local.backends.base import AttentionBackend
-from wim_kernel.engines.local.backends.choose import Attention, choose_backend
+from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
 from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
@@ -51,11 +53,10 @@ class LocalEngine(Shared):
     Args:
         model: a causal LM; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
-        window: most tokens of a context; by default what the model's config says.
-        cache_mode: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
-            time), or None for ``"shared"`` unless the model fails its check.
-        attention: backend that computes attention over a shared prefix, for debugging; see
-            `wim_kernel.engines.local.backends.choose.choose_backend`.
+        window: see `EngineOptions`.
+        cache_mode: see `EngineOptions`.
+        attention: see `EngineOptions`.
+        path: see `EngineOptions`.
 
     Raises:
         UnsupportedModelError: if branches do not give the same results as the model's plain forward pass.
@@ -119,20 +120,11 @@ class LocalEngine(Shared):
             forks.lose(self.lock)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str,
-        *,
-        window: int | None = None,
-        cache_mode: str | None = None,
-        attention: Attention = "auto",
-        path: str | None = None,
-        **loading: Any,
-    ) -> LocalEngine:
+    def from_pretrained(cls, name: str, **options: Unpack[LocalOptions]) -> LocalEngine:
         """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
-        return cls(
-            *load_model(name, **loading), window=window, cache_mode=cache_mode, attention=attention, path=path
-        )
+        given: dict[str, Any] = dict(options)
+        own = {key: given.pop(key) for key in EngineOptions.__annotations__ if key in given}
+        return cls(*load_model(name, **given), **own)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
