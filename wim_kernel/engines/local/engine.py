@@ -68,6 +68,8 @@ class LocalEngine(Shared):
     joins_chunks = True
     reads_on_demand = False
     rates = False
+    max_calls: int | None = None
+    first_look = False
     shows_tokens = True
     reports_cached: bool | None = True
 
