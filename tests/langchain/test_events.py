@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 import pytest
+from asking import FEW, QUESTION, Fixed
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import END, START, StateGraph
 
@@ -26,16 +26,6 @@ from wim_integrations.langchain import (
     create_wim_tool,
 )
 from wim_kernel import WimKernel
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5}
-
-
-class Fixed(BaseRetriever):
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return self.documents
 
 
 def whole(kernel: WimKernel, documents: list[Document]) -> Runnable[Any, Any]:

@@ -6,6 +6,7 @@ import sys
 from typing import Any, TypedDict
 
 import pytest
+from asking import QUESTION
 from helpers import spying
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
@@ -14,8 +15,6 @@ from langgraph.types import Command, interrupt
 
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import WimKernel
-
-QUESTION = "Who owned the ship?"
 
 
 class State(TypedDict, total=False):

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from asking import QUESTION
 from helpers import spying
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
@@ -18,8 +19,6 @@ from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import ContextOverflowError, EmptyDocumentError, WimKernel
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import parse_options
-
-QUESTION = "Who owned the ship?"
 
 
 def asked(documents: Any, question: str = QUESTION) -> dict[str, Any]:
