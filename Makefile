@@ -64,14 +64,14 @@ FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py te
 	tests/langchain/test_runnable.py tests/llama_index/test_nodes.py tests/llama_index/test_places.py \
 	$(wildcard tests/evaluation/test_s*.py) tests/evaluation/test_tasks.py tests/server/test_replies.py tests/server/test_sampling.py
 
-test-fast: $(READY) ## run the quick tests (a minute)
-	$(BIN)/python -m pytest -m "not slow" $(FAST) $(ARGS)
+test-fast: $(READY) ## run the quick tests, by two processes (a minute)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(FAST) $(ARGS)
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.
 WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
 	tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
-	$(filter-out %/test_typing.py,$(wildcard tests/langchain/test_*.py)) $(wildcard tests/llama_index/test_*.py) \
+	$(wildcard tests/langchain/test_*.py) $(wildcard tests/llama_index/test_*.py) \
 	$(wildcard tests/hosted/test_*.py) \
 	$(wildcard tests/evaluation/test_[gst]*.py) tests/evaluation/test_records.py \
 	$(addprefix tests/server/test_,odd_replies.py order.py probing.py replies.py sampling.py slots.py)
@@ -154,11 +154,13 @@ lint: $(READY) ## check style, format and which part imports which
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY) ## check types
+types: $(READY) ## check types, those of the documented lines as well
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/langchain/typed_usage.py
 
-examples: $(READY) ## run every example
-	@set -e; for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example; done
+examples: $(READY) ## run every example, two at a time
+	@printf '%s\n' examples/*.py | OMP_NUM_THREADS=1 xargs -P 2 -I EXAMPLE sh -c \
+		'said=$$($(BIN)/python EXAMPLE 2>&1); failed=$$?; printf "== EXAMPLE\n%s\n" "$$said"; exit $$failed'
 
 bench: $(READY) ## measure speed on the CPU against the rivals
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

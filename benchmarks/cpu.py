@@ -73,7 +73,7 @@ def measure(kernel: WimKernel, workload: Workload, repeats: int) -> tuple[Worklo
 
     for _ in range(repeats):
         workload, first, second = run_kernel(kernel, workload)
-        kernel.readings.clear()
+        kernel.cache.clear()
         note(KERNEL, kernel_run(first))
         note(SECOND, kernel_run(second))
         task = rival_task(kernel, workload)

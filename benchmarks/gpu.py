@@ -258,7 +258,7 @@ def measure_kernel(kernel: WimKernel, document: list[str], args: argparse.Namesp
     """A fresh document: margins together, then the answer."""
 
     def run() -> dict[str, float]:
-        kernel.readings.clear()
+        kernel.cache.clear()
         return streamed(kernel.read(document), words(QUESTION_TOKENS), args, len(document))
 
     peak = peak_of(run)
@@ -278,7 +278,7 @@ def peak_of(work: Callable[[], object]) -> float:
 
 def measure_rival(name: str, kernel: WimKernel, document: list[str], args: argparse.Namespace) -> Measured:
     """A rival on the same tokens; one whose name ends in ``_tuned`` decodes without cuDNN."""
-    kernel.readings.clear()
+    kernel.cache.clear()
     tuned = name.endswith("_tuned")
     task = replace(rival_task(kernel, document, args), tuned=tuned)
     last: list[Any] = []
@@ -325,7 +325,7 @@ def rival_task(kernel: WimKernel, document: list[str], args: argparse.Namespace)
 
 def measure_more(kernel: WimKernel, document: list[str], args: argparse.Namespace) -> dict[str, float]:
     """What is asked of 32,768 tokens beside the first question."""
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(document)
     reading.prefill()
 
@@ -334,7 +334,7 @@ def measure_more(kernel: WimKernel, document: list[str], args: argparse.Namespac
 
     def together(count: int) -> Callable[[], dict[str, float]]:
         def run() -> dict[str, float]:
-            kernel.readings.clear()
+            kernel.cache.clear()
             begun = clock()
             kernel.read(document).ask_many(
                 [words(QUESTION_TOKENS) for _ in range(count)], **options(args.margin, args.answer)
@@ -344,18 +344,18 @@ def measure_more(kernel: WimKernel, document: list[str], args: argparse.Namespac
         return run
 
     def first_margin() -> dict[str, float]:
-        kernel.readings.clear()
+        kernel.cache.clear()
         return streamed(kernel.read(document), words(QUESTION_TOKENS), args, None)
 
     def first_chunk() -> dict[str, float]:
-        kernel.readings.clear()
+        kernel.cache.clear()
         begun = clock()
         kernel.read(document[:1]).prefill()
         return {"done": clock() - begun}
 
     step = streamed(reading, words(QUESTION_TOKENS), args, len(document))["token_ms"] / 1e3
     chunk_reading = best(first_chunk, 3, "done")[0]["done"]
-    kernel.readings.clear()
+    kernel.cache.clear()
     short = kernel.read(document[:1])
     short.prefill()
     step = min(step, streamed(short, words(QUESTION_TOKENS), args, None)["token_ms"] / 1e3)

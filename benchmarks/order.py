@@ -53,7 +53,7 @@ def read_in_all_orders(kernel: WimKernel, item: dict[str, Any]) -> list[tuple[fr
     """For each order of a set's passages, the kept passages and the most relevant one, as indices in the file."""
     found = []
     for order in itertools.permutations(range(len(item["passages"]))):
-        kernel.readings.clear()
+        kernel.cache.clear()
         margins = kernel.read([item["passages"][index] for index in order]).margins(item["question"])
         kept = frozenset(order[margin.index] for margin in margins if margin.kept)
         found.append((kept, order[max(margins, key=lambda margin: margin.relevance).index]))

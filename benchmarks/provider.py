@@ -1,5 +1,8 @@
 """A provider of chat models on this machine: it speaks OpenAI's two and Anthropic's protocol, and bills like them.
 
+Or it is a server behind OpenAI's protocol, as vLLM is: such a server caches blocks by itself, and a schema is no part
+of the prompt there. ``"none"`` caches nothing, and says so.
+
 It has no model. A reply is made of the prompt: a rating of the newest passage by the words that it shares with the
 question, with its best sentence; or a line as an answer. What it keeps of prompts, and what it bills, follows the
 documentation of the three caches in `wim_kernel.engines.chat.providers` (read in November 2026). A token is four
@@ -19,9 +22,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from typing import Any, Literal
 
-Rules = Literal["anthropic", "openai", "openai-automatic", "none"]
+Rules = Literal["anthropic", "openai", "openai-automatic", "openai-compatible", "none"]
 LEAST = 1024  # tokens of the shortest prefix that is cached
 STEP = 128  # tokens: OpenAI's automatic cache gives prefixes in such steps
+BLOCK = 16  # tokens of a block of the cache of vLLM, which caches whole blocks
 LOOKBACK = 20  # blocks before a breakpoint at which Anthropic looks for an entry
 MARKS = 4
 
@@ -68,10 +72,11 @@ class Cache:
         total = tokens(len(ends[-1]))
         if self.rules == "none":
             return Bill(total), []
-        if self.rules == "openai-automatic":
+        if self.rules in ("openai-automatic", "openai-compatible"):
+            least, step = (LEAST, STEP) if self.rules == "openai-automatic" else (BLOCK, BLOCK)
             shared = max((_common(ends[-1], known) for own, known in self.entries if own == key), default=0)
-            read = tokens(shared) // STEP * STEP
-            read = min(read, total - 1) if read >= LEAST else 0
+            read = tokens(shared) // step * step
+            read = min(read, total - 1) if read >= least else 0
             return Bill(total - read, read), [(key, ends[-1])]
         assert len(marked) <= MARKS, "a request may have four breakpoints"
         reach = LOOKBACK if self.rules == "anthropic" else 1
@@ -168,6 +173,11 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 return
             pieces, key = speaks.pieces(body)
+            if owner.cache.rules != "openai-compatible":
+                pieces = [
+                    *((json.dumps(body[name]), False) for name in speaks.front if body.get(name)),
+                    *pieces,
+                ]
             bill, entries = owner.cache.bill(pieces, key)
             request = Request(self.path, body, time.monotonic(), bill)
             owner.requests.append(request)
@@ -243,12 +253,13 @@ def _text(content: Any) -> list[tuple[str, bool]]:
 class _openai:
     """OpenAI's chat completions."""
 
+    front = ("tools", "response_format")
+
     @staticmethod
     def pieces(body: dict[str, Any]) -> tuple[list[tuple[str, bool]], str]:
-        """The prompt, the schema of tools and reply in front of the messages, and the cache's key."""
-        front = [json.dumps(body[name]) for name in ("tools", "response_format") if body.get(name)]
-        rest = [piece for message in body["messages"] for piece in _text(message["content"])]
-        return [*((text, False) for text in front), *rest], body.get("prompt_cache_key", "")
+        """The prompt behind the schemas of tools and reply, and the cache's key."""
+        pieces = [piece for message in body["messages"] for piece in _text(message["content"])]
+        return pieces, body.get("prompt_cache_key", "")
 
     @staticmethod
     def schema(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -306,12 +317,13 @@ class _openai:
 class _responses:
     """OpenAI's responses."""
 
+    front = ("text",)
+
     @staticmethod
     def pieces(body: dict[str, Any]) -> tuple[list[tuple[str, bool]], str]:
-        """The prompt, the reply's format in front of the messages, and the cache's key."""
-        front = [(json.dumps(body["text"]), False)] if body.get("text") else []
-        rest = [piece for message in body["input"] for piece in _text(message["content"])]
-        return [*front, *rest], body.get("prompt_cache_key", "")
+        """The prompt behind the reply's format, and the cache's key."""
+        pieces = [piece for message in body["input"] for piece in _text(message["content"])]
+        return pieces, body.get("prompt_cache_key", "")
 
     @staticmethod
     def schema(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -370,16 +382,15 @@ class _responses:
 class _anthropic:
     """Anthropic's messages."""
 
+    front = ("tools", "tool_choice", "output_config")
+
     @staticmethod
     def pieces(body: dict[str, Any]) -> tuple[list[tuple[str, bool]], str]:
-        """The prompt: tools and their choice, then the system prompt, then the messages."""
-        front = [
-            json.dumps(body[name]) for name in ("tools", "tool_choice", "output_config") if body.get(name)
-        ]
+        """The prompt behind tools and their choice: the system prompt, then the messages."""
         system = _text(body["system"]) if body.get("system") else []
         rest = [piece for message in body["messages"] for piece in _text(message["content"])]
         assert all(text.strip() for text, _ in rest), "text content blocks must have text"
-        return [*((text, False) for text in front), *system, *rest], ""
+        return [*system, *rest], ""
 
     @staticmethod
     def schema(body: dict[str, Any]) -> dict[str, Any] | None:

@@ -102,8 +102,8 @@ def from_everywhere(bench: Bench, folder: Path) -> tuple[dict[str, Asked], dict[
     found["in the host's memory"] = bench.ask(QUESTIONS[2])
     bench.restart(budget_bytes=size, cache_dir=folder / "cache")
     prefill = seconds(lambda: bench.kernel.read(bench.texts).prefill())
-    flush = seconds(bench.kernel.readings.flush)
-    bench.kernel.readings.clear()
+    flush = seconds(bench.kernel.cache.flush)
+    bench.kernel.cache.clear()
     found["on disk"] = bench.ask(QUESTIONS[3])
     bench.restart(budget_bytes=size, cache_dir=folder / "cache")
     found["on disk, after a restart"] = bench.ask(QUESTIONS[4])
@@ -111,7 +111,7 @@ def from_everywhere(bench: Bench, folder: Path) -> tuple[dict[str, Asked], dict[
     reading = bench.kernel.read(bench.texts)
     reading.prefill()
     save = seconds(lambda: reading.save(folder / "saved"))
-    bench.kernel.readings.clear()
+    bench.kernel.cache.clear()
     opened = seconds(lambda: bench.kernel.load(folder / "saved"))
     nbytes = (folder / "saved").stat().st_size
     return found, {"prefill": prefill, "flush": flush, "save": save, "load": opened, "file_bytes": nbytes}

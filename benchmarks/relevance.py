@@ -157,7 +157,7 @@ class Recorder(Relevance):
 
 def score(kernel: WimKernel, question: Question, relevance: str) -> Scored:
     """The relevance of every chunk of a document that is read afresh."""
-    kernel.readings.clear()
+    kernel.cache.clear()
     sources = [str(index) for index in range(len(question.chunks))]
     reading = kernel.read([Chunk.of(text, name) for text, name in zip(question.chunks, sources, strict=True)])
     recorder = Recorder(relevance)

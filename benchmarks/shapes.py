@@ -87,11 +87,11 @@ def count_then_time(
     What is timed runs without the hook that counts, which would keep a GPU's steps from being captured.
     """
     runs: dict[str, Run] = {which: Run() for which in questions}
-    kernel.readings.clear()
+    kernel.cache.clear()
     for which, question in questions.items():
         with counted(kernel.model, runs[which]):
             ask(question)
-    kernel.readings.clear()
+    kernel.cache.clear()
     for which, question in questions.items():
         run = ask(question)
         runs[which].total, runs[which].first_sign = run.total, run.first_sign

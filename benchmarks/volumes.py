@@ -49,7 +49,7 @@ def measure(kernel: WimKernel, path: Path, limit: int, options: dict[str, Any]) 
             result = reading.answer(row["question"], margins, answer_volume=way, answer_tokens=48, **options)
             found[way] += right(result.answer, row["answers"])
         volumes.append(result.volumes)
-        kernel.readings.clear()
+        kernel.cache.clear()
     spent = time.perf_counter() - begun
     return {"n": len(rows), **found, "volumes": sum(volumes) / len(volumes), "seconds": spent}
 

@@ -92,7 +92,7 @@ def ask(reading: Reading, question: str, workload: Workload) -> WimResult:
 
 def run_kernel(kernel: WimKernel, workload: Workload) -> tuple[Workload, WimResult, WimResult]:
     """Read the document afresh and ask twice; returns the workload with the ids that were read."""
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(workload.document)
     first = ask(reading, workload.question, workload)
     second = ask(reading, workload.second_question, workload)

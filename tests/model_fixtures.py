@@ -90,24 +90,21 @@ _TINY_KINDS: dict[str, tuple[str, dict[str, object]]] = {
         {
             "sliding_window": 16,
             "query_pre_attn_scalar": 16,
-            "num_hidden_layers": 4,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
     "gpt_neox": ("GPTNeoXConfig", {}),
     "lfm2": (
         "Lfm2Config",
         {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention"] * 2,
+            "layer_types": ["conv", "full_attention"],
             "block_auto_adjust_ff_dim": False,
         },
     ),
     "qwen3_next": (
         "Qwen3NextConfig",
         {
-            "num_hidden_layers": 4,
-            "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+            "layer_types": ["linear_attention", "full_attention"],
             "linear_num_key_heads": 2,
             "linear_num_value_heads": 4,
             "linear_key_head_dim": 16,
@@ -154,6 +151,10 @@ _BART_LIKE: dict[str, object] = {
     "decoder_start_token_id": 2,
 }
 _OTHER_KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "narrow": (  # a llama with one head of keys, for interpreted kernels
+        "LlamaConfig",
+        {**_LLAMA_LIKE, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
     "phi3": ("Phi3Config", {**_LLAMA_LIKE, "pad_token_id": 2}),
     "cohere": ("CohereConfig", _LLAMA_LIKE),
     "stablelm": ("StableLmConfig", _LLAMA_LIKE),
@@ -267,6 +268,15 @@ def tiny_model() -> TinyModel:
     return build
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_model: TinyModel, smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny llama, for programs of their own: it is loaded in a moment."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    smollm2[1].save_pretrained(folder)
+    return folder
+
+
 # What the adapters' tests run on.
 
 
@@ -289,5 +299,5 @@ def tiny_kernel(tiny_model: TinyModel, smollm2: Loaded) -> WimKernel:
 @pytest.fixture
 def kernel(tiny_kernel: WimKernel) -> WimKernel:
     """The tiny kernel, with nothing read."""
-    tiny_kernel.readings.clear()
+    tiny_kernel.cache.clear()
     return tiny_kernel

@@ -20,5 +20,5 @@ def tiny_kernel() -> Iterator[WimKernel]:
 @pytest.fixture
 def kernel(tiny_kernel: WimKernel) -> WimKernel:
     """The same kernel, with nothing read."""
-    tiny_kernel.readings.clear()
+    tiny_kernel.cache.clear()
     return tiny_kernel

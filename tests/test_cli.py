@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers import TinyModel
 from rich.console import Console
 
 from wim_kernel.cli import main as cli
@@ -54,8 +55,9 @@ LONG_WAY = "The road went on over the moor, past one grey stone and then another
 
 
 @pytest.fixture(scope="module")
-def kernel() -> WimKernel:
-    return WimKernel.from_pretrained("embedded")
+def kernel(real_kernel: WimKernel) -> WimKernel:
+    real_kernel.cache.clear()
+    return real_kernel
 
 
 @pytest.fixture
@@ -296,11 +298,17 @@ def test_json_is_utf_8_in_any_locale() -> None:
 
 
 def test_a_document_longer_than_the_window_is_read_in_volumes(
-    wim: Callable[..., Result], tmp_path: Path
+    wim: Callable[..., Result],
+    kernel: WimKernel,
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    small = WimKernel(tiny_model("llama"), kernel.tokenizer, window=1024)
+    monkeypatch.setattr(cli, "_load", lambda model, gguf_file: small)
     path = tmp_path / "long.txt"
-    path.write_text(LONG_WAY * 6)
-    *_, answered = events_in(wim(QUESTION, str(path), "--json").stdout)
+    path.write_text(LONG_WAY)
+    *_, answered = events_in(wim(QUESTION, str(path), "--json", "--max-answer-tokens", "8").stdout)
     assert answered["result"]["volumes"] > 1
 
 
@@ -320,13 +328,12 @@ def test_a_model_not_found_says_so(facts: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def long_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def long_run(tmp_path: Path, tiny_folder: Path) -> Iterator[subprocess.Popen[str]]:
     """`wim ask` at work on a document of many chunks, its first chunk read."""
     path = tmp_path / "way.txt"
     path.write_text(LONG_WAY)
-    with spawn(
-        "ask", QUESTION, str(path), "--chunk-tokens", "48", "--json", "--max-answer-tokens", "8"
-    ) as process:
+    options = ("--model", str(tiny_folder), "--chunk-tokens", "16", "--json", "--max-answer-tokens", "8")
+    with spawn("ask", QUESTION, str(path), *options) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "chunk_read"
         yield process
@@ -398,7 +405,7 @@ def test_an_interrupt_while_loading_leaves() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX's")
-def test_a_terminal_gets_colour_and_no_escapes_of_the_document(tmp_path: Path) -> None:
+def test_a_terminal_gets_colour_and_no_escapes_of_the_document(tmp_path: Path, tiny_folder: Path) -> None:
     path = tmp_path / "sly\x1b]0;title\x07.txt"
     path.write_text(FACTS.replace("Vale", "V\x1b[2J\x9b2Jale [red]x[/red]"))
     options = (
@@ -410,6 +417,8 @@ def test_a_terminal_gets_colour_and_no_escapes_of_the_document(tmp_path: Path) -
         "verbatim",
         "--max-answer-tokens",
         "8",
+        "--model",
+        str(tiny_folder),
     )
     main_end, terminal = os.openpty()
     process = spawn("ask", QUESTION, str(path), *options, stdout=terminal, env=os.environ | {"TERM": "xterm"})

@@ -50,17 +50,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wim(kernel: WimKernel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     """Run `wim ask` in this process on a tiny model that is loaded already, with nothing read."""
     monkeypatch.setattr(cli, "_load", lambda model, gguf_file: kernel)
-    budget = kernel.readings.budget
+    budget = kernel.cache.budget
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
-        kernel.readings.clear()
-        kernel.readings.budget = budget
+        kernel.cache.clear()
+        kernel.cache.budget = budget
         result = CliRunner().invoke(cli.main, ["ask", *arguments, *FEW], input=stdin)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
     yield run
-    kernel.readings.budget = budget
+    kernel.cache.budget = budget
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -62,7 +62,7 @@ def batches():
 
 def assert_idle(kernel, batches=()):
     gc.collect()
-    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert not any(reading.in_use for reading in kernel.cache.held)
     assert not any(batch() is not None for batch in batches)
     with kernel.engine.lock:  # nobody holds it
         pass
@@ -70,11 +70,11 @@ def assert_idle(kernel, batches=()):
 
 @pytest.mark.invariant(7)
 def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
-    kernel.readings.clear()
+    kernel.cache.clear()
     (zebra,) = kernel.engine.encode(Text(" zebra"))
     texts = [text + " zebra" * 5 for text in TEXTS]
     expected = {q: kernel.read(texts).ask(q, threshold=0, **FREE) for q in QUESTIONS[:8]}
-    kernel.readings.clear()
+    kernel.cache.clear()
     with spying(kernel.model) as spy, ThreadPoolExecutor(4) as threads:
         results = list(threads.map(lambda q: kernel.read(texts).ask(q, threshold=0, **FREE), QUESTIONS[:8]))
     for result, question in zip(results, QUESTIONS, strict=False):
@@ -86,7 +86,7 @@ def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
 
 @pytest.mark.invariant(7)
 async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
-    kernel.readings.clear()
+    kernel.cache.clear()
     lags: list[float] = []
 
     async def heartbeat():
@@ -110,7 +110,7 @@ async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
 @pytest.mark.invariant(6)
 @pytest.mark.parametrize("after", [ChunkRead, MarginWritten, AnswerToken])
 def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, after):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     stream = reading.stream(
         QUESTIONS[0],
@@ -133,13 +133,13 @@ def test_a_closed_stream_stops_the_work_and_frees_it(kernel, alone, batches, aft
 
 @pytest.mark.invariant(6)
 def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     reading.stream(QUESTIONS[0], **FREE)
     assert_idle(kernel)
     stream = reading.stream(QUESTIONS[0], threshold=0, **FREE)
     next(stream)
-    assert any(held.in_use for held in kernel.readings.held)
+    assert any(held.in_use for held in kernel.cache.held)
     del stream
     assert_idle(kernel, batches)
 
@@ -147,7 +147,7 @@ def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
 @pytest.mark.invariant(6)
 @pytest.mark.parametrize("where", ["keep", "stop_when", "relevance"])
 def test_an_exception_in_a_callback(kernel, alone, batches, where):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
 
     def fails(_):
@@ -166,7 +166,7 @@ def test_an_exception_in_a_callback(kernel, alone, batches, where):
 def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2, kind):
     kernel = WimKernel(tiny_model(kind), smollm2[1])
     expected = kernel.read(TEXTS).ask(QUESTIONS[0], threshold=0, **FREE)
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     calls = 0
 
@@ -187,7 +187,7 @@ def test_an_exception_of_the_model_leaves_the_reading_right(tiny_model, smollm2,
 
 @pytest.mark.invariant(6)
 async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     long = {"margin_config": config(2000, 2000), "margin_style": "free", "threshold": 0}
     task = asyncio.create_task(reading.aask(QUESTIONS[0], **long))
@@ -209,7 +209,7 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
 
 @pytest.mark.invariant(6)
 async def test_leaving_an_async_stream(kernel, alone, batches):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     stream = reading.astream(QUESTIONS[0], threshold=0, margin_style="free", margin_config=config(500, 500))
     async for event in stream:
@@ -223,7 +223,7 @@ async def test_leaving_an_async_stream(kernel, alone, batches):
 
 @pytest.mark.invariant(7)
 def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     paused = reading.stream(QUESTIONS[1], threshold=0, **FREE)
     next(paused)
@@ -283,7 +283,7 @@ def test_no_memory_grows_over_rounds(kernel):
         gc.collect()
         return sum(isinstance(item, LayerStore) for item in gc.get_objects())
 
-    kernel.readings.clear()
+    kernel.cache.clear()
     counts = []
     for _ in range(3):
         for question in QUESTIONS[:3]:

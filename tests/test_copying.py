@@ -40,7 +40,7 @@ class FixedNodes(NodeRetriever):
 HOLDERS: dict[str, Make] = {
     "kernel": lambda kernel: kernel,
     "engine": lambda kernel: kernel.engine,
-    "readings": lambda kernel: kernel.readings,
+    "readings": lambda kernel: kernel.cache,
     "reading": lambda kernel: kernel.read(TEXT),
     "runnable": lambda kernel: lc.WimRunnable(kernel=kernel, **FEW),
     "bound runnable": lambda kernel: lc.WimRunnable(kernel=kernel).bind(threshold=0),

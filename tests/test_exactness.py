@@ -133,9 +133,9 @@ def test_relevance_does_not_depend_on_how_many_devices_the_model_is_on(kernels, 
     """On several, logits are kept from the first that is wanted on; here of a model on one, taken to be on several."""
     kernel, chunks = kernels("llama"), [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])]
     options = {**FREE, "relevance": "likelihood", "threshold": 0}
-    kernel.readings.clear()  # chunks read before, in other blocks, differ by rounding
+    kernel.cache.clear()  # chunks read before, in other blocks, differ by rounding
     wanted = kernel.read(chunks).ask("Which zebra kept the ledger?", **options)
-    kernel.readings.clear()
+    kernel.cache.clear()
     monkeypatch.setattr(kernel.engine.runner, "spread", True)
     found = kernel.read(chunks).ask("Which zebra kept the ledger?", **options)
     assert [margin.relevance for margin in found.margins] == [margin.relevance for margin in wanted.margins]
@@ -193,7 +193,7 @@ def test_each_document_token_is_run_once(kernels, kind):
     kernel = kernels(kind)
     chunks = [" zebra" * 30, " zebra" * 7, "", " zebra" * 41]
     (zebra,) = kernel.engine.encode(Text(" zebra"))
-    kernel.readings.clear()
+    kernel.cache.clear()
     with spying(kernel.model) as spy:
         reading = kernel.read(chunks)
         usage = reading.prefill()
@@ -211,10 +211,10 @@ def test_each_document_token_is_run_once(kernels, kind):
 @pytest.mark.invariant(2)
 def test_a_branch_never_changes_the_reading(kernels):
     kernel = kernels("llama")
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read([" ".join(WORDS), " ".join(WORDS[5:])])
     reading.prefill()
-    (entry,) = kernel.readings._entries
+    (entry,) = kernel.cache._entries
     before = {
         index: (layer.keys.clone(), layer.values.clone()) for index, layer in entry.prefix.layers.items()
     }

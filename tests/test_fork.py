@@ -107,7 +107,7 @@ def test_child_finds_what_the_parent_read(kernel: WimKernel) -> None:
 def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = reading.ask(QUESTION, **FEW).answer
-    engine, readings = kernel.engine, kernel.readings
+    engine, readings = kernel.engine, kernel.cache
 
     @contextmanager
     def mid_stream() -> Iterator[None]:
@@ -204,21 +204,21 @@ def test_turn_held_by_the_forking_thread() -> None:
 
 def test_locks_of_servers() -> None:
     pytest.importorskip("openai")
-    from wim_kernel.engines.server import transport
+    from wim_kernel.engines.server import loop, transport
     from wim_kernel.engines.server.prefixes import ServerPrefix
 
     async def nothing() -> int:
         return 7
 
     prefix, server = ServerPrefix(), transport.Server("http://127.0.0.1:9/v1", "key", 1.0, 2)
-    assert transport.wait_for(nothing()) == 7
+    assert loop.wait_for(nothing()) == 7
     parents = server.client
 
     def child() -> bool:
         with prefix.lock:
-            return transport.wait_for(nothing()) == 7 and server.client is not parents and server.running == 0
+            return loop.wait_for(nothing()) == 7 and server.client is not parents and server.running == 0
 
-    for hold in (lambda: prefix.lock, lambda: transport._loop_lock):
+    for hold in (lambda: prefix.lock, lambda: loop._loop_lock):
         with in_another_thread(hold):
             assert in_child(child)
     assert server.client is parents
@@ -226,7 +226,7 @@ def test_locks_of_servers() -> None:
 
 def test_requests_that_cross_a_fork_say_so() -> None:
     pytest.importorskip("openai")
-    from wim_kernel.engines.server.transport import run_concurrently
+    from wim_kernel.engines.server.loop import run_concurrently
 
     async def put(found: Callable[[int], None]) -> None:
         found(1)

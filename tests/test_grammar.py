@@ -117,7 +117,7 @@ def test_questions_with_and_without_a_schema_share_a_reading(kernel: WimKernel) 
 
 
 def test_a_schema_that_makes_no_grammar_is_an_error(kernel: WimKernel) -> None:
-    kernel.readings.clear()
+    kernel.cache.clear()
     with spying(kernel.model) as spy, pytest.raises(SchemaError, match="No grammar"):
         kernel.ask(QUESTION, TEXTS, answer_schema={"type": "nothing"}, margin_tokens=2)
     assert not spy.batches

@@ -48,7 +48,7 @@ def kernel(tiny_model, smollm2):
 
 @pytest.fixture
 def reading(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     return kernel.read(TEXTS)
 
 
@@ -79,7 +79,7 @@ def test_a_stream_tells_everything_and_ends_with_the_result(reading, style):
 
 
 def test_each_margin_comes_soon_after_its_chunk_in_a_stream(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     order = []
     for event in kernel.read([*TEXTS, *TEXTS]).stream(QUESTION, threshold=0, **SHORT):
         if isinstance(event, ChunkRead):
@@ -93,7 +93,7 @@ def test_each_margin_comes_soon_after_its_chunk_in_a_stream(kernel):
 
 def test_margin_batch_is_obeyed(kernel):
     for size in (1, 3, 100):
-        kernel.readings.clear()
+        kernel.cache.clear()
         reads, seen = 0, {}
         for event in kernel.read(TEXTS * 2).stream(QUESTION, threshold=0, margin_batch=size, **SHORT):
             if isinstance(event, ChunkRead):
@@ -122,13 +122,13 @@ def test_short_chunks_are_prefilled_together_where_nobody_waits_for_margins(kern
     assert blocks == [reading.document.tokens.total]
     assert result.usage.prefill_tokens == reading.tokens
     assert reading.ask(QUESTION, **SHORT).usage.prefill_tokens == 0
-    kernel.readings.clear()
+    kernel.cache.clear()
     list(kernel.read(TEXTS).stream(QUESTION, **SHORT))
     assert len(blocks) == 1 + len(TEXTS)
 
 
 def test_chunks_behind_those_asked_for_are_not_prefilled(kernel, blocks):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     result = reading.answer(QUESTION, [], chunks_read=2, answer_config=SHORT["answer_config"])
     assert sum(blocks) == reading.document.tokens.ends[2]
@@ -139,7 +139,7 @@ def test_chunks_behind_those_asked_for_are_not_prefilled(kernel, blocks):
 
 
 def test_readings_that_part_share_the_chunks_prefilled_together(kernel, blocks):
-    kernel.readings.clear()
+    kernel.cache.clear()
     first = kernel.read(TEXTS).ask(QUESTION, **SHORT)
     other = kernel.read([*TEXTS[:2], "The harbour was empty.", TEXTS[3]])
     assert other.ask(QUESTION, **SHORT).usage.prefill_tokens == other.tokens - other.tokens_through(2)
@@ -153,7 +153,7 @@ def test_readings_that_part_share_the_chunks_prefilled_together(kernel, blocks):
 def test_the_same_stream_or_not_the_same_result(reading, kernel, style, relevance):
     options = {"threshold": 0, "relevance": relevance, "margin_style": style, **SHORT}
     streamed = list(reading.stream(QUESTION, **options))[-1].result
-    kernel.readings.clear()
+    kernel.cache.clear()
     asked = kernel.read(TEXTS).ask(QUESTION, **options)
     assert streamed.answer == asked.answer
     assert [m.text for m in streamed.margins] == [m.text for m in asked.margins]
@@ -224,7 +224,7 @@ def test_keep_sees_written_margins_and_decides(reading):
 
 
 def test_stopping_early_leaves_the_rest_unread(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     result = reading.ask(
         QUESTION,
@@ -243,7 +243,7 @@ def test_stopping_early_leaves_the_rest_unread(kernel):
 
 
 def test_stopping_early_with_top_k(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading, seen = kernel.read([*TEXTS, *TEXTS]), []
 
     def enough(found: list[Margin]) -> bool:
@@ -260,7 +260,7 @@ def test_stopping_early_with_top_k(kernel):
 
 
 def test_stop_when_with_many_questions_waits_for_all(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     calls = []
 
     def enough(found: list[Margin]) -> bool:
@@ -329,7 +329,7 @@ def test_margins_first_answer_later(reading, kernel):
 
 def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
     saved = [margin.to_dict() for margin in reading.margins(QUESTION, threshold=0, **SHORT)]
-    kernel.readings.clear()
+    kernel.cache.clear()
     fresh = kernel.read(TEXTS)
     mine = Margin(index=3, text="I know the owner: Elsa.", relevance=1.0, kept=True, chunk=fresh.chunks[3])
     result = fresh.answer(QUESTION, [*(Margin.from_dict(margin) for margin in saved), mine], **SHORT)
@@ -340,7 +340,7 @@ def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
 
 
 def test_an_answer_after_stopping_early_stands_on_what_was_read(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     margins = reading.margins(
         QUESTION, threshold=0, margin_batch=1, stop_when=lambda found: len(found) == 2, **SHORT
@@ -399,12 +399,12 @@ def test_a_summary_may_have_a_question(reading):
 
 
 def test_an_answer_stands_on_its_own_questions_reading(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     margins = reading.margins(QUESTION, threshold=0, **SHORT)
     reading.ask("What fell?", threshold=0, margin_batch=1, stop_when=lambda found: len(found) == 1, **SHORT)
     assert not reading.answer(QUESTION, margins, **SHORT).stopped_early
-    kernel.readings.clear()  # evicted in between: it is read again
+    kernel.cache.clear()  # evicted in between: it is read again
     again = reading.answer(QUESTION, margins, **SHORT)
     assert again.usage.prefill_tokens == reading.tokens
 
@@ -610,7 +610,7 @@ def test_several_questions_stream_together_and_say_whose_they_are(kernel):
 
 
 def test_margins_alone_end_with_what_they_cost(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(TEXTS)
     *before, last = reading.stream_margins("Who?", threshold=0, **FREE)
     assert isinstance(last, MarginsDone)
@@ -622,11 +622,11 @@ def test_margins_alone_end_with_what_they_cost(kernel):
 
 
 def test_an_answer_stands_on_as_many_chunks_as_it_is_told(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     wanted = kernel.read(TEXTS).ask("Who?", threshold=0, stop_after=2, margin_batch=1, **SHORT)
     assert wanted.stopped_early
     assert len(wanted.margins) == 2
-    kernel.readings.clear()
+    kernel.cache.clear()
     again = kernel.read(TEXTS).answer("Who?", wanted.margins, chunks_read=2, **SHORT)
     assert again.answer == wanted.answer
     assert again.usage.prefill_tokens < kernel.read(TEXTS).tokens
@@ -672,3 +672,8 @@ def test_keep_sees_margins_in_the_order_of_chunks_whichever_ends_first():
     assert kept == [None, 0, None, 1, 2, 3]
     run.settings.keep = None
     assert list(Run._in_order(run, iter(ending), batch)) == ending
+
+
+def test_the_former_name_of_the_cache_warns(kernel: WimKernel) -> None:
+    with pytest.warns(DeprecationWarning, match="cache"):
+        assert kernel.readings is kernel.cache

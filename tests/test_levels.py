@@ -53,19 +53,19 @@ def answers(kernel: WimKernel, numbers: list[int]) -> list[tuple[tuple[int, ...]
 def test_what_makes_way_is_packed_and_comes_back(make):
     kernel = make(engine=2, host=10)
     first = answers(kernel, [0, 1, 2, 3])
-    assert [item.where for item in kernel.readings.held] == ["host", "host", "engine", "engine"]
-    assert kernel.readings.nbytes <= kernel.readings.budget.engine
+    assert [item.where for item in kernel.cache.held] == ["host", "host", "engine", "engine"]
+    assert kernel.cache.nbytes <= kernel.cache.budget.engine
     again = answers(kernel, [0, 1, 2, 3])
     assert [tokens for tokens, _ in again] == [tokens for tokens, _ in first]
     assert [run for _, run in again] == [0] * 4
-    assert [item.hits for item in kernel.readings.held] == [1] * 4
+    assert [item.hits for item in kernel.cache.held] == [1] * 4
 
 
 def test_the_host_has_a_budget_too_and_without_a_folder_the_oldest_is_read_again(make):
     kernel = make(engine=1, host=2)
     answers(kernel, [0, 1, 2, 3])
-    assert kernel.readings.host_nbytes <= kernel.readings.budget.host
-    assert len(kernel.readings) == 3
+    assert kernel.cache.host_nbytes <= kernel.cache.budget.host
+    assert len(kernel.cache) == 3
     (_, run), (_, other) = answers(kernel, [3, 0])
     assert run == 0
     assert other > 0
@@ -76,7 +76,7 @@ def test_down_to_disk_and_back_and_after_a_restart(make, tmp_path):
     first = answers(kernel, [0, 1, 2, 3])
     assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 2
     assert [run for _, run in answers(kernel, [0, 1, 2, 3])] == [0] * 4
-    assert kernel.readings.flush() == 2
+    assert kernel.cache.flush() == 2
     restarted = make(engine=1, host=1, folder=tmp_path, disk=10)
     (gull,) = restarted.engine.encode(Text(" gull"))
     with spying(restarted.model) as spy:
@@ -89,8 +89,8 @@ def test_down_to_disk_and_back_and_after_a_restart(make, tmp_path):
 def test_a_document_that_goes_on_is_read_on_from_what_lies_on_disk(make, tmp_path):
     kernel = make(engine=3, folder=tmp_path, disk=10)
     answers(kernel, [0])
-    kernel.readings.flush()
-    kernel.readings.clear()
+    kernel.cache.flush()
+    kernel.cache.clear()
     reading = kernel.read([*document(0), "And then the fog came."])
     result = reading.ask(QUESTION, **OPTIONS)
     assert result.usage.prefill_tokens == reading.document.tokens.size(-1)
@@ -101,7 +101,7 @@ def test_a_document_that_goes_on_is_read_on_from_what_lies_on_disk(make, tmp_pat
 def test_the_folder_keeps_to_its_budget(make, tmp_path):
     kernel = make(engine=1, folder=tmp_path, disk=2)
     answers(kernel, [0, 1, 2, 3, 4])
-    folder = kernel.readings.budget.folder
+    folder = kernel.cache.budget.folder
     assert folder is not None
     assert 0 < folder.nbytes <= folder.budget_bytes
 
@@ -128,7 +128,7 @@ def test_none_in_use_is_moved(make):
     stream = kernel.read(document(0)).stream(QUESTION, **OPTIONS)
     next(stream)
     answers(kernel, [1, 2])
-    held = [item for item in kernel.readings.held if item.in_use]
+    held = [item for item in kernel.cache.held if item.in_use]
     assert [item.where for item in held] == ["engine"]
     last = list(stream)[-1]
     assert last.result.token_ids == answers(make(engine=1), [0])[0][0]
@@ -146,7 +146,7 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
         thread.join()
     assert found == [(wanted, 0)] * 4
     tokens = kernel.read(document(0)).document.tokens
-    whole = [entry.document.common_chunks(tokens) == len(tokens) for entry in kernel.readings._entries]
+    whole = [entry.document.common_chunks(tokens) == len(tokens) for entry in kernel.cache._entries]
     assert sum(whole) == 1  # one, not four
 
 
@@ -175,8 +175,8 @@ def test_what_is_on_its_way_back_counts_and_what_is_live_is_not_waited_for(make,
         closed = pool.submit(one.close)
         go.set()
         zero, _ = opened.result(60), closed.result(60)
-        assert kernel.readings.nbytes <= kernel.readings.budget.engine
-        assert [item.where for item in kernel.readings.held if not item.in_use] == ["host"]
+        assert kernel.cache.nbytes <= kernel.cache.budget.engine
+        assert [item.where for item in kernel.cache.held if not item.in_use] == ["host"]
         for stream in (zero, again, two):
             stream.close()
-    assert kernel.readings.nbytes <= kernel.readings.budget.engine
+    assert kernel.cache.nbytes <= kernel.cache.budget.engine

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
-from wim_kernel.engines import hub, loading
+from wim_kernel.engines import gguf as gguf_files
+from wim_kernel.engines import hub
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.loading import load_model
 
@@ -114,7 +115,7 @@ def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("converted, though a copy is kept")
 
-    monkeypatch.setattr(loading, "_convert", refuse)
+    monkeypatch.setattr(gguf_files, "convert", refuse)
 
 
 @pytest.fixture
@@ -314,15 +315,16 @@ def test_with_a_full_disk_it_goes_on(
 
 RACER = """
 import pathlib, sys, time, warnings
+from wim_kernel.engines import gguf as gguf_files
 from wim_kernel.engines import loading
 from wim_kernel.engines.hub import load_tokenizer
 
 gguf, cache, me, other = map(pathlib.Path, sys.argv[1:])
-convert = loading._convert
+convert = gguf_files.convert
 def counted(*args):
     print("converted")
     return convert(*args)
-loading._convert = counted
+gguf_files.convert = counted
 warnings.simplefilter("error")
 import transformers.models.llama.modeling_llama
 me.touch()

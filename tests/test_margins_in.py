@@ -83,7 +83,7 @@ async def test_what_is_no_margin_is_said_in_one_sentence(kernel: WimKernel, marg
         await reading.aanswer(QUESTION, margins, **SHORT)
     with pytest.raises(MarginsError, match=said):
         list(reading.stream_answer(QUESTION, margins, **SHORT))
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 def test_a_margin_of_a_longer_document_is_refused(kernel: WimKernel) -> None:

@@ -33,7 +33,7 @@ class Device:
             return branch(prefix, lengths, room)
 
         def full(prefix, ids):
-            if self.kernel is not None and len(self.kernel.readings) > readings:
+            if self.kernel is not None and len(self.kernel.cache) > readings:
                 self.refused += 1
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return extend(prefix, ids)
@@ -70,7 +70,7 @@ def test_no_memory_for_one_branch_is_a_clear_error_and_the_kernel_stays_good(ker
         with pytest.raises(DeviceMemoryError, match=r"decode 1 branches together \(CUDA out of memory\)"):
             reading.ask(QUESTION, **OPTIONS)
     assert reading.ask(QUESTION, **OPTIONS).token_ids == wanted.token_ids
-    assert not any(item.in_use for item in kernel.readings.held)
+    assert not any(item.in_use for item in kernel.cache.held)
 
 
 def test_what_is_not_in_use_makes_way_for_reading(kernel, monkeypatch):
@@ -79,5 +79,5 @@ def test_what_is_not_in_use_makes_way_for_reading(kernel, monkeypatch):
     device.kernel = kernel
     result = kernel.read(CHUNKS).ask(QUESTION, **OPTIONS)
     assert device.refused == 1
-    assert len(kernel.readings) == 1
+    assert len(kernel.cache) == 1
     assert result.answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import struct
@@ -200,7 +201,7 @@ def test_folder_that_takes_nothing_is_told_once(
     kernel: WimKernel, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = WimKernel(engine=kernel.engine, cache_dir=tmp_path / "cache")
-    folder = fresh.readings.budget.folder
+    folder = fresh.cache.budget.folder
     assert isinstance(folder, ReadingFolder)
     if why == "too small":
         folder.budget_bytes = 10
@@ -217,8 +218,8 @@ def test_folder_that_takes_nothing_is_told_once(
         warnings.simplefilter("always")
         for text in ("One.", "Two.", "Three."):
             fresh.read([text, *TEXTS]).prefill()
-        assert fresh.readings.flush() == 0
-        assert fresh.readings.flush() == 0
+        assert fresh.cache.flush() == 0
+        assert fresh.cache.flush() == 0
     told = [str(warning.message) for warning in caught if "cannot be kept" in str(warning.message)]
     assert len(told) == 1
     assert "name a folder that can be written to" in told[0]
@@ -289,3 +290,11 @@ def test_results_that_are_no_numbers(tiny_model: TinyModel, smollm2: Loaded) -> 
         model.model.norm.weight.fill_(3e38)
     with pytest.raises(UnsupportedModelError, match="load it in another dtype"):
         WimKernel(model, smollm2[1])
+
+
+def test_the_engines_options_are_those_that_are_declared() -> None:
+    from wim_kernel.engines.loading_options import EngineOptions
+    from wim_kernel.engines.local.engine import LocalEngine
+
+    taken = inspect.signature(LocalEngine).parameters
+    assert set(taken) - {"model", "tokenizer"} == set(EngineOptions.__annotations__)

@@ -23,7 +23,7 @@ def kernel(tiny_model, smollm2):
 
 @pytest.fixture(autouse=True)
 def fresh(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
 
 
 def prefilled(kernel, chunks):
@@ -45,16 +45,16 @@ def test_the_longest_run_of_leading_chunks_is_found(kernel):
     assert prefilled(kernel, [A]) == 0
     assert prefilled(kernel, [B, A]) == size(kernel, [B, A])  # leading chunks only
     assert prefilled(kernel, [A, B, C]) == prefilled(kernel, [A, B, D]) == 0
-    assert len(kernel.readings) == 3
+    assert len(kernel.cache) == 3
 
 
 @pytest.mark.invariant(2)
 def test_a_fork_is_a_copy_and_both_stay_right(kernel):
     alone = {}
     for chunks in ((A, B, C), (A, B, D), (A, D)):
-        kernel.readings.clear()
+        kernel.cache.clear()
         alone[chunks] = kernel.read(chunks).ask("Who?", threshold=0, **FREE)
-    kernel.readings.clear()
+    kernel.cache.clear()
     readings = {chunks: kernel.read(chunks) for chunks in alone}
     for _ in range(2):
         for chunks, reading in readings.items():
@@ -78,7 +78,7 @@ def test_two_readers_part_ways_in_the_middle(kernel):
                     results[stream] = event.result
     (zebra,) = kernel.engine.encode(Text(" zebra"))
     assert spy.count(zebra) == 4  # A and B once for both, C, D
-    kernel.readings.clear()
+    kernel.cache.clear()
     answers = [
         kernel.read(chunks).ask("Who?", threshold=0, **FREE).answer for chunks in ([A, B, C], [A, B, D])
     ]
@@ -92,8 +92,8 @@ def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
         prefilled(small, [chunk])
     assert prefilled(small, [A]) == 0  # used again
     assert prefilled(small, [C]) > 0  # B goes
-    assert len(small.readings) == 2
-    assert small.readings.nbytes <= small.readings.budget.engine
+    assert len(small.cache) == 2
+    assert small.cache.nbytes <= small.cache.budget.engine
     assert prefilled(small, [A]) == 0
     assert prefilled(small, [B]) > 0
 
@@ -102,13 +102,13 @@ def test_never_one_in_use(kernel, tiny_model, smollm2):
     one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(1.5 * one))
     expected = small.read([A]).ask("Who?", threshold=0, **FREE)
-    small.readings.clear()
+    small.cache.clear()
     stream = small.read([A]).stream("Who?", threshold=0, **FREE)
     next(stream)
     for chunk in (B, C):
         small.read([chunk]).ask("Who?", **FREE)
     assert list(stream)[-1].result.answer == expected.answer
-    assert small.readings.nbytes <= small.readings.budget.engine  # back within it once nobody reads
+    assert small.cache.nbytes <= small.cache.budget.engine  # back within it once nobody reads
 
 
 def test_one_document_over_the_budget(tiny_model, smollm2):
@@ -116,14 +116,14 @@ def test_one_document_over_the_budget(tiny_model, smollm2):
     with pytest.raises(MemoryBudgetError, match="budget is 1,000") as error:
         small.read([A]).ask("Who?", **FREE)
     assert error.value.needed > error.value.budget == 1000
-    assert len(small.readings) == 0
+    assert len(small.cache) == 0
 
 
 def test_a_closed_reading_reads_again(kernel):
     reading = kernel.read([A, B])
     before = reading.ask("Who?", threshold=0, **FREE)
     reading.close()
-    assert len(kernel.readings) == 0
+    assert len(kernel.cache) == 0
     after = reading.ask("Who?", threshold=0, **FREE)
     assert after.usage.prefill_tokens == reading.tokens
     assert after.answer == before.answer
@@ -132,11 +132,11 @@ def test_a_closed_reading_reads_again(kernel):
 def test_what_is_held_is_shown(kernel):
     stream = kernel.read([A, B]).stream("Who?", **FREE)
     next(stream)
-    (held,) = kernel.readings.held
+    (held,) = kernel.cache.held
     assert held.in_use
-    assert held.nbytes == kernel.readings.nbytes > 0
+    assert held.nbytes == kernel.cache.nbytes > 0
     list(stream)
-    (held,) = kernel.readings.held
+    (held,) = kernel.cache.held
     assert (held.in_use, held.chunks) == (False, 2)
     assert held.tokens == len(kernel._head) + size(kernel, [A, B])
 
@@ -145,7 +145,7 @@ def test_room_is_allocated_once(kernel):
     reading = kernel.read([A, B, C])
     stream = reading.stream_margins("Who?", **FREE)
     next(stream)
-    (entry,) = kernel.readings._entries
+    (entry,) = kernel.cache._entries
     buffers = {index: layer.keys.data_ptr() for index, layer in entry.prefix.layers.items()}
     list(stream)
     assert buffers == {index: layer.keys.data_ptr() for index, layer in entry.prefix.layers.items()}
@@ -161,7 +161,7 @@ def test_room_is_allocated_once(kernel):
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
-    kernel.readings.clear()
+    kernel.cache.clear()
     seen: set[tuple[str, ...]] = set()
     for document in documents:
         known = max((n for n in range(len(document) + 1) if tuple(document[:n]) in seen), default=0)
@@ -176,13 +176,13 @@ def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
     def tokens(*chunks):
         return kernel.read(chunks).document.tokens
 
-    left = Lease(kernel.readings, tokens(A, B))
+    left = Lease(kernel.cache, tokens(A, B))
     list(left.read(0))
     left.close()  # B was planned, and never read
-    reader, late = Lease(kernel.readings, tokens(A, C)), None
+    reader, late = Lease(kernel.cache, tokens(A, C)), None
     try:
-        assert kernel.readings.plan(reader.entry, reader.document, 1)
-        late = Lease(kernel.readings, tokens(A, D))
+        assert kernel.cache.plan(reader.entry, reader.document, 1)
+        late = Lease(kernel.cache, tokens(A, D))
         list(reader.read(1))
         list(late.read(1))
         assert reader.entry is not late.entry

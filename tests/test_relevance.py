@@ -491,7 +491,7 @@ def test_who_asks_pays_for_the_sentences_that_are_weighed(tiny_model: TinyModel,
 @pytest.fixture
 def trained(real_kernel: WimKernel) -> WimKernel:
     """The embedded model, with nothing read."""
-    real_kernel.readings.clear()
+    real_kernel.cache.clear()
     return real_kernel
 
 

@@ -78,14 +78,14 @@ def test_a_saved_reading_answers_the_same_and_is_not_read_again(make, tmp_path, 
 def test_part_of_a_packed_reading_serves_a_document_that_begins_alike(make, kind):
     kernel = make(kind)
     kernel.read(DOCUMENT).prefill()
-    (entry,) = kernel.readings._entries
+    (entry,) = kernel.cache._entries
     packed = kernel.engine.pack(entry.prefix, entry.tokens)
     part = kernel.read(DOCUMENT).document.tokens.part(range(2))
     ids = list(part.ids())
-    kernel.readings.clear()
+    kernel.cache.clear()
     prefix = kernel.engine.unpack(packed, ids, len(ids) + 50)
     assert prefix.tokens == len(ids)
-    kernel.readings.add(prefix, part)
+    kernel.cache.add(prefix, part)
     changed = [*DOCUMENT[:2], Chunk("And then there was fog.")]
     again = kernel.read(changed).ask(QUESTION, **OPTIONS)
     assert again.usage.cached_tokens == part.tokens(2)

@@ -48,7 +48,7 @@ def expected(make):
 
     @functools.cache
     def answer(number: int, chunks: int, question: str):
-        kernel.readings.clear()
+        kernel.cache.clear()
         result = kernel.read(document(number, chunks)).ask(question, **OPTIONS)
         return result.token_ids, tuple(margin.token_ids for margin in result.margins)
 
@@ -103,11 +103,11 @@ def test_the_store_keeps_its_promises(make, expected):
 
         @rule()
         def clear(self):
-            self.kernel.readings.clear()
+            self.kernel.cache.clear()
 
         @rule()
         def flush(self):
-            self.kernel.readings.flush()
+            self.kernel.cache.flush()
 
         @rule()
         def restart(self):
@@ -151,7 +151,7 @@ def test_the_store_keeps_its_promises(make, expected):
 
         @invariant()
         def budgets_hold_while_nobody_reads(self):
-            readings = self.kernel.readings
+            readings = self.kernel.cache
             assert not any(item.in_use for item in readings.held)
             assert readings.nbytes <= readings.budget.engine
             assert readings.host_nbytes <= readings.budget.host
@@ -247,8 +247,8 @@ def test_two_hundred_questions_at_once(make, expected):
             ]:
                 done.result(timeout=600)
         assert wrong == []
-        assert not any(item.in_use for item in kernel.readings.held)
-        assert kernel.readings.nbytes <= kernel.readings.budget.engine
+        assert not any(item.in_use for item in kernel.cache.held)
+        assert kernel.cache.nbytes <= kernel.cache.budget.engine
         read.append(spy.count(harbour))
         spy.batches.clear()
         held.append(live_tensors())
@@ -260,8 +260,8 @@ def test_two_hundred_questions_at_once(make, expected):
     # the system is the allocator's affair.
     assert held[2][0] - held[1][0] < 100
     assert held[2][1] - held[1][1] < size
-    assert len(kernel.readings) <= len(set(jobs))
-    assert kernel.readings.host_nbytes <= kernel.readings.budget.host
-    kernel.readings.clear()
-    assert kernel.readings.nbytes == kernel.readings.host_nbytes == 0
+    assert len(kernel.cache) <= len(set(jobs))
+    assert kernel.cache.host_nbytes <= kernel.cache.budget.host
+    kernel.cache.clear()
+    assert kernel.cache.nbytes == kernel.cache.host_nbytes == 0
     assert live_tensors()[1] <= held[2][1]

@@ -49,7 +49,7 @@ def test_questions_of_different_lengths_share_volumes():
 @pytest.mark.invariant(3)
 @pytest.mark.parametrize("count", [4, 14, 30])
 def test_every_branch_equals_generate_in_its_volume(kernel, count):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:count])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes that find no room are said, and tested below
@@ -68,7 +68,7 @@ def test_every_branch_equals_generate_in_its_volume(kernel, count):
 
 @pytest.mark.invariant(1)
 def test_every_token_is_read_once_and_a_second_question_reads_nothing(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     (zebra,) = kernel.engine.encode(Text(" zebra"))
     reading = kernel.read([f"{sentence} zebra" for sentence in SENTENCES[:20]])
     with spying(kernel.model) as spy:
@@ -90,7 +90,7 @@ def test_off_by_one_and_exactly_full(kernel):
     with pytest.raises(ContextOverflowError) as caught:
         kernel.read(zebras(WINDOW - len(kernel._head) - 1), overflow="error").ask(QUESTION, **OPTIONS)
     for over in (-1, 0, 1):
-        kernel.readings.clear()
+        kernel.cache.clear()
         reading = kernel.read(zebras(caught.value.fits + over))
         assert reading.tokens == caught.value.fits + over
         result = reading.ask(QUESTION, **{**OPTIONS, "threshold": 1})
@@ -111,7 +111,7 @@ def test_a_hundred_windows(kernel):
 
 
 def test_events_count_through_the_whole_document(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:12])
     events = list(reading.stream(QUESTION, **OPTIONS))
     read = [event for event in events if isinstance(event, ChunkRead)]
@@ -121,7 +121,7 @@ def test_events_count_through_the_whole_document(kernel):
 
 
 def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:20])
     scores = reading.relevance(QUESTION, **SHORT)
     result = reading.ask(QUESTION, top_k=4, **FREE)
@@ -133,7 +133,7 @@ def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
 
 @pytest.mark.invariant(5)
 def test_notes_that_find_no_room_are_chosen_by_relevance_and_said(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     long = {"margin_style": "free", "margin_config": config(30, 30), "answer_config": config(8)}
     with pytest.warns(UserWarning, match="is left out of the answer's prompt"):
         result = kernel.read(SENTENCES[:16]).ask(QUESTION, threshold=0, **long)
@@ -144,7 +144,7 @@ def test_notes_that_find_no_room_are_chosen_by_relevance_and_said(kernel):
 
 
 def test_a_person_answers_from_margins_of_all_volumes(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:12])
     margins = reading.margins(QUESTION, **OPTIONS)
     with spying(kernel.model) as spy:
@@ -155,7 +155,7 @@ def test_a_person_answers_from_margins_of_all_volumes(kernel):
 
 
 def test_stopping_early_leaves_later_volumes_unread(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:20])
     result = reading.ask(QUESTION, stop_after=2, **OPTIONS)
     assert result.stopped_early
@@ -170,7 +170,7 @@ def test_volumes_that_had_to_make_way_are_read_again(tiny_model, smollm2):
     results = [each.read(SENTENCES[:20]).ask(QUESTION, top_k=4, **FREE) for each in (kernel, small)]
     assert results[0].token_ids == results[1].token_ids
     assert results[1].usage.prefill_tokens > results[0].usage.prefill_tokens
-    assert small.readings.nbytes <= small.readings.budget.engine
+    assert small.cache.nbytes <= small.cache.budget.engine
 
 
 def test_a_chunk_that_fills_more_than_half_a_window_is_split(kernel):
@@ -199,7 +199,7 @@ def most_relevant(index: int):
 
 @pytest.mark.parametrize("index", [0, 13, 29])
 def test_the_answer_may_stand_behind_the_most_relevant_volume(kernel, index):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:30])
     options = {**OPTIONS, "relevance": most_relevant(index), "keep": lambda margin: margin.relevance > 0.8}
     result = reading.ask(QUESTION, **options)
@@ -216,7 +216,7 @@ def test_the_answer_may_stand_behind_the_most_relevant_volume(kernel, index):
 
 
 def test_questions_asked_together_may_stand_behind_different_volumes(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read(SENTENCES[:30])
 
     def relevance(evidence):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from typing_extensions import Unpack
 
@@ -13,15 +13,15 @@ from wim_kernel.cache import disk
 from wim_kernel.cache.entry import Budget
 from wim_kernel.cache.folder import ReadingFolder
 from wim_kernel.cache.prefix_cache import PrefixCache
-from wim_kernel.cache.volumes import SHARES, longest_chunk
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.common.concurrency import in_thread
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import ChunkError, EmptyDocumentError, ReadingFileError
+from wim_kernel.common.errors import EmptyDocumentError
 from wim_kernel.common.margins import WimResult
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.reading import Reading
-from wim_kernel.run.document import EncodedDocument
+from wim_kernel.run.document import EncodedDocument, saved_document, split_for_volumes
+from wim_kernel.run.kernel_options import KernelOptions, ModelOptions, PretrainedOptions
 from wim_kernel.run.options import Options
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.calibrator import Calibrator
@@ -45,20 +45,8 @@ class WimKernel(Shared):
     Args:
         model: a transformers causal LM. Other code may use it between calls and, from other threads, during them.
         tokenizer: the model's tokenizer.
-        chunk_tokens: most tokens of a chunk when a long text is split; by default a sixteenth of the window, at least
-            256 and at most 4,096 (the paper's).
-        budget_bytes: most bytes of keys and values of cached readings in the model's memory; by default a share of the
-            free memory. Least recently used readings are evicted, never one in use.
-        host_budget_bytes: most bytes of readings evicted from a GPU to the host's memory; by default half of the free
-            memory.
-        cache_dir: a folder for readings evicted from the host's memory. Several processes may share it, and readings
-            in it are found after a restart; `PrefixCache.flush` writes all readings to it.
-        disk_budget_bytes: most bytes of the folder; by default half of the disk's free space.
-        frame: the frame around every document.
-        calibration: the calibration of the model's relevance signals. ``"auto"`` uses a shipped or cached one, or
-            measures it once, at the first question (see `calibrate`); ``"off"`` scores by shared words alone.
         engine: the engine that runs the model; by default one in this process.
-        engine_options: options of `LocalEngine`: ``window``, ``cache_mode``, ``attention``.
+        options: see `KernelOptions`; without ``engine`` also those of `LocalEngine`, see `EngineOptions`.
 
     Raises:
         UnsupportedModelError: if the model's results on branches differ from its plain forward pass.
@@ -73,32 +61,25 @@ class WimKernel(Shared):
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        chunk_tokens: int | None = None,
-        budget_bytes: int | None = None,
-        host_budget_bytes: int | None = None,
-        cache_dir: str | Path | None = None,
-        disk_budget_bytes: int | None = None,
-        frame: Frame | None = None,
-        calibration: Calibration | Literal["auto", "off"] = "auto",
         engine: AnyEngine | None = None,
-        **engine_options: Any,
+        **options: Unpack[ModelOptions],
     ) -> None:
+        own, engine_options = _split(options)
         if engine is not None and (model is not None or tokenizer is not None or engine_options):
             raise TypeError("Give WimKernel an engine, or a model, a tokenizer and options of the engine.")
         self.engine: AnyEngine = engine or _local_engine(model, tokenizer, engine_options)
-        self.frame = frame or Frame()
-        self.chunk_tokens = chunk_tokens or min(4096, max(256, (self.engine.window or 65_536) // 16))
-        folder = None
-        if cache_dir is not None:
-            folder = ReadingFolder(cache_dir, disk_budget_bytes)
-        budget = Budget(
-            self.engine.budget_bytes if budget_bytes is None else budget_bytes,
-            self.engine.host_budget_bytes if host_budget_bytes is None else host_budget_bytes,
-            folder,
-        )
-        self.readings = PrefixCache(self.engine, budget)
+        self.frame = own.get("frame") or Frame()
+        window = self.engine.window or 65_536
+        self.chunk_tokens = own.get("chunk_tokens") or min(4096, max(256, window // 16))
+        self.cache = PrefixCache(self.engine, _budget(self.engine, own))
         self._head = tuple(self.engine.head(self.frame.system, self.frame.document))
-        self._calibrator = Calibrator(self.engine, self.frame, calibration)
+        self._calibrator = Calibrator(self.engine, self.frame, own.get("calibration", "auto"))
+
+    @property
+    def readings(self) -> PrefixCache:
+        """The former name of ``cache``."""
+        warnings.warn("The attribute readings is called cache.", DeprecationWarning, stacklevel=2)
+        return self.cache
 
     def find_calibration(self) -> Calibration:
         """The calibration of the model's relevance signals: shipped, cached, or measured now on shipped examples."""
@@ -124,49 +105,20 @@ class WimKernel(Shared):
         return self._calibrator.calibrate(examples, seconds)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str = "embedded",
-        *,
-        chunk_tokens: int | None = None,
-        budget_bytes: int | None = None,
-        host_budget_bytes: int | None = None,
-        cache_dir: str | Path | None = None,
-        disk_budget_bytes: int | None = None,
-        frame: Frame | None = None,
-        calibration: Calibration | Literal["auto", "off"] = "auto",
-        **loading: Any,
-    ) -> WimKernel:
+    def from_pretrained(cls, name: str = "embedded", **options: Unpack[PretrainedOptions]) -> WimKernel:
         """Load a model and make a kernel on it.
 
         Args:
             name: ``"embedded"``, a hub id or a path; with ``gguf_file=`` a hub id or a path of a GGUF model.
-            chunk_tokens: see `WimKernel`.
-            budget_bytes: see `WimKernel`.
-            host_budget_bytes: see `WimKernel`.
-            cache_dir: see `WimKernel`.
-            disk_budget_bytes: see `WimKernel`.
-            frame: see `WimKernel`.
-            calibration: see `WimKernel`.
-            loading: arguments of `wim_kernel.engines.loading.load_model` (``gguf_file``, ``dtype``, ``device``, ...)
-                and options of `LocalEngine` (``window``, ``cache_mode``, ``attention``).
+            options: see `KernelOptions`, `EngineOptions` and `LoadingOptions`.
 
         Raises:
             ModelNotFoundError: if the model cannot be found.
         """
         from wim_kernel.engines.local.engine import LocalEngine  # imports torch, which only this engine needs
 
-        engine = LocalEngine.from_pretrained(name, **loading)
-        return cls(
-            engine=engine,
-            chunk_tokens=chunk_tokens,
-            budget_bytes=budget_bytes,
-            host_budget_bytes=host_budget_bytes,
-            cache_dir=cache_dir,
-            disk_budget_bytes=disk_budget_bytes,
-            frame=frame,
-            calibration=calibration,
-        )
+        own, loading = _split(options)
+        return cls(engine=LocalEngine.from_pretrained(name, **loading), **own)
 
     @classmethod
     def from_server(
@@ -184,9 +136,9 @@ class WimKernel(Shared):
         Args:
             base_url: the API's base URL, with ``/v1``; several URLs for servers that run the same model.
             model: the model's name on the server; by default the only one that it serves.
-            chunk_tokens: see `WimKernel`.
-            frame: see `WimKernel`.
-            calibration: see `WimKernel`; for example one that was found for the same model in this process.
+            chunk_tokens: see `KernelOptions`.
+            frame: see `KernelOptions`.
+            calibration: see `KernelOptions`; for example one that was found for the same model in this process.
             options: options of `wim_kernel.engines.server.engine.ServerEngine`: ``tokenizer``, ``family``, ``window``,
                 ``api_key``, ``concurrency``, ``timeout``, ...
 
@@ -215,8 +167,8 @@ class WimKernel(Shared):
 
         Args:
             llm: the chat model.
-            chunk_tokens: see `WimKernel`.
-            frame: see `WimKernel`.
+            chunk_tokens: see `KernelOptions`.
+            frame: see `KernelOptions`.
             options: options of `wim_kernel.engines.chat.engine.ChatEngine`: ``provider``, ``window``,
                 ``max_concurrency``, ``max_calls``, ``first_look``, ``structured``.
 
@@ -234,14 +186,12 @@ class WimKernel(Shared):
     @property
     def model(self) -> PreTrainedModel:
         """The loaded model."""
-        model: PreTrainedModel = _loaded(self.engine, "model")
-        return model
+        return cast("PreTrainedModel", _loaded(self.engine, "model"))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The loaded tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = _loaded(self.engine, "tokenizer")
-        return tokenizer
+        return cast("PreTrainedTokenizerBase", _loaded(self.engine, "tokenizer"))
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a run of document text has."""
@@ -283,28 +233,9 @@ class WimKernel(Shared):
         if not any(chunk.text.strip() for chunk in chunks):
             raise EmptyDocumentError
         encoded = EncodedDocument.encode(self.engine, self._head, chunks, between)
-        return self._reading(self._split_for_volumes(encoded, overflow), overflow)
-
-    def _reading(self, document: EncodedDocument, overflow: Overflow = "volumes") -> Reading:
-        reading = Reading(self.readings, document, self.frame, self.find_calibration, overflow)
-        reading.kernel = self
-        return reading
-
-    def _split_for_volumes(self, document: EncodedDocument, overflow: Overflow) -> EncodedDocument:
-        """Split the chunks of a document longer than the window so that each fits a volume."""
-        window, tokens = self.engine.window, document.tokens
-        if window is None or overflow == "error" or tokens.total <= window - window // SHARES[0]:
-            return document
-        longest = longest_chunk(window, len(tokens.head))
-        if all(tokens.size(chunk) <= longest for chunk in range(len(tokens))):
-            return document
-        room = max(16, longest - self.count_tokens(document.separator) - 1)
-        parts = (
-            split_chunk(chunk, room, self.count_tokens) if tokens.size(index) > longest else [chunk]
-            for index, chunk in enumerate(document.chunks)
-        )
-        chunks = list(itertools.chain.from_iterable(parts))
-        return EncodedDocument.encode(self.engine, self._head, chunks, document.separator)
+        if overflow == "volumes":
+            encoded = split_for_volumes(self.engine, encoded)
+        return Reading(self, encoded, overflow)
 
     def load(self, path: str | Path) -> Reading:
         """Load a saved reading. The model does not run again on its document.
@@ -319,20 +250,9 @@ class WimKernel(Shared):
         """
         path = disk.as_path(path, "path")
         saved = disk.read(path, self.engine.identity())
-        if not saved.about:
-            raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
-        try:
-            chunks = [Chunk.from_dict(chunk) for chunk in saved.about["chunks"]]
-            document = EncodedDocument.encode(self.engine, self._head, chunks, saved.about["separator"])
-        except (KeyError, TypeError, AttributeError, ChunkError) as error:
-            raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
-        shared = document.tokens.common_chunks(saved.document)
-        if shared < 0:
-            raise ReadingFileError(path, "its chat template or frame is another")
-        if shared < len(saved.document):
-            raise ReadingFileError(path, "its tokenizer is another")
-        self.readings.adopt(saved.document, saved.packed)
-        return self._reading(document)
+        document = saved_document(self.engine, self._head, path, saved)
+        self.cache.adopt(saved.document, saved.packed)
+        return Reading(self, document)
 
     def ask(self, question: str, document: Document, **options: Unpack[Options]) -> WimResult:
         """Read a document and answer a question: short for ``kernel.read(document).ask(question)``."""
@@ -342,6 +262,24 @@ class WimKernel(Shared):
         """Like `ask`, without blocking the event loop."""
         parse_request([question], options)  # raise for wrong options before the document is split
         return await (await in_thread(self.read, document)).aask(question, **options)
+
+
+def _split(options: Mapping[str, Any]) -> tuple[KernelOptions, dict[str, Any]]:
+    """The kernel's own options, and the others."""
+    others = dict(options)
+    own = {name: others.pop(name) for name in KernelOptions.__annotations__ if name in others}
+    return cast(KernelOptions, own), others
+
+
+def _budget(engine: AnyEngine, options: KernelOptions) -> Budget:
+    """The budgets that the options give, and the engine's where they give none."""
+    in_engine, on_host = options.get("budget_bytes"), options.get("host_budget_bytes")
+    folder = options.get("cache_dir")
+    return Budget(
+        engine.budget_bytes if in_engine is None else in_engine,
+        engine.host_budget_bytes if on_host is None else on_host,
+        None if folder is None else ReadingFolder(folder, options.get("disk_budget_bytes")),
+    )
 
 
 def _local_engine(

@@ -6,22 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import Unpack
 
 from wim_kernel.cache import disk
 from wim_kernel.cache.lease import Lease
 from wim_kernel.cache.prefix_cache import PrefixCache
-from wim_kernel.common.concurrency import afinish, finish, iterate_in_thread
+from wim_kernel.common.concurrency import afinish, finish
 from wim_kernel.common.copying import Shared
 from wim_kernel.common.errors import ContextOverflowError, ReadingFileError, ServerError
-from wim_kernel.common.events import Answered, Event
+from wim_kernel.common.events import Answered
 from wim_kernel.common.margins import Margin, Usage, WimResult
 from wim_kernel.engines.base import AnyEngine
+from wim_kernel.run.calls import ReadingCalls
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.estimate import Estimate, estimate
 from wim_kernel.run.given_margins import MarginsLike, chunks_in, margins_in
@@ -32,10 +33,32 @@ from wim_kernel.run.request import Overflow, Request, Work, parse_request
 from wim_kernel.run.run import Run
 from wim_kernel.text.prompts import Frame
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 REMEMBERED_QUESTIONS = 256  # whose number of chunks read is kept for `Reading.answer`
 
 
-class Reading(Shared):
+class Kernel(Protocol):
+    """What a reading knows of the `wim_kernel.WimKernel` that made it, which imports this module."""
+
+    engine: AnyEngine
+    cache: PrefixCache
+    frame: Frame
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The loaded model."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The loaded tokenizer."""
+
+    def find_calibration(self) -> Calibration:
+        """The calibration of the model's relevance signals."""
+
+
+class Reading(Shared, ReadingCalls):
     """A document being read, made by `wim_kernel.WimKernel.read`.
 
     The document's prefill stays cached between questions. Several threads may call a reading at once.
@@ -50,23 +73,15 @@ class Reading(Shared):
         overflow: what to do with a document that does not fit the window.
     """
 
-    def __init__(
-        self,
-        cache: PrefixCache,
-        document: EncodedDocument,
-        frame: Frame,
-        calibration: Callable[[], Calibration],
-        overflow: Overflow = "volumes",
-    ) -> None:
-        self.kernel: Any = None  # set by the kernel, which imports this module
-        self.engine: AnyEngine = cache.engine
-        self.frame = frame
+    def __init__(self, kernel: Kernel, document: EncodedDocument, overflow: Overflow = "volumes") -> None:
+        self.kernel = kernel
+        self.engine = kernel.engine
+        self.frame = kernel.frame
         self.overflow = overflow
         self.chunks = document.chunks
         self.document = document
         self.tokens = document.tokens.tokens(len(document.chunks))
-        self._cache = cache
-        self._calibration = calibration
+        self._cache = kernel.cache
         self._chunks_read: dict[str, int] = {}  # by question: how many chunks its margins cover
         window, total = self.engine.window, document.tokens.total
         if overflow == "error" and window is not None and total >= window:
@@ -149,152 +164,20 @@ class Reading(Shared):
     @contextmanager
     def _run(self, request: Request) -> Iterator[Run]:
         """A run that is closed at the end; an error of a server carries the margins written before it."""
-        with closing(Run(self._cache, self.document, request, self.overflow, self._calibration)) as run:
+        with closing(
+            Run(self._cache, self.document, request, self.overflow, self.kernel.find_calibration)
+        ) as run:
             try:
                 yield run
             except ServerError as error:
                 error.margins_by_question, error.chunks_read = run.margins_by_question, run.chunks_read
                 raise
 
-    # -- ways to call it ----------------------------------------------------------------------------------------------
+    # -- what else it can do -------------------------------------------------------------------------------------------
 
     def tokens_through(self, chunks: int) -> int:
         """How many tokens the first ``chunks`` chunks have, separators included."""
         return self.document.tokens.tokens(chunks)
-
-    def ask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
-        """Answer a question.
-
-        Args:
-            question: the question; may be empty with ``task="summarise"``.
-            options: see `Options`.
-
-        Raises:
-            ContextOverflowError: if the document and the question do not fit the model's window.
-        """
-        return finish(self._ask(parse_request([question], options)))[0]
-
-    async def aask(self, question: str = "", **options: Unpack[Options]) -> WimResult:
-        """Like `ask`, without blocking the event loop. So are all methods whose names begin with ``a``."""
-        return (await afinish(self._ask(parse_request([question], options))))[0]
-
-    def ask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
-        """Answer several questions with one prefill; their branches decode in one batch. See `ask`."""
-        return finish(self._ask(parse_request(questions, options))) if questions else []
-
-    async def aask_many(self, questions: Sequence[str], **options: Unpack[Options]) -> list[WimResult]:
-        """See `ask_many`."""
-        return await afinish(self._ask(parse_request(questions, options))) if questions else []
-
-    def stream(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Yield events; the last is `Answered`. Closing the generator stops the work. See `ask`."""
-        return _events(self._ask(parse_request([question], options, stream=True)))
-
-    def astream(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
-        """See `stream`."""
-        return _aevents(self._ask(parse_request([question], options, stream=True)))
-
-    def stream_many(
-        self, questions: Sequence[str], **options: Unpack[Options]
-    ) -> Generator[Event, None, None]:
-        """Like `stream`, for several questions: each event has its question's number. See `ask_many`."""
-        return _events(self._ask(parse_request(questions, options, stream=True)))
-
-    def astream_many(
-        self, questions: Sequence[str], **options: Unpack[Options]
-    ) -> AsyncGenerator[Event, None]:
-        """See `stream_many`."""
-        return _aevents(self._ask(parse_request(questions, options, stream=True)))
-
-    def margins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
-        """Write every margin, in chunk order, and no answer: for a person to drop, edit or add to. See `ask`."""
-        return finish(self._ask_margins(parse_request([question], options)))
-
-    async def amargins(self, question: str = "", **options: Unpack[Options]) -> list[Margin]:
-        """See `margins`."""
-        return await afinish(self._ask_margins(parse_request([question], options)))
-
-    def stream_margins(self, question: str = "", **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Yield the events of `margins`; the last is `MarginsDone`."""
-        return _events(self._ask_margins(parse_request([question], options, stream=True)))
-
-    def astream_margins(self, question: str = "", **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
-        """See `stream_margins`."""
-        return _aevents(self._ask_margins(parse_request([question], options, stream=True)))
-
-    def answer(
-        self,
-        question: str,
-        margins: MarginsLike,
-        *,
-        chunks_read: int | None = None,
-        **options: Unpack[Options],
-    ) -> WimResult:
-        """Answer from given margins, of which the ``kept`` ones are used.
-
-        Args:
-            question: the question.
-            margins: the margins after a person or a program has changed them: `Margin`s, dicts as `Margin.to_dict`
-                writes them, or strings, which are notes of one's own.
-            chunks_read: how many chunks stand before the answer. By default the number of chunks read for this
-                question's margins, or all chunks if the margins were not written on this reading.
-            options: see `Options`.
-
-        Raises:
-            MarginsError: for an item that is no margin, or a margin of another document.
-        """
-        return finish(self._ask_from_margins(parse_request([question], options), margins, chunks_read))[0]
-
-    async def aanswer(
-        self,
-        question: str,
-        margins: MarginsLike,
-        *,
-        chunks_read: int | None = None,
-        **options: Unpack[Options],
-    ) -> WimResult:
-        """See `answer`."""
-        return (
-            await afinish(self._ask_from_margins(parse_request([question], options), margins, chunks_read))
-        )[0]
-
-    def stream_answer(
-        self,
-        question: str,
-        margins: MarginsLike,
-        *,
-        chunks_read: int | None = None,
-        **options: Unpack[Options],
-    ) -> Generator[Event, None, None]:
-        """Yield the events of `answer`."""
-        return _events(
-            self._ask_from_margins(parse_request([question], options, stream=True), margins, chunks_read)
-        )
-
-    def astream_answer(
-        self,
-        question: str,
-        margins: MarginsLike,
-        *,
-        chunks_read: int | None = None,
-        **options: Unpack[Options],
-    ) -> AsyncGenerator[Event, None]:
-        """See `stream_answer`."""
-        return _aevents(
-            self._ask_from_margins(parse_request([question], options, stream=True), margins, chunks_read)
-        )
-
-    def evidence(self, question: str, **options: Unpack[Options]) -> list[Evidence]:
-        """Every chunk's evidence, from which relevance is computed, in order; no notes are written.
-
-        Raises:
-            ValueError: for ``relevance="second-call"``, which judges written notes.
-        """
-        return [evidence for evidence, _ in finish(self._score(parse_request([question], options)))]
-
-    def relevance(self, question: str, **options: Unpack[Options]) -> list[float]:
-        """Every chunk's relevance to a question, in order; no notes are written. See `evidence`."""
-        return [relevance for _, relevance in finish(self._score(parse_request([question], options)))]
 
     def estimate(self, question: str = "", **options: Unpack[Options]) -> Estimate:
         """What a question will cost with a chat model, in tokens by kind; no request is made.
@@ -355,18 +238,3 @@ class Reading(Shared):
     def close(self) -> None:
         """Evict the document from the cache, unless it is in use. The reading stays usable, and prefills again."""
         self._cache.forget(self.document.tokens)
-
-
-def _events(steps: Work[Any]) -> Generator[Event, None, None]:
-    """The events among the steps. Closing the generator closes the steps."""
-    with closing(steps):
-        for event in steps:
-            if event is not None:
-                yield event
-
-
-async def _aevents(steps: Work[Any]) -> AsyncGenerator[Event, None]:
-    async with aclosing(iterate_in_thread(steps)) as events:
-        async for event in events:
-            if event is not None:
-                yield event

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import Loaded, TinyModel
 
 FACTS = (
     "The harbour of Brill lies at the mouth of a slow brown river.",
@@ -26,12 +25,3 @@ def ships(tmp_path: Path) -> Path:
     path = tmp_path / "ships.jsonl"
     path.write_text("".join(json.dumps({**row, "chunks": FACTS}) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture(scope="session")
-def model_folder(tiny_model: TinyModel, smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model with a real tokenizer, saved: for commands in processes of their own."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tiny_model("llama").save_pretrained(folder)
-    smollm2[1].save_pretrained(folder)
-    return folder

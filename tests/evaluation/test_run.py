@@ -96,14 +96,14 @@ def test_a_run_goes_on_with_more_methods_and_questions(
 
 
 def test_a_killed_run_goes_on(
-    wim: Callable[..., Result], ships: Path, tmp_path: Path, model_folder: Path
+    wim: Callable[..., Result], ships: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
     """Killed while it writes answers; the records until then stay as they are."""
     row = json.loads(ships.read_text().splitlines()[0])
     ships.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(300)))
     out = tmp_path / "out"
     given = ["--data", str(ships), "--methods", "plain,wim", "--n", "300", "--out", str(out), *SMALL]
-    command = [sys.executable, "-m", "wim_kernel.cli", "eval", "--model", str(model_folder), *given]
+    command = [sys.executable, "-m", "wim_kernel.cli", "eval", "--model", str(tiny_folder), *given]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     path = out / "records.jsonl"
     deadline = time.monotonic() + 300
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on(
     assert 3 <= count < 600
     path.write_bytes(whole + b'{"task": "shi')  # as if it had died within a line
     questions = (count + 1) // 2 + 1
-    arguments = ["--n", questions, "--methods", "plain,wim", "--data", ships, "--model", model_folder]
+    arguments = ["--n", questions, "--methods", "plain,wim", "--data", ships, "--model", tiny_folder]
     result = wim(*arguments)
     assert result.exit_code == 0, result.output
     lines = path.read_bytes()

@@ -78,7 +78,7 @@ def test_hooks_are_run_and_a_changed_model_is_captured_anew(make_kernel):
     assert len(spy.batches) > 12
     layer = kernel.model.model.layers[0]
     layer.mlp.down_proj.weight = nn.Parameter(layer.mlp.down_proj.weight * -1.5)  # another tensor
-    kernel.readings.clear()
+    kernel.cache.clear()
     reading = kernel.read([words(200), words(90, 1)])
     changed = reading.ask(words(7), **OPTIONS)
     assert changed.token_ids != first.token_ids
@@ -126,7 +126,7 @@ def test_halves_stay_as_close_to_single_precision_as_the_model_itself(make_kerne
     reading = kernel.read([words(900), words(500, 1)])
     result = reading.ask(words(8), threshold=0, margin_config=config(2), answer_config=config(1, 1))
     ids = torch.tensor([reading.prompt_ids(result)], device="cuda")
-    prefix = kernel.readings._entries[-1].prefix
+    prefix = kernel.cache._entries[-1].prefix
     suffix = ids[0, prefix.tokens :].tolist()
     batch = prefix.branch([prefix.tokens], len(suffix) + 1)
     batch.prompt([suffix[:-1]], len(suffix) - 1, torch.tensor([len(suffix) - 2]))
@@ -156,7 +156,7 @@ def test_layers_on_two_devices(make_kernel):
     make_kernel.made.append(kernel)
     reading = kernel.read([words(200), words(90, 1)])
     result = reading.ask(words(7), **OPTIONS)
-    prefix = kernel.readings._entries[-1].prefix
+    prefix = kernel.cache._entries[-1].prefix
     assert [prefix.layers[layer].keys.device for layer in (0, 1)] == [torch.device("cuda:0"), other]
     alone = make_kernel("llama").read([words(200), words(90, 1)]).ask(words(7), **OPTIONS)
     assert result.token_ids == alone.token_ids

@@ -54,12 +54,12 @@ def test_a_reading_in_the_hosts_memory_or_on_disk_is_as_good_as_new(make_kernel,
     document = [words(500, 1), words(130, 2), words(1, 3)]
     reading = kernel.read(document)
     wanted = reading.ask(words(6, 4), **OPTIONS)
-    kernel.readings.evict_idle()
-    assert [held.where for held in kernel.readings.held] == ["host"]
+    kernel.cache.evict_idle()
+    assert [held.where for held in kernel.cache.held] == ["host"]
     found = kernel.read(document).ask(words(6, 4), **OPTIONS)
     assert found.usage.prefill_tokens == 0
     reading.save(tmp_path / "reading")
-    kernel.readings.clear()
+    kernel.cache.clear()
     loaded = kernel.load(tmp_path / "reading").ask(words(6, 4), **OPTIONS)
     assert loaded.usage.prefill_tokens == 0
     assert wanted.token_ids == found.token_ids == loaded.token_ids

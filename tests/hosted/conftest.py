@@ -30,6 +30,13 @@ def pages(count: int = 6, evidence: tuple[int, ...] = (1, 4), characters: int = 
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make a warning of poor reuse an error: the providers here cache by their rules, so that there is no cause."""
+    for item in items:
+        if "hosted" in item.path.parts:
+            item.add_marker(pytest.mark.filterwarnings("error:.*paid for again"))
+
+
 @pytest.fixture
 def provider() -> Iterator[Callable[[Rules], tuple[Provider, str]]]:
     """Starts a provider by its rules; returns it and its address."""

@@ -145,16 +145,16 @@ def test_settings_of_the_classes_hold_and_usage_is_the_bill(
 
 
 def test_the_responses_api_takes_schemas(provider: Start) -> None:
-    owner, url = provider("none")
-    kernel = WimKernel.from_chat_model(langchain_model("none", url, use_responses_api=True))
+    owner, url = provider("openai-compatible")
+    kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url, use_responses_api=True))
     assert [margin.index for margin in kernel.ask(QUESTION, pages()).kept] == [1, 4]
     formats = [request.body.get("text", {}).get("format", {}).get("type") for request in owner.requests]
     assert formats == ["json_schema", "json_schema", None]
 
 
 def test_a_server_behind_the_openai_class_is_asked_under_a_schema(provider: Start) -> None:
-    owner, url = provider("none")
-    kernel = WimKernel.from_chat_model(langchain_model("none", url))
+    owner, url = provider("openai-compatible")
+    kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url))
     result = kernel.ask(QUESTION, pages())
     assert kernel.engine.provider.name == "openai-compatible"
     assert [margin.index for margin in result.kept] == [1, 4]
@@ -164,14 +164,14 @@ def test_a_server_behind_the_openai_class_is_asked_under_a_schema(provider: Star
 
 
 def test_a_refused_schema_is_asked_for_in_the_text(provider: Start) -> None:
-    owner, url = provider("none")
+    owner, url = provider("openai-compatible")
     owner.failures = [400]
-    kernel = WimKernel.from_chat_model(langchain_model("none", url), max_concurrency=1)
+    kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
     assert [margin.index for margin in kernel.ask(QUESTION, pages()).kept] == [1, 4]
     assert [request.body.get("response_format") for request in owner.requests] == [None] * 3
 
 
-@pytest.mark.parametrize("rules", ["anthropic", "openai-automatic"])
+@pytest.mark.parametrize("rules", ["anthropic", "openai-compatible"])
 def test_chains_take_the_chat_model(provider: Start, rules: Rules) -> None:
     _, url = provider(rules)
     llm, documents = langchain_model(rules, url), _documents()
@@ -185,8 +185,8 @@ def test_chains_take_the_chat_model(provider: Start, rules: Rules) -> None:
 
 
 def test_runnables_tool_and_compressor_take_the_chat_model(provider: Start) -> None:
-    _, url = provider("openai-automatic")
-    llm, documents = langchain_model("openai-automatic", url), _documents()
+    _, url = provider("openai-compatible")
+    llm, documents = langchain_model("openai-compatible", url), _documents()
     margins = WimMargins(kernel=llm).invoke({"question": QUESTION, "documents": documents})
     kept = [margin for margin in margins["margins"] if margin["kept"]]
     (quote,) = kept[0]["quotes"]
@@ -215,8 +215,8 @@ def test_each_call_is_one_run_with_the_whole_usage(provider: Start) -> None:
 
 
 async def test_events_stream_and_async_calls_work(provider: Start) -> None:
-    _, url = provider("openai-automatic")
-    runnable = WimRunnable(kernel=langchain_model("openai-automatic", url))
+    _, url = provider("openai-compatible")
+    runnable = WimRunnable(kernel=langchain_model("openai-compatible", url))
     inputs = {"question": QUESTION, "documents": _documents()}
     events = [event async for event in runnable.astream_events(inputs, version="v2")]
     margins = [event["data"] for event in events if event["name"] == "wim_margin"]
@@ -291,9 +291,9 @@ def test_an_error_carries_the_margins_and_asking_again_goes_on(provider: Start) 
 
 
 def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> None:
-    owner, url = provider("none")
+    owner, url = provider("openai-compatible")
     owner.replies = ["I would say that it helps."]
-    kernel = WimKernel.from_chat_model(langchain_model("none", url), max_concurrency=1)
+    kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
     result = kernel.ask(QUESTION, pages())
     assert [margin.index for margin in result.kept] == [1, 4]
     formats = ["response_format" in request.body for request in owner.requests]
@@ -305,11 +305,9 @@ def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> N
 
 def test_answers_follow_a_schema(provider: Start) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-    for rules in ("anthropic", "none"):
+    for rules in ("anthropic", "openai-compatible"):
         owner, url = provider(rules)
-        kernel = WimKernel.from_chat_model(
-            langchain_model(rules, url), **({"provider": rules} if rules != "none" else {})
-        )
+        kernel = WimKernel.from_chat_model(langchain_model(rules, url), provider=rules)
         reading = kernel.read(pages())
         margins = reading.margins(QUESTION)
         owner.replies = ['Here it is: {"name": "Elsa"}'] if rules == "anthropic" else ['{"name": "Elsa"}']
@@ -326,9 +324,11 @@ def test_answers_follow_a_schema(provider: Start) -> None:
 
 
 def test_rate_limiters_and_limits_hold(provider: Start) -> None:
-    owner, url = provider("none")
+    owner, url = provider("openai-compatible")
     limiter = InMemoryRateLimiter(requests_per_second=10, check_every_n_seconds=0.01, max_bucket_size=1)
-    kernel = WimKernel.from_chat_model(langchain_model("none", url, rate_limiter=limiter), max_calls=3)
+    kernel = WimKernel.from_chat_model(
+        langchain_model("openai-compatible", url, rate_limiter=limiter), max_calls=3
+    )
     result = kernel.ask("Which weather did the harbour master write down?", pages(), threshold=0)
     assert result.usage.calls == len(owner.requests) == 3
     assert len(result.margins) == 6
@@ -337,9 +337,9 @@ def test_rate_limiters_and_limits_hold(provider: Start) -> None:
 
 
 def test_one_request_at_a_time_where_that_is_asked(provider: Start) -> None:
-    owner, url = provider("none")
+    owner, url = provider("openai-compatible")
     owner.delay = 0.1
-    kernel = WimKernel.from_chat_model(langchain_model("none", url), max_concurrency=1)
+    kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
     kernel.ask(QUESTION, pages())
     for one, later in itertools.pairwise(owner.requests):
         assert later.came >= one.begun
@@ -353,8 +353,10 @@ def test_poor_reuse_is_warned_of(provider: Start) -> None:
 
 
 def test_a_server_that_refuses_to_report_usage_in_streams_is_asked_without(provider: Start) -> None:
-    owner, url = provider("none")
-    kernel = WimKernel.from_chat_model(langchain_model("none", url), structured=False, max_concurrency=1)
+    owner, url = provider("openai-compatible")
+    kernel = WimKernel.from_chat_model(
+        langchain_model("openai-compatible", url), structured=False, max_concurrency=1
+    )
     owner.failures = [400]
     result = kernel.ask(QUESTION, pages())
     assert [margin.index for margin in result.kept] == [1, 4]

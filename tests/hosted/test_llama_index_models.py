@@ -30,7 +30,7 @@ def _openai(url: str, **fields: Any) -> Any:
 
 
 def test_a_synthesizer_takes_the_language_model(provider: Start) -> None:
-    owner, url = provider("openai-automatic")
+    owner, url = provider("openai-compatible")
     synthesizer = WimSynthesizer(llm=_openai(url))
     response = (
         SummaryIndex(_nodes())
@@ -74,7 +74,7 @@ def test_marked_blocks_are_followed_by_cache_points() -> None:
 
 
 async def test_streams_async_tool_and_postprocessor(provider: Start) -> None:
-    _, url = provider("openai-automatic")
+    _, url = provider("openai-compatible")
     llm, index = _openai(url), SummaryIndex(_nodes())
     streaming = WimSynthesizer(llm, streaming=True)
     nodes = index.as_retriever().retrieve(QUESTION)
@@ -90,7 +90,7 @@ def test_an_output_class_is_filled(provider: Start) -> None:
     class Owner(BaseModel):
         name: str
 
-    owner, url = provider("openai-automatic")
+    owner, url = provider("openai-compatible")
     synthesizer = WimSynthesizer(llm=_openai(url), output_cls=Owner)
     nodes = SummaryIndex(_nodes()).as_retriever().retrieve(QUESTION)
     owner.replies = [
@@ -103,7 +103,7 @@ def test_an_output_class_is_filled(provider: Start) -> None:
 
 
 def test_tokens_are_counted_once(provider: Start) -> None:
-    owner, url = provider("openai-automatic")
+    owner, url = provider("openai-compatible")
     counter = TokenCountingHandler(tokenizer=str.split)
     manager = CallbackManager([counter])
     synthesizer = WimSynthesizer(llm=_openai(url, callback_manager=manager), callback_manager=manager)

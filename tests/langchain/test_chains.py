@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from asking import FEW, QUESTION, Fixed
 from langchain_classic.chains import create_retrieval_chain
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_classic.chains.question_answering import load_qa_chain
@@ -17,7 +18,6 @@ from langchain_core.documents import Document
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.output_parsers import CommaSeparatedListOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 
 from wim_integrations.langchain import (
@@ -27,18 +27,6 @@ from wim_integrations.langchain import (
     create_wim_map_reduce_chain,
 )
 from wim_kernel import WimKernel
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5}
-
-
-class Fixed(BaseRetriever):
-    """Finds the same documents whatever is asked."""
-
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return self.documents
 
 
 def old_model() -> FakeListLLM:
@@ -382,4 +370,4 @@ def test_compressor_stops_early(kernel: WimKernel, documents: list[Document]) ->
     compressor = WimDocumentCompressor(kernel=kernel, options={"threshold": 0, "stop_after": 1})
     (margin,) = compressor.compress_documents(documents, QUESTION)
     assert margin.metadata["wim"]["document"] == 0
-    assert kernel.readings.held[-1].chunks == 1
+    assert kernel.cache.held[-1].chunks == 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asking import FEW, QUESTION, Fixed
 from langchain_classic.chains import (
     AnalyzeDocumentChain,
     ConversationalRetrievalChain,
@@ -21,7 +22,6 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from langchain_text_splitters import CharacterTextSplitter
 
@@ -29,16 +29,6 @@ from wim_integrations.langchain import create_wim_documents_chain, create_wim_ma
 from wim_kernel import EmptyDocumentError, MissingInputError, WimKernel
 
 pytestmark = pytest.mark.slow
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 6}
-
-
-class Fixed(BaseRetriever):
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return self.documents
 
 
 class Chains(BaseCallbackHandler):

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 import pytest
+from asking import FEW, QUESTION, Fixed
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import END, START, StateGraph
 
@@ -26,16 +26,6 @@ from wim_integrations.langchain import (
     create_wim_tool,
 )
 from wim_kernel import WimKernel
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5}
-
-
-class Fixed(BaseRetriever):
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return self.documents
 
 
 def whole(kernel: WimKernel, documents: list[Document]) -> Runnable[Any, Any]:
@@ -293,7 +283,7 @@ def test_a_stream_closed_in_its_answer_ends_the_models_run(
     stream.close()
     assert heard.open == 0
     assert [type(error) for error in heard.errors] == [GeneratorExit]
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.invariant(6)
@@ -321,7 +311,7 @@ async def test_a_cancelled_event_stream_frees_everything(
 async def idle(kernel: WimKernel) -> None:
     """Wait until the step that was under way has come to its end."""
     for _ in range(200):
-        if not any(live.in_use for live in kernel.readings.held):
+        if not any(live.in_use for live in kernel.cache.held):
             return
         await asyncio.sleep(0.02)
     raise AssertionError("a reading is still held")

@@ -6,6 +6,7 @@ import sys
 from typing import Any, TypedDict
 
 import pytest
+from asking import QUESTION
 from helpers import spying
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
@@ -14,8 +15,6 @@ from langgraph.types import Command, interrupt
 
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import WimKernel
-
-QUESTION = "Who owned the ship?"
 
 
 class State(TypedDict, total=False):
@@ -196,7 +195,7 @@ def test_an_interrupt_in_a_callback_is_not_swallowed(
         assert "__interrupt__" in result
         result = graph.invoke(Command(resume=choice), THREAD)
     assert [margin["kept"] for margin in result["margins"]] == [True, False, True]
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.parametrize("mode", ["updates", "values"])

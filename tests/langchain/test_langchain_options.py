@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from asking import FEW, QUESTION, Fixed
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
 from langchain_core.prompts import PromptTemplate
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import ToolException
 
@@ -25,8 +25,6 @@ from wim_integrations.langchain import (
 )
 from wim_kernel import Options, UnknownOptionError, WimKernel
 
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 6}
 Make = Callable[..., Any]
 
 PARTS: dict[str, Make] = {
@@ -38,13 +36,6 @@ PARTS: dict[str, Make] = {
     "compressor": lambda kernel, **options: WimDocumentCompressor(kernel=kernel, **options),
     "tool": lambda kernel, **options: create_wim_tool(kernel, "A text.", **options),
 }
-
-
-class Fixed(BaseRetriever):
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return self.documents
 
 
 def asked(documents: list[Document]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 import pytest
+from asking import QUESTION
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -12,8 +13,6 @@ from langgraph.types import Command, interrupt
 
 from wim_integrations.langchain import WimAnswer, WimMargins, reviewed
 from wim_kernel import MarginsError, WimKernel
-
-QUESTION = "Who owned the ship?"
 
 
 class State(TypedDict, total=False):

@@ -10,6 +10,7 @@ from operator import add
 from typing import Any, TypedDict
 
 import pytest
+from asking import QUESTION
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langgraph.graph import END, START, StateGraph
@@ -28,7 +29,6 @@ from wim_kernel import Evidence, EvidenceProbability, WimKernel
 from wim_kernel.run.quoting import GAP
 from wim_kernel.run.relevance.calibration import Calibration
 
-QUESTION = "Who owned the ship?"
 SLOWLY: dict[str, Any] = {"margin_batch": 1, "answer_tokens": 4}  # so that most is known only later
 MARGINS = ("wim_margin", "wim_margin_revised")
 

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from asking import QUESTION
 from helpers import spying
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
@@ -18,8 +19,6 @@ from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import ContextOverflowError, EmptyDocumentError, WimKernel
 from wim_kernel.run.margin_prompts import question_lead
 from wim_kernel.run.options import parse_options
-
-QUESTION = "Who owned the ship?"
 
 
 def asked(documents: Any, question: str = QUESTION) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def test_the_first_margin_is_streamed_before_the_last_chunk_is_read(
     with spying(runnable.kernel.model) as spy:
         next(chunk for chunk in stream if chunk.get("margins"))
     assert spy.tokens
-    live = runnable.kernel.readings.held[-1]
+    live = runnable.kernel.cache.held[-1]
     assert live.chunks < len(documents)
     stream.close()
 
@@ -307,7 +306,7 @@ async def test_bad_input_is_a_clear_error_in_every_way_to_call_it(
         [chunk async for chunk in runnable.astream(given)]
     with pytest.raises(error):
         runnable.batch([given])
-    assert not any(live.in_use for live in runnable.kernel.readings.held)
+    assert not any(live.in_use for live in runnable.kernel.cache.held)
 
 
 def test_no_documents_may_have_an_answer_of_their_own(kernel: WimKernel, documents: list[Document]) -> None:
@@ -387,7 +386,7 @@ def test_text_that_neighbours_share_is_read_once(kernel: WimKernel) -> None:
     unknown = [Document(page_content=item.page_content, metadata={"source": "yard"}) for item in known]
     runnable = WimRunnable(kernel=kernel, threshold=0, margin_tokens=2, answer_tokens=2)
     for documents in (known, unknown):
-        kernel.readings.clear()
+        kernel.cache.clear()
         output = runnable.invoke(asked(documents))
         assert output["usage"]["prefill_tokens"] == kernel.count_tokens(text[:56]) + kernel.count_tokens(
             text[56:]
@@ -595,10 +594,10 @@ async def test_closing_an_asynchronous_stream_stops_the_work(
             break
     await stream.aclose()
     for _ in range(100):
-        if not any(live.in_use for live in runnable.kernel.readings.held):
+        if not any(live.in_use for live in runnable.kernel.cache.held):
             break
         await asyncio.sleep(0.02)
-    assert not any(live.in_use for live in runnable.kernel.readings.held)
+    assert not any(live.in_use for live in runnable.kernel.cache.held)
 
 
 @pytest.mark.invariant(6)
@@ -607,7 +606,7 @@ def test_closing_a_stream_stops_the_work(runnable: WimRunnable, documents: list[
     next(stream)
     next(stream)
     stream.close()
-    assert not any(live.in_use for live in runnable.kernel.readings.held)
+    assert not any(live.in_use for live in runnable.kernel.cache.held)
     assert runnable.invoke(asked(documents))["answer"]
 
 
@@ -624,10 +623,10 @@ async def test_a_cancelled_task_stops_the_work(runnable: WimRunnable, documents:
     with pytest.raises(asyncio.CancelledError):
         await task
     for _ in range(100):
-        if not any(live.in_use for live in runnable.kernel.readings.held):
+        if not any(live.in_use for live in runnable.kernel.cache.held):
             break
         await asyncio.sleep(0.02)
-    assert not any(live.in_use for live in runnable.kernel.readings.held)
+    assert not any(live.in_use for live in runnable.kernel.cache.held)
     assert (await runnable.ainvoke(asked(documents)))["answer"]
 
 
@@ -643,7 +642,7 @@ async def test_an_exception_in_keep_reaches_the_caller_and_nothing_is_held(
         runnable.invoke(asked(documents))
     with pytest.raises(RuntimeError, match="no"):
         await runnable.ainvoke(asked(documents))
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.in_process
@@ -653,7 +652,7 @@ async def test_twenty_tasks_at_once_get_what_each_would_alone(
 ) -> None:
     given = [asked(documents, f"Who owned ship number {number}?") for number in range(20)]
     wanted = [runnable.invoke(item)["answer"] for item in given]
-    runnable.kernel.readings.clear()
+    runnable.kernel.cache.clear()
     found = await asyncio.gather(*(runnable.ainvoke(item) for item in given))
     assert [output["answer"] for output in found] == wanted
     assert (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import FEW, QUESTION
 from langchain.agents import create_agent
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.documents import Document
@@ -21,11 +22,9 @@ from langchain_tests.unit_tests import ToolsUnitTests
 from wim_integrations.langchain import create_wim_tool
 from wim_kernel import WimKernel
 
-QUESTION = "Who owned the ship?"
 SHIP = Document(
     page_content="The gull sat on the mast. Elsa Brandt owned the ship Aurora.", metadata={"source": "log"}
 )
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 6}
 
 
 class _Params:
@@ -222,7 +221,7 @@ async def test_parallel_calls_in_an_agent(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, [SHIP], **FEW)
     questions = [QUESTION, "What sat on the mast?", "What was the ship called?"]
     wanted = [called(tool, question=question).content for question in questions]
-    kernel.readings.clear()
+    kernel.cache.clear()
     for result in (
         agent_with(tool, *questions).invoke(ASK),
         await agent_with(tool, *questions).ainvoke(ASK),

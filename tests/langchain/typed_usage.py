@@ -1,4 +1,4 @@
-"""Lines of the documentation as a type checker reads them; see test_typing.py."""
+"""Lines of the documentation as a type checker reads them; `make types` runs one over it."""
 
 from typing import TypedDict
 

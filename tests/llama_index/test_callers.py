@@ -296,7 +296,7 @@ async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithS
             assert isinstance(response, PydanticResponse)
             assert isinstance(response.response, Owner)
             assert response.metadata["margins"]
-    kernel.readings.clear()
+    kernel.cache.clear()
     with spying(kernel.model) as spy, pytest.raises(ValueError, match="more answer_tokens"):
         WimSynthesizer(kernel, output_cls=Owner, answer_tokens=2).synthesize(QUESTION, nodes)
     assert not spy.batches
@@ -384,7 +384,7 @@ def test_texts_that_a_subclass_changed_are_what_is_read(
                 query_str, [text.replace("Elsa", "****") for text in text_chunks], **kwargs
             )
 
-    kernel.readings.clear()
+    kernel.cache.clear()
     mark = kernel.tokenizer.encode(" Elsa", add_special_tokens=False)[0]
     with spying(kernel.model) as spy:
         assert str(Masking(kernel, **FEW).synthesize(QUESTION, nodes))
@@ -397,7 +397,7 @@ def test_margins_are_written_together_where_nobody_watches(
     kernel: WimKernel, nodes: list[NodeWithScore]
 ) -> None:
     def passes(**options: Any) -> int:
-        kernel.readings.clear()
+        kernel.cache.clear()
         with spying(kernel.model) as spy:
             WimSynthesizer(kernel, **{**FEW, "margin_style": "free"}, **options).synthesize(QUESTION, nodes)
         return len(spy.batches)
@@ -453,9 +453,9 @@ async def test_twenty_queries_at_once_leave_the_loop_free(
 ) -> None:
     engine = by_constructor(WimSynthesizer(real_kernel, threshold=0, margin_tokens=4, answer_tokens=4), index)
     questions = [f"Who owned ship number {number}?" for number in range(20)]
-    real_kernel.readings.clear()
+    real_kernel.cache.clear()
     wanted = [str(engine.query(question)) for question in questions]
-    real_kernel.readings.clear()
+    real_kernel.cache.clear()
     lags: list[float] = []
 
     async def watch() -> None:
@@ -486,20 +486,20 @@ async def test_closing_streams_and_cancelling_frees_everything(
     stream = synthesizer.synthesize(QUESTION, nodes).response_gen
     next(stream)
     stream.close()
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
     unused = synthesizer.synthesize(QUESTION, nodes)
     del unused
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
     task = asyncio.create_task(WimSynthesizer(kernel, threshold=0).asynthesize(QUESTION, nodes))
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     for _ in range(200):
-        if not any(live.in_use for live in kernel.readings.held):
+        if not any(live.in_use for live in kernel.cache.held):
             break
         await asyncio.sleep(0.02)
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 @pytest.mark.in_process

@@ -163,7 +163,7 @@ def test_a_token_budget_that_is_spent_stops_the_next_question(
     synthesizer = WimSynthesizer(kernel, callback_manager=CallbackManager([counter]), **FEW)
     with pytest.raises(ValueError, match="budget"):
         synthesizer.synthesize(QUESTION, nodes)
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 async def test_the_postprocessors_callbacks(

@@ -92,7 +92,7 @@ def test_its_metadata_and_its_options(kernel: WimKernel) -> None:
     with pytest.raises(ContextOverflowError, match="conversation"):
         llm.complete("word " * 9000)
     assert llm.complete("word " * (kernel.engine.window - 60)).text  # as many tokens as there is room for
-    assert not any(live.in_use for live in kernel.readings.held)
+    assert not any(live.in_use for live in kernel.cache.held)
 
 
 def test_a_stream_that_is_closed_stops(kernel: WimKernel) -> None:

@@ -226,7 +226,7 @@ def test_the_postprocessor_stops_early_and_can_be_made_again(
     postprocessor = WimNodePostprocessor(kernel, threshold=0, stop_after=1)
     (margin,) = postprocessor.postprocess_nodes(nodes, query_str=QUESTION)
     assert margin.node.metadata["wim"]["index"] == 0
-    assert kernel.readings.held[-1].chunks == 1
+    assert kernel.cache.held[-1].chunks == 1
     again = WimNodePostprocessor(
         kernel, **{name: getattr(postprocessor, name) for name in ("order", "options")}
     )

@@ -162,10 +162,10 @@ async def test_cancelling_a_task_stops_the_servers_work(server, kernel, fresh):
     assert time.monotonic() - begun < 10
     assert (server.counted() - before).generated < 600
     for _ in range(100):
-        if not any(each.in_use for each in kernel.readings.held):
+        if not any(each.in_use for each in kernel.cache.held):
             break
         await asyncio.sleep(0.05)
-    assert not any(each.in_use for each in kernel.readings.held)
+    assert not any(each.in_use for each in kernel.cache.held)
     assert reading.answer(QUESTION, margins, **OPTIONS).answer.strip()
 
 

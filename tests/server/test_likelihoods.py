@@ -16,7 +16,7 @@ from wim_kernel.engines.server.engine import TRIAL
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.likelihoods import Measurement, best_way, find_ways, measure
 from wim_kernel.engines.server.prefixes import Claim
-from wim_kernel.engines.server.reuse import ENOUGH_TO_JUDGE, Reuse
+from wim_kernel.engines.server.reuse import HITS_DUE_BEFORE_WARNING, CacheHits
 from wim_kernel.engines.server.transport import Server
 
 IDS = [1, 2, 3, 4, 5]
@@ -59,11 +59,11 @@ async def test_cached_tokens_that_are_not_told_are_unknown(odd, details):
     odd.answers = {
         b"/v1/completions": http(json.dumps({**told([-0.5, -1.5], [4, 5]), "usage": usage}).encode())
     }
-    reuse = Reuse("start it otherwise", exact=True)
+    reuse = CacheHits("start it otherwise", exact=True)
     for way in ("prompt", "next"):
         (delta,) = [delta async for delta in measure(on(odd), way, Measurement(IDS, 2, "m"))]
         assert (delta.usage.prompt_tokens, delta.usage.cached_tokens) == (5, None)
-        found = reuse.record(delta.usage, ENOUGH_TO_JUDGE + 1)  # and nobody is warned
+        found = reuse.record(delta.usage, HITS_DUE_BEFORE_WARNING + 1)  # and nobody is warned
         assert Claim(expected=3, new=2, charged=2).recomputed(3, found) == 0
     assert reuse.reported is False
 

@@ -10,7 +10,7 @@ from wim_kernel.engines.base import Branch
 from wim_kernel.engines.server.codecs import CharacterCodec, TokenizerCodec
 from wim_kernel.engines.server.deltas import UsageReport
 from wim_kernel.engines.server.replies import choice_probabilities, without_decision
-from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.reuse import CacheHits
 from wim_kernel.engines.server.transport import Server
 from wim_kernel.text.run_text import Text
 
@@ -68,7 +68,7 @@ def test_a_note_stands_without_its_decision_however_it_is_streamed(reply, note):
 
 
 def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
-    reuse, server = Reuse("advice", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    reuse, server = CacheHits("advice", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     other = Server("http://127.0.0.1:8/v1", None, 1.0, 1)
     assert reuse.record(UsageReport(100, 1, None, server), 0) is None
     assert reuse.reported is False
@@ -81,7 +81,7 @@ def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_too_little_reuse_is_warned_of_once(exact):
-    reuse, server = Reuse("turn it on", exact=exact), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    reuse, server = CacheHits("turn it on", exact=exact), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     reuse.record(UsageReport(5000, 1, 4000, server), 4000)
     with pytest.warns(UserWarning, match=r"only 4000 of 8100 .* turn it on"):
         reuse.record(UsageReport(5000, 1, 0, server), 4100)
@@ -93,7 +93,7 @@ def test_too_little_reuse_is_warned_of_once(exact):
 
 @pytest.mark.filterwarnings("error")
 def test_fresh_prefixes_are_no_reason_to_warn():
-    reuse, server = Reuse("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
+    reuse, server = CacheHits("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     for _ in range(9):
         assert reuse.record(UsageReport(5000, 1, 0, server), 0) == 0
 

@@ -235,7 +235,7 @@ class WimLLM(CustomLLM):
         self, turns: Sequence[Turn], kwargs: dict[str, Any]
     ) -> Generator[CompletionResponse, None, None]:
         text = ""
-        with closing(complete(self._kernel.readings, turns, self._options(kwargs))) as pieces:
+        with closing(complete(self._kernel.cache, turns, self._options(kwargs))) as pieces:
             for piece in pieces:
                 if piece:
                     response = _response(text, piece)
@@ -246,7 +246,7 @@ class WimLLM(CustomLLM):
         self, turns: Sequence[Turn], kwargs: dict[str, Any]
     ) -> AsyncGenerator[CompletionResponse, None]:
         text = ""
-        work = iterate_in_thread(complete(self._kernel.readings, turns, self._options(kwargs)))
+        work = iterate_in_thread(complete(self._kernel.cache, turns, self._options(kwargs)))
         async with aclosing(work) as pieces:
             async for piece in pieces:
                 if piece:

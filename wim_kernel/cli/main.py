@@ -231,7 +231,7 @@ def _cached_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Gene
         yield
         return
     try:
-        kernel.readings.keep_in(folder.expanduser(), most_bytes=CACHE_BYTES if default else None)
+        kernel.cache.keep_in(folder.expanduser(), most_bytes=CACHE_BYTES if default else None)
     except ReadingFileError as error:
         if not default:
             raise
@@ -239,7 +239,7 @@ def _cached_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Gene
     try:
         yield
     finally:
-        kernel.readings.flush()
+        kernel.cache.flush()
 
 
 def _kernel_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,10 @@ class Engine(Protocol[PrefixT]):
     """Whether the model predicts text better than chance. One of random weights does not."""
     rates: bool
     """Whether the model rates a chunk in the reply that holds its note, and branches are billed one by one."""
+    max_calls: int | None
+    """Most requests to one question, for engines that rate; None for no limit."""
+    first_look: bool
+    """Whether shared words decide which chunks are rated at all, for engines that rate."""
     heads: tuple[Head, ...]
     """Heads whose attention can be measured; empty if the engine cannot measure attention."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from wim_kernel.cache.disk import Saved
+from wim_kernel.cache.volumes import SHARES, longest_chunk
 from wim_kernel.common.chunk import Chunk
+from wim_kernel.common.errors import ChunkError, ReadingFileError
 from wim_kernel.engines.base import AnyEngine
 from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.run.relevance.passages import DocumentPassages
-from wim_kernel.text.chunks import contiguous
+from wim_kernel.text.chunks import contiguous, split_chunk
 from wim_kernel.text.run_text import Text
 
 
@@ -51,3 +56,51 @@ class EncodedDocument:
         if engine.heads:
             _ = passages.index  # build it now: every question needs it
         return cls(tuple(chunks), TokenizedDocument(head, tuple(ids)), passages, separator)
+
+
+def split_for_volumes(engine: AnyEngine, document: EncodedDocument) -> EncodedDocument:
+    """Split the chunks of a document longer than the window so that each fits a volume."""
+    window, tokens = engine.window, document.tokens
+    if window is None or tokens.total <= window - window // SHARES[0]:
+        return document
+    longest = longest_chunk(window, len(tokens.head))
+    if all(tokens.size(chunk) <= longest for chunk in range(len(tokens))):
+        return document
+
+    def count(text: str) -> int:
+        return len(engine.encode(Text(text)))
+
+    room = max(16, longest - count(document.separator) - 1)
+    parts = (
+        split_chunk(chunk, room, count) if tokens.size(index) > longest else [chunk]
+        for index, chunk in enumerate(document.chunks)
+    )
+    chunks = list(itertools.chain.from_iterable(parts))
+    return EncodedDocument.encode(engine, tokens.head, chunks, document.separator)
+
+
+def saved_document(engine: AnyEngine, head: tuple[int, ...], path: Path, saved: Saved) -> EncodedDocument:
+    """The document of a saved reading.
+
+    Args:
+        engine: the engine that will read it.
+        head: token ids that precede every document.
+        path: the file, for messages.
+        saved: what the file holds.
+
+    Raises:
+        ReadingFileError: if it holds no document, or this engine makes other tokens of it.
+    """
+    if not saved.about:
+        raise ReadingFileError(path, "it belongs to a cache and does not hold the document")
+    try:
+        chunks = [Chunk.from_dict(chunk) for chunk in saved.about["chunks"]]
+        document = EncodedDocument.encode(engine, head, chunks, saved.about["separator"])
+    except (KeyError, TypeError, AttributeError, ChunkError) as error:
+        raise ReadingFileError(path, f"its document is not what `save` writes: {error!r}") from error
+    shared = document.tokens.common_chunks(saved.document)
+    if shared < 0:
+        raise ReadingFileError(path, "its chat template or frame is another")
+    if shared < len(saved.document):
+        raise ReadingFileError(path, "its tokenizer is another")
+    return document

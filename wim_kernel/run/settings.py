@@ -170,13 +170,13 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
             getattr(relevance, "searches", ()) and getattr(relevance, "asks", "nothing") == "nothing"
         )
         threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
-    most_calls: int | None = getattr(engine, "max_calls", None)
+    most_calls = engine.max_calls
     everything = threshold == 0 and settings.top_k is None
     own_calls = 1 if settings.answer_schema is None else 2  # an answer that does not fit is put into shape
     adapted = replace(
         settings,
         rates=rates,
-        first_look=getattr(engine, "first_look", False) and not (without_question or everything),
+        first_look=engine.first_look and not (without_question or everything),
         most_asked=None if most_calls is None else most_calls - own_calls,
         relevance=relevance,
         margin_style=style,

@@ -22,7 +22,7 @@ from wim_kernel.engines.chat.layout import request_of
 from wim_kernel.engines.chat.prefixes import ChatPrefix
 from wim_kernel.engines.chat.providers import Provider
 from wim_kernel.engines.chat.replies import SCHEMAS, fits, json_values
-from wim_kernel.engines.chat.reuse import Reuse
+from wim_kernel.engines.chat.reuse import CacheReads
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class BranchCalls:
         self,
         backend: ChatBackend,
         provider: Provider,
-        reuse: Reuse,
+        reuse: CacheReads,
         *,
         structured: bool,
         asks_again: bool = True,

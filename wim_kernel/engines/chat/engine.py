@@ -23,7 +23,7 @@ from wim_kernel.engines.chat.calls import Call, run_calls
 from wim_kernel.engines.chat.prefixes import ChatPrefix
 from wim_kernel.engines.chat.providers import BY_NAME, Provider, provider_of
 from wim_kernel.engines.chat.replies import decided, rated
-from wim_kernel.engines.chat.reuse import Reuse
+from wim_kernel.engines.chat.reuse import CacheReads
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Text
 
@@ -84,7 +84,7 @@ class ChatEngine(Shared):
         self.max_calls = max_calls
         self.first_look = first_look
         under_schema = not self.provider.schema_in_prefix if structured is None else structured
-        self._reuse = Reuse(backend.name)
+        self._reuse = CacheReads(backend.name)
         self._branches = BranchCalls(
             backend, self.provider, self._reuse, structured=under_schema, asks_again=max_calls is None
         )

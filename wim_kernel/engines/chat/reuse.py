@@ -8,11 +8,11 @@ import warnings
 from wim_kernel.common import forks
 from wim_kernel.engines.chat.backend import Billed
 
-ENOUGH_TO_JUDGE = 8192
+READS_DUE_BEFORE_WARNING = 8192
 """Tokens that the cache should have had, after which too few reads are worth a warning."""
 
 
-class Reuse:
+class CacheReads:
     """Counts cache reads, and how many tokens the provider counts for one of our estimated tokens.
 
     Args:
@@ -50,12 +50,13 @@ class Reuse:
                 return
             self._expected += expected * self.scale
             self._read += billed.cache_read
-            if self._warned or self._expected < ENOUGH_TO_JUDGE or self._read >= self._expected / 2:
+            if self._warned or self._expected < READS_DUE_BEFORE_WARNING or self._read >= self._expected / 2:
                 return
             self._warned = True
         warnings.warn(
             f"{self.model} read {self._read:,} tokens from its cache, of {self._expected:,.0f} that requests before "
-            "had sent: the document is paid for again and again. See that nothing in front of it changes, that chunks "
-            "are longer than the provider's shortest cached prefix, and that provider= names the right row.",
+            "had sent: the document is paid for again and again. See that nothing in front of it changes (a schema by "
+            "structured=True does), that chunks are longer than the provider's shortest cached prefix, and that "
+            "provider= names the right row.",
             stacklevel=2,
         )

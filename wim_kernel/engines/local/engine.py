@@ -8,7 +8,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -16,17 +15,19 @@ from typing import Any
 import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import DeviceMemoryError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.loading import load_model
+from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions
 from wim_kernel.engines.local.backends.base import AttentionBackend
-from wim_kernel.engines.local.backends.choose import Attention, choose_backend
+from wim_kernel.engines.local.backends.choose import choose_backend
+from wim_kernel.engines.local.capacity import budget_of, memory_for, window_of
 from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
 from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
@@ -51,11 +52,10 @@ class LocalEngine(Shared):
     Args:
         model: a causal LM; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
-        window: most tokens of a context; by default what the model's config says.
-        cache_mode: ``"shared"`` (one prefix for all branches), ``"snapshot"`` (the model's own cache, one branch at a
-            time), or None for ``"shared"`` unless the model fails its check.
-        attention: backend that computes attention over a shared prefix, for debugging; see
-            `wim_kernel.engines.local.backends.choose.choose_backend`.
+        window: see `EngineOptions`.
+        cache_mode: see `EngineOptions`.
+        attention: see `EngineOptions`.
+        path: see `EngineOptions`.
 
     Raises:
         UnsupportedModelError: if branches do not give the same results as the model's plain forward pass.
@@ -67,6 +67,8 @@ class LocalEngine(Shared):
     joins_chunks = True
     reads_on_demand = False
     rates = False
+    max_calls: int | None = None
+    first_look = False
     shows_tokens = True
     reports_cached: bool | None = True
 
@@ -95,13 +97,13 @@ class LocalEngine(Shared):
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self._kept_markers: dict[frozenset[int], MarkerGrammars] = {}
         self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
-        self.window = window or _window(model.config.get_text_config())
+        self.window = window or window_of(model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
         self.block_tokens = 512 if self.on_cpu else 4096
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
-        self.budget_bytes = _budget(self.runner.device)
+        self.budget_bytes = budget_of(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=attention == "auto")
         self.cache_mode, self.backend = checked.mode, checked.backend
@@ -119,20 +121,11 @@ class LocalEngine(Shared):
             forks.lose(self.lock)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str,
-        *,
-        window: int | None = None,
-        cache_mode: str | None = None,
-        attention: Attention = "auto",
-        path: str | None = None,
-        **loading: Any,
-    ) -> LocalEngine:
+    def from_pretrained(cls, name: str, **options: Unpack[LocalOptions]) -> LocalEngine:
         """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
-        return cls(
-            *load_model(name, **loading), window=window, cache_mode=cache_mode, attention=attention, path=path
-        )
+        given: dict[str, Any] = dict(options)
+        own = {key: given.pop(key) for key in EngineOptions.__annotations__ if key in given}
+        return cls(*load_model(name, **given), **own)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -193,7 +186,7 @@ class LocalEngine(Shared):
 
     def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
-        with self.lock, _memory_for(f"hold {tokens:,} tokens"):
+        with self.lock, memory_for(f"hold {tokens:,} tokens"):
             prefix.reserve(tokens)
 
     def fork(self, prefix: LocalPrefix, tokens: int) -> LocalPrefix:
@@ -256,7 +249,7 @@ class LocalEngine(Shared):
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
         """See `Engine.unpack`."""
         prefix = self.open()
-        with _memory_for(f"bring back {len(ids):,} tokens"):
+        with memory_for(f"bring back {len(ids):,} tokens"):
             prefix.unpack(packed, ids, room)
         return prefix
 
@@ -280,7 +273,7 @@ class LocalEngine(Shared):
             if len(block) > most * 9 // 8:
                 block = block[:most]
             if block:
-                with _memory_for(f"read {len(block):,} tokens"):
+                with memory_for(f"read {len(block):,} tokens"):
                     prefix.extend(block)
             if prefix.tokens in ends:
                 prefix.mark_boundary()
@@ -320,7 +313,7 @@ class LocalEngine(Shared):
         room = width + decided + max(steps, default=0)
         vocabulary = self.model.config.get_text_config().vocab_size
         limits = PromptLimits(4 * self.block_tokens, vocabulary, self.logit_bytes, self.runner.spread)
-        with _memory_for(f"decode {len(rows)} branches together"):
+        with memory_for(f"decode {len(rows)} branches together"):
             ends = [row.branch.at for row in rows]
             with self.batcher.session(lambda: prefix.branch(ends, room)) as session:
                 yield from decode(rows, prefix.ids, gate, session, limits)
@@ -342,50 +335,3 @@ class LocalEngine(Shared):
         runs = self.codec.suffix(branch.prompt, branch.cue)
         scored = self.codec.scored(runs, branch.scored)
         return Row(index, branch, runs, scored, choices, sampler, self.codec.stream())
-
-
-@contextmanager
-def _memory_for(what: str) -> Iterator[None]:
-    """Turn torch's out-of-memory error into the kernel's, and release unused memory to the device.
-
-    Args:
-        what: the work, for the message.
-
-    Raises:
-        DeviceMemoryError: if torch runs out of memory.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise DeviceMemoryError(what, str(error).split(". ")[0].rstrip(".")) from error
-
-
-def _window(config: Any) -> int | None:
-    """Most tokens that the config allows.
-
-    With length-dependent RoPE (dynamic NTK, LongRoPE) that is the model's original context length: beyond it, keys of a
-    shared prefix would have to be rotated again.
-    """
-    window: int | None = getattr(config, "max_position_embeddings", None)
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            stated = rope.get("original_max_position_embeddings")
-            original = stated or getattr(config, "original_max_position_embeddings", None)
-            if original is not None and window is not None and original < window:
-                warnings.warn(
-                    f"This model's rotary frequencies change beyond {original} tokens, which a shared prefix cannot "
-                    f"follow: the window is taken to be {original}, not {window}.",
-                    stacklevel=4,
-                )
-                window = int(original)
-    return window
-
-
-def _budget(device: torch.device) -> int:
-    """Bytes for prefixes: half of the free memory on the CPU, four fifths on an accelerator."""
-    if device.type == "cuda":
-        return int(0.8 * torch.cuda.mem_get_info(device)[0])
-    return int(0.5 * psutil.virtual_memory().available)

@@ -13,12 +13,12 @@ from wim_kernel.engines.server.choices import Choices
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deciding import BranchGate, Reply
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
+from wim_kernel.engines.server.loop import Emit
 from wim_kernel.engines.server.prefixes import Claim, ServerPrefix
 from wim_kernel.engines.server.replies import schema_fields, without_decision
 from wim_kernel.engines.server.requests import READ, CompletionSpec, Requests
-from wim_kernel.engines.server.reuse import Cost, Reuse
+from wim_kernel.engines.server.reuse import CacheHits, Cost
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
-from wim_kernel.engines.server.transport import Emit
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class BranchRequests:
         reuse: counts the cache hits that servers report.
     """
 
-    def __init__(self, requests: Requests, reuse: Reuse) -> None:
+    def __init__(self, requests: Requests, reuse: CacheHits) -> None:
         self.requests = requests
         self.reuse = reuse
         self.family = requests.family

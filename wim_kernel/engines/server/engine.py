@@ -21,13 +21,14 @@ from wim_kernel.engines.server.branch_requests import BranchRequests, BranchStat
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deciding import BranchGate
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
+from wim_kernel.engines.server.loop import run_concurrently, wait_for
 from wim_kernel.engines.server.ordering import decode_one_by_one, sequential_order
 from wim_kernel.engines.server.prefixes import ServerPrefix
 from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import Requests
-from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.reuse import CacheHits
 from wim_kernel.engines.server.starting import chosen_model, chosen_route, first_that_answers
-from wim_kernel.engines.server.transport import COOLDOWN_SECONDS, Server, run_concurrently, wait_for
+from wim_kernel.engines.server.transport import COOLDOWN_SECONDS, Server
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class ServerEngine(Shared):
     joins_chunks = False
     reads_text = True
     rates = False
+    max_calls: int | None = None
+    first_look = False
     reads_on_demand = True
     budget_bytes = 2**30  # of ids: keys and values are on the server
     host_budget_bytes = 0
@@ -108,7 +111,7 @@ class ServerEngine(Shared):
         self.max_branches = self.family.max_branches
         self.writes_as_it_reads = self.family.sequential
         self.shows_tokens = self.route == "tokens"
-        self._reuse = Reuse(self.family.advice, self.codec.exact)
+        self._reuse = CacheHits(self.family.advice, self.codec.exact)
         self._requests = Requests(
             self.servers,
             self.model_id,

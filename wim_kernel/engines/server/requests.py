@@ -32,7 +32,7 @@ from wim_kernel.engines.server.likelihoods import (
 )
 from wim_kernel.engines.server.prefixes import Claim, ReadingTurn, ServerPrefix
 from wim_kernel.engines.server.probing import slots_of
-from wim_kernel.engines.server.reuse import Reuse
+from wim_kernel.engines.server.reuse import CacheHits
 from wim_kernel.engines.server.slots import ScratchSlots, Slot
 from wim_kernel.engines.server.transport import Server
 
@@ -85,7 +85,7 @@ class Requests:
         codec: PromptCodec,
         route: Route,
         retries: int,
-        reuse: Reuse,
+        reuse: CacheHits,
         window: int | None,
     ) -> None:
         self.servers = servers

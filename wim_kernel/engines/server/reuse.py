@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wim_kernel.engines.server.deltas import UsageReport
 
-ENOUGH_TO_JUDGE = 4096
+HITS_DUE_BEFORE_WARNING = 4096
 """Tokens that the cache should have had, after which too few hits are worth a warning."""
 
 
@@ -36,7 +36,7 @@ class Cost:
         )
 
 
-class Reuse:
+class CacheHits:
     """Counts cache hits.
 
     Args:
@@ -75,7 +75,11 @@ class Reuse:
             return None
         self._expected += expected
         self._cached += min(max(0, found), expected)
-        if not self._warned and self._expected > ENOUGH_TO_JUDGE and self._cached < self._expected // 2:
+        if (
+            not self._warned
+            and self._expected > HITS_DUE_BEFORE_WARNING
+            and self._cached < self._expected // 2
+        ):
             self._warned = True
             warnings.warn(
                 f"The server found only {self._cached} of {self._expected} shared tokens in its prefix cache, so "

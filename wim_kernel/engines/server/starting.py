@@ -8,7 +8,8 @@ from typing import Any
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.codecs import PromptCodec
 from wim_kernel.engines.server.families import Family, Route
-from wim_kernel.engines.server.transport import Server, wait_for
+from wim_kernel.engines.server.loop import wait_for
+from wim_kernel.engines.server.transport import Server
 
 
 def first_that_answers(servers: Sequence[Server], model: str | None) -> tuple[Server, list[dict[str, Any]]]:

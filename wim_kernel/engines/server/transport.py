@@ -1,17 +1,11 @@
-"""Sends HTTP requests to servers, limits their number, and cancels them when their consumer stops.
-
-All requests of the process run on one event loop in a background thread; the engine's threads wait for their results.
-"""
+"""Sends HTTP requests to a server, limits their number, and makes errors of failures; see `loop` for where they run."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import queue
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -19,105 +13,15 @@ from urllib.parse import urlsplit, urlunsplit
 import openai
 
 from wim_kernel.common import forks
-from wim_kernel.common.concurrency import stoppable
 from wim_kernel.common.errors import ServerError
 from wim_kernel.engines.server.deltas import StreamDelta, parse_event
+from wim_kernel.engines.server.loop import keep_from_parent
 
 Item = TypeVar("Item")
 COOLDOWN_SECONDS = 30.0
 """Seconds for which a server that failed gets no requests, if there are others."""
 NO_KEY = "none"
 """The key that is sent if the user has none."""
-_END = object()
-
-
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
-_parents_objects: list[object] = []
-"""Loops and clients of the parent process. Their collection here would close connections that the parent still uses."""
-_THREAD = "wim-requests"
-
-
-def background() -> asyncio.AbstractEventLoop:
-    """The event loop for all requests of this process, in a thread of its own."""
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
-        return _loop
-
-
-def _renew_after_fork() -> None:
-    global _loop, _loop_lock
-    _parents_objects.append(_loop)
-    _loop, _loop_lock = None, threading.Lock()
-
-
-forks.in_child(_renew_after_fork)
-
-
-def wait_for(work: Coroutine[Any, Any, Item]) -> Item:
-    """Run a coroutine on the background loop and wait for its result; an interrupt cancels it."""
-    future = asyncio.run_coroutine_threadsafe(work, background())
-    try:
-        with stoppable(future.cancel):
-            return future.result()
-    finally:
-        future.cancel()
-
-
-Emit = Callable[[Item], None]
-
-
-def run_concurrently(work: Sequence[Callable[[Emit[Item]], Coroutine[Any, Any, None]]]) -> Iterator[Item]:
-    """Run coroutines concurrently and yield the items that they emit, as they come.
-
-    Closing the generator cancels the coroutines and waits until they have ended.
-
-    Args:
-        work: functions that make a coroutine, given the function by which it emits items.
-
-    Raises:
-        Exception: the first exception of a coroutine; the others are cancelled.
-    """
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    loop = background()
-    running: list[asyncio.Task[None]] = []
-
-    async def run() -> None:
-        tasks = [asyncio.ensure_future(each(found.put)) for each in work]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def begin() -> None:
-        running.append(loop.create_task(run()))
-        running[0].add_done_callback(lambda _: found.put(_END))  # even if it is cancelled before it begins
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(lambda: running[0].cancel())
-
-    loop.call_soon_threadsafe(begin)
-    ended, born = False, forks.generation()
-    try:
-        with stoppable(stop):
-            while (item := found.get()) is not _END:
-                yield item
-                forks.check_same_process(born)
-        ended = True
-        if running[0].cancelled():
-            raise CancelledError("The requests were stopped.")
-        running[0].result()
-    finally:
-        if not ended and born == forks.generation():
-            stop()
-            if threading.current_thread().name != _THREAD:  # collected there, it would wait for itself
-                while found.get() is not _END:
-                    pass
 
 
 class Server:
@@ -148,7 +52,7 @@ class Server:
 
     def renew_after_fork(self) -> None:
         """Drop connections and requests in flight, which are the parent's."""
-        _parents_objects.append(self._client)
+        keep_from_parent(self._client)
         self._client, self._limiter, self.running = None, None, 0
 
     @property

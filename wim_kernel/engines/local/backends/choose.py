@@ -6,6 +6,7 @@ import logging
 from typing import Literal, get_args
 
 from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.engines.loading_options import Attention
 from wim_kernel.engines.local.attention.triton_launch import DTYPES, available
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.cudnn import CuDNN
@@ -14,8 +15,6 @@ from wim_kernel.engines.local.backends.triton_backend import TritonBackend
 from wim_kernel.engines.local.model.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
-
-Attention = Literal["auto", "parts", "kernels", "cudnn"]
 
 
 def choose_backend(attention: Attention, runner: ModelRunner) -> AttentionBackend:

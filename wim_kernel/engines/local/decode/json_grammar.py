@@ -20,6 +20,7 @@ from torch import FloatTensor, LongTensor, Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from wim_kernel.common.errors import SchemaError
+from wim_kernel.engines.local.decode.grammar_maker import GrammarMaker
 from wim_kernel.engines.local.decode.pattern_samples import multiples, samples
 from wim_kernel.engines.local.decode.shortest_end import JsonPosition, ShortestEnds
 from wim_kernel.text.schema_sizes import Sizes
@@ -45,19 +46,11 @@ class SchemaEnds:
     least: int
 
 
-class Grammars:
-    """Makes grammars for one tokenizer.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        vocabulary: number of logits of the model.
-        eos: the EOS tokens.
-    """
+class Grammars(GrammarMaker):
+    """Makes the grammars of JSON schemas; see `GrammarMaker`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, eos: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-        self.eos = eos
+        super().__init__(tokenizer, vocabulary, eos)
         self._ends: dict[str, SchemaEnds] = {}
 
     def processor(self, schema: str, prompt_tokens: int, max_tokens: int) -> JsonGrammar:

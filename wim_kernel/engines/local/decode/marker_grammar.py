@@ -13,25 +13,18 @@ import torch
 from torch import FloatTensor, LongTensor, Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from wim_kernel.engines.local.decode.grammar_maker import GrammarMaker
 from wim_kernel.text.markers import OPEN, may_become, numbers
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACES = str.maketrans("\u2581\u0120", "  ")  # how SentencePiece and byte-level vocabularies write a space
 
 
-class MarkerGrammars:
-    """Makes the masks of one tokenizer.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        vocabulary: number of logits of the model.
-        eos: the EOS tokens.
-    """
+class MarkerGrammars(GrammarMaker):
+    """Makes the masks for markers; see `GrammarMaker`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, eos: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-        self.eos = eos
+        super().__init__(tokenizer, vocabulary, eos)
         self._masks: dict[tuple[int, str], Tensor] = {}
 
     def processor(self, count: int, prompt_tokens: int) -> MarkerGrammar:

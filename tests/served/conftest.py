@@ -58,7 +58,7 @@ class Served:
         self._running.close()
 
     def _start(self, port: int | None) -> int:
-        started = running(self._command, self._log, {"OMP_NUM_THREADS": "2"}, seconds=120, port=port)
+        started = running(self._command, self._log, {"OMP_NUM_THREADS": "1"}, seconds=120, port=port)
         return self._running.enter_context(started)
 
     def _command(self, port: int) -> list[str]:
@@ -74,7 +74,9 @@ class Served:
         ]
 
 
-@pytest.fixture(scope="package")  # it keeps a core busy, also while nobody asks
+@pytest.fixture(
+    scope="package"
+)  # this folder is a package, so that the server ends with its tests: it is never idle
 def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server."""
     pytest.importorskip("fastapi")

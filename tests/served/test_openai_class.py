@@ -10,7 +10,7 @@ from wim_integrations.langchain import create_wim_documents_chain
 from wim_kernel import WimKernel
 
 if TYPE_CHECKING:
-    from conftest import Served
+    from served.conftest import Served
 
 openai = pytest.importorskip("langchain_openai")
 PAGES = [

@@ -19,7 +19,7 @@ TURNS = [
 
 
 def said(kernel: WimKernel, turns: list[Turn]) -> str:
-    *_, last = complete(kernel.readings, turns, {"answer_tokens": 8})
+    *_, last = complete(kernel.cache, turns, {"answer_tokens": 8})
     assert isinstance(last, Completed)
     return last.text
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def rests(kernel) -> bool:
     """Whether nobody holds a reading, and no request is under way."""
-    in_use = any(reading.in_use for reading in kernel.readings.held)
+    in_use = any(reading.in_use for reading in kernel.cache.held)
     return not in_use and all(server.running == 0 for server in kernel.engine.servers)
 
 
@@ -38,7 +38,7 @@ def test_closing_a_stream_stops_requests(behind_proxy, proxy):
             break
         time.sleep(0.05)
     assert proxy.closed_early == before + 1
-    assert not any(reading.in_use for reading in kernel.readings.held)
+    assert not any(reading.in_use for reading in kernel.cache.held)
     assert all(server.running == 0 for server in kernel.engine.servers)
 
 
@@ -75,7 +75,7 @@ async def test_cancelled_tasks_begin_no_request_once_another_ends(behind_proxy, 
     tasks = [asyncio.ensure_future(kernel.read(TEXTS).aprefill()) for _ in range(2)]
     for _ in range(100):
         await asyncio.sleep(0.05)
-        if posts(proxy) and sum(reading.in_use for reading in kernel.readings.held):
+        if posts(proxy) and sum(reading.in_use for reading in kernel.cache.held):
             break
     await asyncio.sleep(0.3)  # until the second waits, too
     begun, before = time.monotonic(), posts(proxy)

@@ -62,7 +62,7 @@ def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, re
 
 @pytest.mark.invariant(1)
 def test_a_second_question_reads_nothing_and_a_longer_document_what_is_new(kernel):
-    kernel.readings.clear()
+    kernel.cache.clear()
     first = kernel.read(TEXTS[:2]).ask(QUESTION, **OPTIONS)
     second = kernel.read(TEXTS[:2]).ask("Where was the gull?", **OPTIONS)
     longer = kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
