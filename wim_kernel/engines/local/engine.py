@@ -271,9 +271,7 @@ class LocalEngine(Shared):
             ends = list(itertools.accumulate(map(len, chunks), initial=start))[1:]
             before = prefix.tokens
             limit = (
-                ends[-1]
-                if self._starts_anywhere
-                else next((end for end in ends if end > before), ends[-1])
+                ends[-1] if self._starts_anywhere else next((end for end in ends if end > before), ends[-1])
             )
             block = list(itertools.chain.from_iterable(chunks))[before - start : limit - start]
             # shorter blocks while branches decode, whose steps wait for the lock

@@ -83,9 +83,7 @@ class PromptProbe:
 
     def take(self, part: PromptProbe, first: int) -> None:
         """Take what a `part` has measured, whose first row is row ``first`` here."""
-        self._mass |= {
-            (row + first, layer, head): mass for (row, layer, head), mass in part._mass.items()
-        }
+        self._mass |= {(row + first, layer, head): mass for (row, layer, head), mass in part._mass.items()}
 
     def mass(self, row: int, device: torch.device) -> Tensor:
         """The mean mass that a row's scored tokens put on each span, (heads, spans), in the probe's order of heads."""

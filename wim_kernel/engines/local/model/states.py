@@ -106,10 +106,10 @@ class StateLayout:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> StateLayout | None:
-        """The layout of a model by its config; None if no layer keeps states that the model's cache knows of."""
+        """The layout of a model by its config; None if no layer keeps states, or transformers makes no cache for it."""
         try:
             layers = list(DynamicCache(config=config).layers)
-        except (AttributeError, KeyError, TypeError, ValueError):  # a config that the library makes no cache for
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
         kinds = [_kind(layer) for layer in layers]
         if not {"states", "both"} & set(kinds):

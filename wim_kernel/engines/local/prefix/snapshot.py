@@ -213,5 +213,6 @@ def _filled(layer: Any, state: dict[str, Any]) -> Any:
 
 
 def _nbytes(layer: Any) -> int:
-    values = [item for value in vars(layer).values() for item in (value.values() if isinstance(value, dict) else [value])]
+    values = list(vars(layer).values())
+    values += [item for value in values if isinstance(value, dict) for item in value.values()]
     return sum(item.nbytes for item in values if isinstance(item, Tensor))

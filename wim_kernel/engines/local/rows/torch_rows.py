@@ -82,7 +82,7 @@ class TorchRows:
         start: int,
         probe: PromptProbe | None,
     ) -> Tensor:
-        """Run prompts without padding: a pass for each run of neighbours of one length. The slots are those of `prompt`."""
+        """Run prompts without padding: a pass for each run of neighbours of one length. See `prompt` for the rest."""
         logits, row = [], 0
         for length, run in itertools.groupby(ids, key=len):
             some = list(run)
@@ -91,9 +91,7 @@ class TorchRows:
             context = RowsContext([OwnTokens(self, rows, pad, length)], part)
             states = self._state_cache(rows)
             slots = (keep - pad).clamp(min=0)
-            logits.append(
-                self.runner.forward(torch.tensor(some), context.positions, context, slots, states)
-            )
+            logits.append(self.runner.forward(torch.tensor(some), context.positions, context, slots, states))
             self._keep_states(rows, states)
             if probe is not None and part is not None:
                 probe.take(part, row)
@@ -102,7 +100,8 @@ class TorchRows:
 
     def _state_cache(self, rows: slice) -> StateCache:
         layout = self.runner.state_layout
-        assert layout is not None and self.states is not None
+        assert layout is not None
+        assert self.states is not None
         states = {name: state[rows] for name, state in self.states.items()}
         return StateCache(layout, max(self.lengths[rows]) + self.used, states)
 
