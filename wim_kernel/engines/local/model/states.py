@@ -25,11 +25,11 @@ States = Mapping[str, Tensor]
 """The states of some rows, each (rows, ...), by layer, kind and number: ``"3.recurrent.0"``. Empty before any token."""
 
 
-class _AttentionLayer(DynamicLayer):
+class _AttentionLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Hands keys and values back: the kernel's attention stores them."""
 
     def __init__(self, tokens: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tokens = tokens
 
     def update(
@@ -47,7 +47,7 @@ class _AttentionLayer(DynamicLayer):
         return self.tokens + query_length, 0
 
 
-class _MixedLayer(LinearAttentionLayer, _AttentionLayer):
+class _MixedLayer(LinearAttentionLayer, _AttentionLayer):  # type: ignore[no-untyped-call, misc, override]
     """A layer that both attends and keeps states."""
 
     def __init__(self, tokens: int, number_of_states: int) -> None:

@@ -133,7 +133,8 @@ class TorchRows:
         groups = itertools.groupby(by_prefix, key=lambda index: id(steps[index][0].layers))
         joint = JointContext([RowsContext([own[index] for index in group]) for _, group in groups])
         tokens = torch.tensor([token for index in by_prefix for token in steps[index][1]])
-        batches, counts = zip(*((steps[index][0], len(steps[index][1])) for index in by_prefix), strict=True)
+        batches = [steps[index][0] for index in by_prefix]
+        counts = [len(steps[index][1]) for index in by_prefix]
         states = _joint_states(batches)
         logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, 1, states)[:, -1]
         if states is not None:
