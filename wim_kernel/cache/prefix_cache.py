@@ -251,7 +251,7 @@ class PrefixCache(Shared):
 
     def _check_budget(self, document: TokenizedDocument) -> None:
         forks.check(self.engine)
-        needed = self.engine.prefix_bytes(document.total)
+        needed = self.engine.prefix_bytes(document.total, len(document) + 1)
         if needed > self.budget.engine:
             raise MemoryBudgetError(needed, self.budget.engine)
 
@@ -286,7 +286,7 @@ class PrefixCache(Shared):
         shared, total = entry.document.common_chunks(document), document.total
         assert entry.packed is not None
         wanted = document.part(range(shared))
-        with self._in_transit(self.engine.prefix_bytes(total)):
+        with self._in_transit(self.engine.prefix_bytes(total, len(document) + 1)):
             self.trim()
             prefix = self.engine.unpack(entry.packed, list(wanted.ids()), total)
             with self.lock:
@@ -363,4 +363,5 @@ class PrefixCache(Shared):
     def _size(self, entry: Entry) -> int:
         if entry.prefix is None:
             return entry.packed.nbytes if entry.packed is not None else 0
-        return self.engine.prefix_bytes(max(entry.reserved, entry.prefix.tokens))
+        tokens = max(entry.reserved, entry.prefix.tokens)
+        return self.engine.prefix_bytes(tokens, len(entry.document) + 1)

@@ -214,8 +214,8 @@ class Engine(Protocol[PrefixT]):
     def open(self) -> PrefixT:
         """An empty prefix."""
 
-    def prefix_bytes(self, tokens: int) -> int:
-        """The size in bytes of a prefix of ``tokens`` tokens."""
+    def prefix_bytes(self, tokens: int, boundaries: int = 0) -> int:
+        """The size in bytes of a prefix of ``tokens`` tokens from which branches can start at ``boundaries`` places."""
 
     def reserve(self, prefix: PrefixT, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""

@@ -52,8 +52,7 @@ class ChatCodec:
                 f"{type(tokenizer).__name__} is no fast tokenizer: load it with use_fast=True."
             )
         self.control_ids = _control_ids(tokenizer)
-        self.backend = _seamless(tokenizer.backend_tokenizer)
-        self._plain = _seamless(tokenizer.backend_tokenizer, without=self.control_ids)
+        self.backend, self._plain = _seamless(tokenizer.backend_tokenizer, self.control_ids)
         self.seam = self._split_template()
 
     def encode(self, text: Text) -> list[int]:
@@ -189,17 +188,19 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(index for index, token in added if token.special or _MARKUP.match(token.content))
 
 
-def _seamless(backend: Tokenizer, without: frozenset[int] = frozenset()) -> Tokenizer:
-    """A copy of a tokenizer that adds nothing around a text, so that a prompt can be tokenized run by run.
+def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
+    """Copies of a tokenizer that add nothing around a text, so that a prompt can be tokenized run by run.
 
     SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation.
 
     Args:
         backend: the tokenizer.
-        without: ids of added tokens to remove; their text is then tokenized like any other.
+        control_ids: ids of added tokens that only trusted text may become.
+
+    Returns:
+        A copy with all added tokens, and one without the control tokens, whose text it tokenizes like any other.
     """
     spec = json.loads(backend.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in without]
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
     for part in _parts(spec["pre_tokenizer"], "pretokenizers"):
         if part["type"] == "Metaspace":
@@ -207,7 +208,9 @@ def _seamless(backend: Tokenizer, without: frozenset[int] = frozenset()) -> Toke
     if spec["normalizer"] is not None:
         kept = [part for part in _parts(spec["normalizer"], "normalizers") if part["type"] != "Prepend"]
         spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
-    return Tokenizer.from_str(json.dumps(spec))
+    trusted = Tokenizer.from_str(json.dumps(spec))
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in control_ids]
+    return trusted, Tokenizer.from_str(json.dumps(spec))
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ class ChatEngine(Shared):
         """An empty prefix."""
         return ChatPrefix()
 
-    def prefix_bytes(self, tokens: int) -> int:
+    def prefix_bytes(self, tokens: int, boundaries: int = 0) -> int:
         """The size in bytes of the ids."""
         return 64 * tokens
 

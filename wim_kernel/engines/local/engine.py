@@ -107,7 +107,8 @@ class LocalEngine(Shared):
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=attention == "auto")
         self.cache_mode, self.backend = checked.mode, checked.backend
-        self.heads, self._bytes_per_token = checked.heads, checked.bytes_per_token
+        self.heads = checked.heads
+        self._bytes_per_token, self._bytes_per_boundary = checked.bytes_per_token, checked.bytes_per_boundary
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
         self.reads_text = self._reads_text()
@@ -180,9 +181,9 @@ class LocalEngine(Shared):
             else SnapshotPrefix(self.model)
         )
 
-    def prefix_bytes(self, tokens: int) -> int:
-        """The size in bytes of a prefix of ``tokens`` tokens."""
-        return tokens * self._bytes_per_token
+    def prefix_bytes(self, tokens: int, boundaries: int = 0) -> int:
+        """See `Engine.prefix_bytes`. Layers that keep states keep a copy of them at each boundary."""
+        return tokens * self._bytes_per_token + boundaries * self._bytes_per_boundary
 
     def reserve(self, prefix: LocalPrefix, tokens: int) -> None:
         """Make room in a prefix for ``tokens`` tokens in all."""
@@ -263,9 +264,7 @@ class LocalEngine(Shared):
             ends = list(itertools.accumulate(map(len, chunks), initial=start))[1:]
             before = prefix.tokens
             limit = (
-                ends[-1]
-                if self.cache_mode == "shared"
-                else next((end for end in ends if end > before), ends[-1])
+                ends[-1] if self._starts_anywhere else next((end for end in ends if end > before), ends[-1])
             )
             block = list(itertools.chain.from_iterable(chunks))[before - start : limit - start]
             # shorter blocks while branches decode, whose steps wait for the lock
@@ -305,7 +304,8 @@ class LocalEngine(Shared):
             return
         policies: dict[int, Policy] = {}
         rows = [self._row(index, branch, policies) for index, branch in enumerate(branches)]
-        rows.sort(key=lambda row: -row.branch.at)
+        # prompts of one length next to each other, where states keep them from being padded
+        rows.sort(key=lambda row: (0 if self.runner.state_layout is None else len(row.ids), -row.branch.at))
         steps = [policies[id(row.branch.generation)].max_new_tokens for row in rows if row.branch.generation]
         width, decided = (
             max(map(len, parts)) for parts in zip(*((row.ids, row.decided) for row in rows), strict=True)
@@ -317,6 +317,11 @@ class LocalEngine(Shared):
             ends = [row.branch.at for row in rows]
             with self.batcher.session(lambda: prefix.branch(ends, room)) as session:
                 yield from decode(rows, prefix.ids, gate, session, limits)
+
+    @property
+    def _starts_anywhere(self) -> bool:
+        """Whether branches can start between chunk boundaries."""
+        return self.cache_mode == "shared" and self.runner.state_layout is None
 
     def _row(self, index: int, branch: Branch, policies: dict[int, Policy]) -> Row:
         sampler: Callable[[Sequence[int]], Sampler] | None = None

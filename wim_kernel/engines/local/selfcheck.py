@@ -26,12 +26,14 @@ class Checked:
         mode: ``"shared"``, one prefix for all branches, or ``"snapshot"``, copies of the model's own cache.
         backend: computes attention over a shared prefix.
         bytes_per_token: bytes of a token's keys and values in all layers.
+        bytes_per_boundary: bytes of the states that are kept at a chunk boundary.
         heads: the model's attention heads, if their attention can be measured; empty with snapshots.
     """
 
     mode: str
     backend: AttentionBackend
     bytes_per_token: int
+    bytes_per_boundary: int = 0
     heads: tuple[Head, ...] = ()
 
 
@@ -132,7 +134,7 @@ def _compare(runner: ModelRunner, backend: AttentionBackend, mode: str) -> Check
         error = float((found - wanted.float()).norm() / wanted.float().norm())
         if not error < tolerance:  # also when not a number
             raise UnsupportedModelError(f"logits differ by {error:.1e}")
-    return Checked(mode, backend, max(1, prefix.bytes_per_token), heads)
+    return Checked(mode, backend, max(1, prefix.bytes_per_token), prefix.bytes_per_boundary, heads)
 
 
 def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:

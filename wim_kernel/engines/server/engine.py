@@ -186,7 +186,7 @@ class ServerEngine(Shared):
         """An empty prefix."""
         return ServerPrefix()
 
-    def prefix_bytes(self, tokens: int) -> int:
+    def prefix_bytes(self, tokens: int, boundaries: int = 0) -> int:
         """The size in bytes of the ids, which are all that this process holds of a prefix."""
         return 64 * tokens
 

@@ -8,7 +8,7 @@ those heads and those few queries alone and sums them over each span.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,25 @@ class PromptProbe:
                 mass = _mass(row, heads, query, key, prefix, params)
                 for head, part in zip(heads, mass, strict=True):
                     self._mass[row.row, layer, head] = part
+
+    def part(self, rows: range, pad: int) -> PromptProbe:
+        """A probe for a pass over some of the rows alone, which leaves out their first ``pad`` slots, all padding."""
+        return PromptProbe(
+            [
+                replace(
+                    row,
+                    row=row.row - rows.start,
+                    pad=row.pad - pad,
+                    queries=range(row.queries.start - pad, row.queries.stop - pad),
+                )
+                for row in self.rows
+                if row.row in rows
+            ]
+        )
+
+    def take(self, part: PromptProbe, first: int) -> None:
+        """Take what a `part` has measured, whose first row is row ``first`` here."""
+        self._mass |= {(row + first, layer, head): mass for (row, layer, head), mass in part._mass.items()}
 
     def mass(self, row: int, device: torch.device) -> Tensor:
         """The mean mass that a row's scored tokens put on each span, (heads, spans), in the probe's order of heads."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from wim_kernel.engines.local.attention.parts import AttentionParams
+from wim_kernel.engines.local.model.states import States
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import BranchRows
 
@@ -51,5 +52,18 @@ class AttentionBackend(Protocol):
             (1, M, H, Dv).
         """
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> BranchRows:
-        """Make rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
+    def rows(
+        self,
+        layers: Mapping[int, LayerStore],
+        lengths: Sequence[int],
+        room: int,
+        states: States | None = None,
+    ) -> BranchRows:
+        """Make rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each.
+
+        Args:
+            layers: keys and values of the prefix, by layer.
+            lengths: number of prefix tokens that each row sees.
+            room: number of tokens that each row may add.
+            states: the rows' states, which become the batch's own; None if no layer keeps any.
+        """

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wim_kernel.engines.local.attention.parts import AttentionParams, extend_attention
 from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.model.states import States
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
@@ -44,6 +45,12 @@ class TorchBackend:
         end = start + key.shape[2]
         return extend_attention(query, store.keys[:, :end], store.values[:, :end], start, params)
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> TorchRows:
+    def rows(
+        self,
+        layers: Mapping[int, LayerStore],
+        lengths: Sequence[int],
+        room: int,
+        states: States | None = None,
+    ) -> TorchRows:
         """See `AttentionBackend.rows`."""
-        return TorchRows(layers, self.runner, list(lengths), room)
+        return TorchRows(layers, self.runner, list(lengths), room, states)

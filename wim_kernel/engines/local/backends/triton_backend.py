@@ -11,6 +11,7 @@ from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.triton_launch import branch_attention, pack_state, prefix_splits
 from wim_kernel.engines.local.backends.cudnn import CuDNN
 from wim_kernel.engines.local.model.runner import ModelRunner, upload
+from wim_kernel.engines.local.model.states import States
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import BranchRows
 from wim_kernel.engines.local.rows.cuda_graphs import DecodeSteps
@@ -68,8 +69,14 @@ class TritonBackend:
             partials=partials,
         )
 
-    def rows(self, layers: Mapping[int, LayerStore], lengths: Sequence[int], room: int) -> BranchRows:
-        """See `AttentionBackend.rows`. An empty prefix has no buffers yet, so its rows run in plain PyTorch."""
-        if not layers:
-            return TorchRows(layers, self.runner, list(lengths), room)
+    def rows(
+        self,
+        layers: Mapping[int, LayerStore],
+        lengths: Sequence[int],
+        room: int,
+        states: States | None = None,
+    ) -> BranchRows:
+        """See `AttentionBackend.rows`. Rows with states, or on a prefix without buffers, run in plain PyTorch."""
+        if not layers or states is not None:
+            return TorchRows(layers, self.runner, list(lengths), room, states)
         return TritonRows(layers, self.runner, self.decode_steps, list(lengths), room)

@@ -9,6 +9,7 @@ use, also from other threads.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.model.fusions import Fusions
 from wim_kernel.engines.local.model.onednn import OneDNNLinears
+from wim_kernel.engines.local.model.states import StateCache, StateLayout
 
 PREFIX = "wim_"
 _META = torch.device("meta")  # of weights that accelerate has offloaded
@@ -124,6 +126,9 @@ class ModelRunner:
 
     Args:
         model: a transformers causal LM in eval mode.
+
+    Attributes:
+        state_layout: the layers that keep states; None if the model has none.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -132,6 +137,8 @@ class ModelRunner:
         self.spread = any(weight.device not in (self.device, _META) for weight in model.parameters())
         self.onednn = OneDNNLinears(model, enabled=_in_forward)
         self.fusions: Fusions | None = None
+        self.state_layout = StateLayout.of(model.config.get_text_config())
+        self._accepted = inspect.signature(model.forward).parameters
 
     def device_of(self, layer: int) -> torch.device:
         """The device on which a layer attends: that of its weights."""
@@ -178,7 +185,14 @@ class ModelRunner:
             self.model.set_attn_implementation(current.removeprefix(PREFIX))
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, positions: Tensor, context: ForwardContext, keep: Tensor | int) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        context: ForwardContext,
+        keep: Tensor | int,
+        states: StateCache | None = None,
+    ) -> Tensor:
         """Run tokens through the model.
 
         Args:
@@ -186,6 +200,7 @@ class ModelRunner:
             positions: position ids from 0, (rows, M).
             context: computes attention.
             keep: slots whose logits are returned: a number of last slots, or their indices, ascending.
+            states: the rows' states, which the pass updates, if the model's layers keep any.
 
         Returns:
             Logits (rows, kept, vocabulary).
@@ -196,12 +211,14 @@ class ModelRunner:
         if isinstance(keep, Tensor):
             # indices must be on the device of the last hidden states, which is unknown if the model is spread out
             kept = ids.shape[1] - int(keep.min()) if self.spread else to_device(keep, device)
+        arguments: dict[str, Any] = {"use_cache": states is not None}
+        if states is not None:
+            arguments["cache_params" if "cache_params" in self._accepted else "past_key_values"] = states
+        if "position_ids" in self._accepted:  # purely recurrent models have no use for them
+            arguments["position_ids"] = to_device(positions, device)
         with forward_context(context, fusing=self.fusions is not None):
             logits: Tensor = self.model(
-                input_ids=to_device(ids, device),
-                position_ids=to_device(positions, device),
-                use_cache=False,
-                logits_to_keep=kept,
+                input_ids=to_device(ids, device), logits_to_keep=kept, **arguments
             ).logits
         return logits[:, keep - keep.min()] if self.spread and isinstance(keep, Tensor) else logits
 

@@ -1,7 +1,8 @@
 """Cache mode ``"shared"``: one prefix, stored once, for all branches.
 
 Keys and values are in preallocated buffers, one pair per layer, which only `extend` writes. Branches store their own
-tokens elsewhere, so there is nothing to roll back and a branch can start from any position at any time.
+tokens elsewhere, so there is nothing to roll back and a branch can start from any position at any time. If some layers
+keep states in place of keys and values, a branch can start from every chunk boundary, where a copy of them is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.model.states import StateCache, States, copied, joined, nbytes
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.prefix.transfer import copy_pairs, to_host
 from wim_kernel.engines.local.rows.base import BranchRows
@@ -32,6 +34,8 @@ class SharedPrefix:
         ids: token ids of the prefix.
         account: the prefix's account of the model's time, for prefill.
         capacity: number of tokens for which buffers are allocated.
+        states: states of layers that keep any, after the last token. Passes write to copies of them.
+        boundaries: by number of tokens, the states at each chunk boundary.
     """
 
     def __init__(self, runner: ModelRunner, backend: AttentionBackend) -> None:
@@ -43,6 +47,8 @@ class SharedPrefix:
         self.ids: list[int] = []
         self.account = Account()
         self.capacity = 0
+        self.states: States = {}
+        self.boundaries: dict[int, States] = {0: {}}
 
     @property
     def tokens(self) -> int:
@@ -54,6 +60,11 @@ class SharedPrefix:
         """Bytes of a token's keys and values in all layers."""
         return sum(layer.nbytes for layer in self.layers.values()) // max(1, self.capacity)
 
+    @property
+    def bytes_per_boundary(self) -> int:
+        """Bytes of the states that are kept at a chunk boundary."""
+        return nbytes(self.states)
+
     @torch.inference_mode()
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` tokens in all. Rows that read the old buffers keep them alive."""
@@ -64,8 +75,11 @@ class SharedPrefix:
 
     @torch.inference_mode()
     def fork(self, tokens: int) -> SharedPrefix:
-        """A copy of the first ``tokens`` tokens."""
+        """A copy of the first ``tokens`` tokens; if layers keep states, they end at a chunk boundary."""
         other = SharedPrefix(self.runner, self.backend)
+        if self.runner.state_layout is not None:
+            other.states = self.boundaries[tokens]
+            other.boundaries = {end: states for end, states in self.boundaries.items() if end <= tokens}
         other.ids, other.capacity, other.windows = self.ids[:tokens], tokens, dict(self.windows)
         other.layers = {index: layer.resized(tokens, tokens) for index, layer in self.layers.items()}
         return other
@@ -75,7 +89,12 @@ class SharedPrefix:
         start, end = self.tokens, self.tokens + len(ids)
         self.reserve(end)
         positions = torch.arange(start, end)[None]
-        self.runner.forward(torch.tensor([ids]), positions, ExtendContext(self, start), keep=1)
+        layout, states = self.runner.state_layout, None
+        if layout is not None:
+            states = StateCache(layout, start, copied(self.states))
+        self.runner.forward(torch.tensor([ids]), positions, ExtendContext(self, start), 1, states)
+        if states is not None:
+            self.states = states.states
         self.ids.extend(ids)  # last, so that a forward pass that fails leaves the prefix as it was
 
     @torch.inference_mode()
@@ -84,6 +103,9 @@ class SharedPrefix:
         stored = {}
         for index, layer in self.layers.items():
             stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
+        for end, states in self.boundaries.items():
+            if end <= tokens:
+                stored |= {f"states.{end}.{name}": state for name, state in states.items()}
         tensors = dict(zip(stored, to_host(list(stored.values())), strict=True))
         windows = {str(layer): window for layer, window in self.windows.items()}
         return Packed(tensors, {"windows": windows, "by_token": self.backend.by_token}, tokens)
@@ -105,6 +127,18 @@ class SharedPrefix:
             pairs += zip(cut, store.stored(count), strict=True)
         copy_pairs(pairs)
         self.ids = list(ids)
+        self._unpack_states(packed)
+
+    def _unpack_states(self, packed: Packed) -> None:
+        for name, state in packed.tensors.items():
+            kind, _, rest = name.partition(".")
+            end, _, own = rest.partition(".")
+            if kind == "states" and int(end) <= self.tokens:
+                layer = int(own.partition(".")[0])
+                kept = dict(self.boundaries.get(int(end), {}))
+                self.boundaries[int(end)] = {**kept, own: state.to(self.runner.device_of(layer), copy=True)}
+        if self.runner.state_layout is not None:
+            self.states = self.boundaries[self.tokens]
 
     def _empty_store(self, layer: int, stored: Sequence[Tensor]) -> LayerStore:
         """An empty store for keys and values of the sizes and dtypes of ``stored``."""
@@ -114,11 +148,17 @@ class SharedPrefix:
         return LayerStore(key, value, self.capacity, by_token=by_token)
 
     def mark_boundary(self) -> None:
-        """Do nothing: branches can start from every position."""
+        """Keep the states here. Without any there is nothing to do: branches can start from every position."""
+        if self.runner.state_layout is not None:
+            self.boundaries[self.tokens] = self.states
 
+    @torch.inference_mode()
     def branch(self, lengths: Sequence[int], room: int) -> BranchRows:
         """Make rows that continue from the first ``lengths[row]`` tokens, with room for ``room`` tokens each."""
-        return self.backend.rows(self.layers, lengths, room)
+        states = None
+        if self.runner.state_layout is not None:
+            states = joined([self.boundaries[length] for length in lengths])
+        return self.backend.rows(self.layers, lengths, room, states)
 
 
 class ExtendContext:

@@ -50,6 +50,11 @@ class SnapshotPrefix:
         """Bytes of a token in the layers that keep every position; the others do not grow."""
         return sum(_nbytes(layer) for layer in self.cache.layers if _sliceable(layer)) // max(1, self.tokens)
 
+    @property
+    def bytes_per_boundary(self) -> int:
+        """Bytes of a snapshot."""
+        return sum(_nbytes(layer) for layer in self.cache.layers if not _sliceable(layer))
+
     def reserve(self, tokens: int) -> None:
         """Do nothing: the model's cache allocates memory as it grows."""
 
@@ -208,4 +213,6 @@ def _filled(layer: Any, state: dict[str, Any]) -> Any:
 
 
 def _nbytes(layer: Any) -> int:
-    return sum(item.nbytes for item in vars(layer).values() if isinstance(item, Tensor))
+    values = list(vars(layer).values())
+    values += [item for value in values if isinstance(value, dict) for item in value.values()]
+    return sum(item.nbytes for item in values if isinstance(item, Tensor))

@@ -18,6 +18,7 @@ from wim_kernel.engines.local.attention.parts import (
 )
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
+from wim_kernel.engines.local.model.states import StateCache, States, joined, selected, split
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 
@@ -25,17 +26,24 @@ from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 class TorchRows:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
 
-    Rows are left-padded, so that all rows write to the same slot of their own buffers at each step.
+    Rows are left-padded, so that all rows write to the same slot of their own buffers at each step. Layers that keep
+    states would take padding for text: with them, prompts of different lengths run one length after another, unpadded.
 
     Args:
         layers: keys and values of the prefix, by layer; all batches on one prefix share this mapping.
         runner: the model.
         lengths: number of prefix tokens that each row sees, in descending order.
         room: number of tokens that each row may add.
+        states: the rows' states; None if no layer keeps any.
     """
 
     def __init__(
-        self, layers: Mapping[int, LayerStore], runner: ModelRunner, lengths: list[int], room: int
+        self,
+        layers: Mapping[int, LayerStore],
+        runner: ModelRunner,
+        lengths: list[int],
+        room: int,
+        states: States | None = None,
     ) -> None:
         self.layers = layers
         self.runner = runner
@@ -44,6 +52,7 @@ class TorchRows:
         self.used = 0
         self.pads = [0] * len(lengths)
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states = states
         self._stream = stream_of(runner.device)
 
     sees_attention = True
@@ -60,8 +69,51 @@ class TorchRows:
         rows = slice(start, start + len(ids))
         self.pads[rows], padded = left_padded(ids, width)
         self.used = width
+        if self.states is not None:
+            return self._prompt_by_length(ids, width, keep, start, probe)
         context = RowsContext([OwnTokens(self, rows, 0, width)], probe)
         return self.runner.forward(padded, context.positions.clamp(min=0), context, keep)
+
+    def _prompt_by_length(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        keep: Tensor,
+        start: int,
+        probe: PromptProbe | None,
+    ) -> Tensor:
+        """Run prompts without padding: a pass for each run of neighbours of one length. See `prompt` for the rest."""
+        logits, row = [], 0
+        for length, run in itertools.groupby(ids, key=len):
+            some = list(run)
+            rows, pad = slice(start + row, start + row + len(some)), width - length
+            part = None if probe is None else probe.part(range(row, row + len(some)), pad)
+            context = RowsContext([OwnTokens(self, rows, pad, length)], part)
+            states = self._state_cache(rows)
+            slots = (keep - pad).clamp(min=0)
+            logits.append(self.runner.forward(torch.tensor(some), context.positions, context, slots, states))
+            self._keep_states(rows, states)
+            if probe is not None and part is not None:
+                probe.take(part, row)
+            row += len(some)
+        return torch.cat(logits)
+
+    def _state_cache(self, rows: slice) -> StateCache:
+        layout = self.runner.state_layout
+        assert layout is not None
+        assert self.states is not None
+        states = {name: state[rows] for name, state in self.states.items()}
+        return StateCache(layout, max(self.lengths[rows]) + self.used, states)
+
+    def _keep_states(self, rows: slice, cache: StateCache) -> None:
+        """Store what a pass has left, unless it has written to the batch's own tensors."""
+        count, states = len(self.lengths), dict(self.states or {})
+        for name, new in cache.states.items():
+            if name not in states:  # the rows are the prefix's first tokens
+                states[name] = new.new_zeros(count, *new.shape[1:])
+            if states[name][rows].data_ptr() != new.data_ptr():
+                states[name][rows] = new
+        self.states = states
 
     def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
         """See `BranchRows.step`; never runs ahead."""
@@ -81,9 +133,14 @@ class TorchRows:
         groups = itertools.groupby(by_prefix, key=lambda index: id(steps[index][0].layers))
         joint = JointContext([RowsContext([own[index] for index in group]) for _, group in groups])
         tokens = torch.tensor([token for index in by_prefix for token in steps[index][1]])
-        logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, keep=1)[:, -1]
-        split = torch.split(logits, [len(steps[index][1]) for index in by_prefix])
-        outputs = dict(zip(by_prefix, map(StepOutput.of, split), strict=True))
+        batches = [steps[index][0] for index in by_prefix]
+        counts = [len(steps[index][1]) for index in by_prefix]
+        states = _joint_states(batches)
+        logits = self.runner.forward(tokens[:, None], joint.positions.clamp(min=0), joint, 1, states)[:, -1]
+        if states is not None:
+            for batch, own_states in zip(batches, split(states.states, counts), strict=True):
+                batch.states = own_states
+        outputs = dict(zip(by_prefix, map(StepOutput.of, torch.split(logits, counts)), strict=True))
         return [outputs[index] for index in range(len(steps))]
 
     def advance(self) -> None:
@@ -100,6 +157,18 @@ class TorchRows:
         for layer, (keys, values) in self.own.items():
             index = torch.tensor(rows, dtype=torch.long, device=keys.device)
             self.own[layer] = keys.index_select(0, index), values.index_select(0, index)
+        if self.states is not None:
+            self.states = selected(self.states, rows)
+
+
+def _joint_states(batches: Sequence[TorchRows]) -> StateCache | None:
+    """The states of all rows of batches; of one batch alone, in its own tensors."""
+    layout, parts = batches[0].runner.state_layout, [batch.states for batch in batches]
+    if layout is None:
+        return None
+    states = [part for part in parts if part is not None]
+    tokens = max(max(batch.lengths) + batch.used for batch in batches)
+    return StateCache(layout, tokens, states[0] if len(states) == 1 else joined(states))
 
 
 class OwnTokens:
@@ -160,7 +229,8 @@ class OwnTokens:
         own = self.batch.own
         if layer not in own:
             shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
-            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
+            # a masked slot counts nothing, but nothing times NaN is NaN
+            own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
         keys, values = own[layer]
         keys[self.rows, :, self.slot : self.end] = key
         values[self.rows, :, self.slot : self.end] = value
