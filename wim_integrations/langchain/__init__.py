@@ -9,12 +9,14 @@ from wim_integrations.langchain.chains import create_wim_documents_chain, create
 from wim_integrations.langchain.citing import cited_message
 from wim_integrations.langchain.compressor import WimDocumentCompressor
 from wim_integrations.langchain.outputs import MarginData, WimMarginsOutput, WimOutput
+from wim_integrations.langchain.results import read_result
 from wim_integrations.langchain.reviewing import reviewed
 from wim_integrations.langchain.runnable import WimAnswer, WimMargins, WimRunnable
 from wim_integrations.langchain.tool import create_wim_tool
 
 if TYPE_CHECKING:
-    from wim_integrations.langchain.transformer import WimTransformer
+    from wim_integrations.langchain.middleware import WimMiddleware as WimMiddleware
+    from wim_integrations.langchain.transformer import WimTransformer as WimTransformer
 
 __all__ = [
     "MarginData",
@@ -24,16 +26,18 @@ __all__ = [
     "WimMarginsOutput",
     "WimOutput",
     "WimRunnable",
-    "WimTransformer",
     "cited_message",
     "create_wim_documents_chain",
     "create_wim_map_reduce_chain",
     "create_wim_tool",
+    "read_result",
     "reviewed",
 ]
 
-# Parts that need more than langchain-core: their module, and the requirement.
+# Parts that need more than langchain-core: their module, and the requirement. They are not in __all__, of which
+# `import *` needs every name.
 _OPTIONAL = {
+    "WimMiddleware": ("middleware", "langchain>=1.4"),
     "WimTransformer": ("transformer", "langgraph>=1.2"),
 }
 
