@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wim_integrations.langchain.chains import create_wim_documents_chain, create_wim_map_reduce_chain
 from wim_integrations.langchain.citing import cited_message
 from wim_integrations.langchain.compressor import WimDocumentCompressor
+from wim_integrations.langchain.decisions import review_request
 from wim_integrations.langchain.outputs import MarginData, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.results import read_result
 from wim_integrations.langchain.reviewing import reviewed
@@ -31,6 +32,7 @@ __all__ = [
     "create_wim_map_reduce_chain",
     "create_wim_tool",
     "read_result",
+    "review_request",
     "reviewed",
 ]
 
