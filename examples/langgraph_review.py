@@ -1,4 +1,7 @@
-"""A graph that reads, shows its margins to a person, and answers from what the person leaves."""
+"""A graph that reads, shows its margins to a person, and answers from what the person leaves.
+
+The request and the reply have the shapes of LangChain's ``HumanInTheLoopMiddleware``: approve, edit, reject, respond.
+"""
 
 from pathlib import Path
 from typing import Any, TypedDict
@@ -7,7 +10,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
-from wim_integrations.langchain import WimAnswer, WimMargins
+from wim_integrations.langchain import WimAnswer, WimMargins, review_request, reviewed
 from wim_kernel import WimKernel
 
 
@@ -24,7 +27,8 @@ class State(TypedDict, total=False):
 
 def review(state: State) -> State:
     """Stop, and go on with the margins as the person left them."""
-    return {"margins": interrupt(state["margins"])}
+    reply = interrupt(review_request(state["margins"]))
+    return {"margins": reviewed(state["margins"], reply)}
 
 
 text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
@@ -47,11 +51,13 @@ for event in graph.stream(asked, thread, stream_mode="custom"):
         print(f"[{event['data']['relevance']:.2f}] {' '.join(event['data']['text'].split())}", flush=True)
 
 (pause,) = graph.get_state(thread).interrupts
-margins = pause.value
-for margin in margins:  # the person: thumbs down for all, thumbs up for one
-    margin["kept"] = "driest" in margin["text"]
-    if margin["kept"]:
-        margin["note"] = "this is the one"
-done = graph.invoke(Command(resume=margins), thread)
+decisions: list[dict[str, Any]] = []
+for action in pause.value["action_requests"]:  # the person: thumbs down for all, a remark on one
+    if "driest" in action["args"]["text"]:
+        edited = {"name": action["name"], "args": {"note": "this is the one"}}
+        decisions.append({"type": "edit", "edited_action": edited})
+    else:
+        decisions.append({"type": "reject"})
+done = graph.invoke(Command(resume={"decisions": decisions}), thread)
 print("\nanswer:", done["answer"].strip())
 print("document tokens read again for it:", done["usage"]["prefill_tokens"])

@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 from langchain_core.runnables import RunnableConfig
 
 from wim_integrations.langchain.citing import citation_annotations, content
+from wim_integrations.langchain.content_blocks import message_finish, message_start, text_delta
 from wim_integrations.langchain.documents import DocumentReading
 from wim_kernel import (
     Answered,
@@ -35,6 +36,7 @@ from wim_kernel import (
 from wim_kernel.common.relay import Calls
 from wim_kernel.run.transcripts import Transcript
 
+EVENTS = frozenset({"wim_chunk", "wim_margin", "wim_margin_revised", "wim_answer"})
 NO_STREAM = "nostream"  # LangGraph's tag for runs whose tokens stay out of the message stream
 
 Manager = CallbackManager | AsyncCallbackManager
@@ -46,9 +48,9 @@ class Emitter:
     Chunks, margins and the answer become custom events ``wim_chunk``, ``wim_margin`` and ``wim_answer`` with plain JSON
     data. Callback handlers and event streams get them within a run, and the graph's stream writer within a graph. A
     revised margin, which replaces the margin with the same index, becomes ``wim_margin_revised``. The answer's prompt,
-    its tokens and the whole call's usage become a chat model run. Each margin becomes a chain run with its prompt and
-    its text, without tokens. With the option ``citations`` the chat model's messages have one text block, whose
-    annotations are the citations (see `citation_annotations`).
+    its tokens and the whole call's usage become a chat model run, which also emits its tokens as events of content
+    blocks. Each margin becomes a chain run with its prompt and its text, without tokens. With the option ``citations``
+    the chat model's messages have one text block, whose annotations are the citations (see `citation_annotations`).
 
     Args:
         manager: the callback manager, a child of the run that the events belong to.
@@ -109,6 +111,7 @@ class Emitter:
                 yield from self._start(self.tags)
                 piece = content(text) if self._cites else text
                 yield from self._token(AIMessageChunk(content=piece, id=self._message_id))
+                yield from self._protocol(text_delta(text))
             case Answered(result):
                 yield from self._start(self.tags)
                 cited = citation_annotations(result, self.source)
@@ -121,6 +124,8 @@ class Emitter:
                 )
                 yield from self._token(last)
                 whole = content(result.answer, cited) if self._cites else result.answer
+                metadata = {"model_name": self.model_name}
+                yield from self._protocol(*message_finish(result.answer, cited, usage_metadata, metadata))
                 yield from self._end(whole, result.usage)
                 data = answer_data(event)
                 yield from self._custom("wim_answer", {**data, "citations": cited} if self._cites else data)
@@ -163,6 +168,15 @@ class Emitter:
             name="WimKernel",
         )
         self._run = runs[0]
+        if answers:
+            yield from self._protocol(*message_start(self._message_id))
+
+    def _protocol(self, *events: Mapping[str, Any]) -> Calls:
+        """Emit events of content blocks, of which ``stream_events(version="v3")`` makes its messages."""
+        emit = getattr(self._run, "on_stream_event", None)
+        if emit is not None:  # older versions of langchain-core have no such streams
+            for event in events:
+                yield emit(event)
 
     def _token(self, message: AIMessageChunk) -> Calls:
         message.response_metadata = (

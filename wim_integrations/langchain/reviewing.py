@@ -1,4 +1,4 @@
-"""Reviews: a person's reply to margins, which is either changed margins or an approval."""
+"""Reviews: a person's reply to margins, which is changed margins, an approval, or decisions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from wim_integrations.langchain.decisions import DECISIONS, Decision, decided, is_decided
 from wim_kernel import Margin, Reading
 from wim_kernel.common import forks
 from wim_kernel.engines.base import AnyEngine
@@ -27,16 +28,30 @@ forks.in_child(_renew_after_fork)
 _written: WeakKeyDictionary[AnyEngine, OrderedDict[Key, tuple[Margin, ...]]] = WeakKeyDictionary()
 
 
-def reviewed(written: Sequence[Any], reply: Any) -> Sequence[Any]:
-    """The margins after a review: ``written`` if the reply approves them (True, ``"approve"``), otherwise the reply.
+def reviewed(
+    written: Sequence[Any], reply: Any, *, allowed_decisions: Sequence[Decision] = DECISIONS
+) -> Sequence[Any]:
+    """The margins after a review.
 
-    For a graph's node that shows margins. Unlike an approval passed to `WimAnswer`, it works after a restart.
+    For a graph's node that shows margins. Unlike an approval or decisions passed to `WimAnswer`, it works after a
+    restart.
+
+    Args:
+        written: the margins that were written.
+        reply: True or ``"approve"`` for the margins as they are; the changed margins; or ``{"decisions": [...]}``, one
+            for each margin of `review_request`.
+        allowed_decisions: the decisions that the person may take.
+
+    Raises:
+        MarginsError: for decisions that are not one for each margin shown, not allowed, or not of their shape.
 
     Example:
         >>> builder.add_node(  # doctest: +SKIP
         ...     "review", lambda state: {"margins": reviewed(state["margins"], interrupt(state["margins"]))}
         ... )
     """
+    if is_decided(reply):
+        return decided(written, reply, allowed_decisions)
     chosen: Sequence[Any] = written if is_approval(reply) else reply
     return chosen
 

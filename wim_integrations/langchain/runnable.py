@@ -14,10 +14,11 @@ from pydantic import BaseModel, create_model
 from wim_integrations.langchain.base import DocumentRunnable
 from wim_integrations.langchain.batching import Batch
 from wim_integrations.langchain.chat_model import Model
+from wim_integrations.langchain.decisions import is_decided
 from wim_integrations.langchain.events import Emitter, Manager, answer_data
 from wim_integrations.langchain.outputs import Inputs, Margins, Outputs, WimMarginsOutput, WimOutput
 from wim_integrations.langchain.requests import Request
-from wim_integrations.langchain.reviewing import remember, remembered
+from wim_integrations.langchain.reviewing import remember, remembered, reviewed
 from wim_kernel import (
     Answered,
     AnswerToken,
@@ -25,6 +26,7 @@ from wim_kernel import (
     Margin,
     MarginRevised,
     MarginsDone,
+    MarginsError,
     MarginWritten,
     MissingInputError,
     Options,
@@ -220,8 +222,8 @@ class WimAnswer(WimRunnable):
     The input is that of `WimRunnable` with ``margins`` and, optionally, ``chunks_read``. Margins with ``kept`` are
     used, ``note`` is the reader's remark on a margin, and a string is a margin of the reader's own. True or
     ``"approve"`` in place of the list approves the margins that `WimMargins` wrote last for this question in the same
-    process; `reviewed` does this across processes. The documents are read again only if the kernel's cache no longer
-    holds them, as in another process.
+    process, and ``{"decisions": [...]}`` decides on them (see `review_request`); `reviewed` does both across processes.
+    The documents are read again only if the kernel's cache no longer holds them, as in another process.
 
     Raises:
         MarginsError: for an item that is no margin, or a margin of other documents.
@@ -236,7 +238,7 @@ class WimAnswer(WimRunnable):
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """The question, the documents and the margins."""
         given: dict[str, Any] = {
-            self.margins_key: (list[dict[str, Any] | str] | str | bool, ...),
+            self.margins_key: (list[dict[str, Any] | str] | dict[str, Any] | str | bool, ...),
             "chunks_read": (int | None, None),
         }
         return create_model(self.get_name("Input"), __base__=super().get_input_schema(config), **given)
@@ -275,5 +277,13 @@ class WimAnswer(WimRunnable):
                 f"The input has {sorted(map(str, request.inputs))}, and nothing called {self.margins_key}."
             )
         written = remembered(request.reading, request.question)
-        margins = request.source.margins(request.inputs[self.margins_key], written)
+        given = request.inputs[self.margins_key]
+        if is_decided(given):
+            if written is None:
+                raise MarginsError(
+                    "The decisions are about margins that are not known here: give the margins themselves, which "
+                    "reviewed() makes of decisions."
+                )
+            given = reviewed(request.margins_data(written), given)
+        margins = request.source.margins(given, written)
         return margins, request.inputs.get("chunks_read")

@@ -162,9 +162,7 @@ class _Answerer:
         return self._content(output), {"question": question, **output}
 
     def _content(self, output: Mapping[str, Any]) -> str:
-        kept = [margin for margin in output["margins"] if margin["kept"] and margin["text"].strip()]
-        notes = [margin["text"].strip() + _location(margin) for margin in kept]
-        return report(str(output["answer"]), notes, self.max_output_chars)
+        return report(str(output["answer"]), kept_notes(output), self.max_output_chars)
 
 
 class _Deltas(BaseCallbackHandler):
@@ -212,6 +210,20 @@ def _runtime_type() -> Any:
     except ImportError:
         return Any
     return ToolRuntime
+
+
+def kept_notes(output: Mapping[str, Any]) -> list[str]:
+    """The kept margins of an output as lines: the number by which the answer cites it, its text, its place."""
+    numbers = {
+        found["extras"]["margin"]: f"[{found['extras']['number']}] "
+        for found in output.get("citations") or ()
+        if found["extras"]["number"] is not None
+    }
+    return [
+        numbers.get(margin["index"], "") + margin["text"].strip() + _location(margin)
+        for margin in output["margins"]
+        if margin["kept"] and margin["text"].strip()
+    ]
 
 
 def _location(margin: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The text of an agent's tool: its description, and its output from an answer and notes."""
+"""The texts of an agent's tool and middleware: descriptions, and the output from an answer and notes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ DESCRIPTION = (
     "Answers a question from {documents}. The whole text is read, with notes taken on the way, so ask what you want to "
     "know in one plain question; the text itself is not returned."
 )
+READ_RESULT = (
+    "{name} returned {tokens:,} tokens, which were read to their end for this question: {question}\n"
+    "Below are the answer and the passages it was written from, not the result itself."
+)
+UNREAD_RESULT = "{name} returned {tokens:,} tokens, too many to show, and they could not be read: {error}"
 TRUNCATED = "\n[truncated]"
 
 
