@@ -33,6 +33,7 @@ class ChatServer(ThreadingHTTPServer):
 
     Attributes:
         asked: bodies of the requests for completions that came.
+        says: the words of every reply, in place of words drawn from the prompt.
     """
 
     daemon_threads = True
@@ -40,6 +41,7 @@ class ChatServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[dict[str, Any]] = []
+        self.says: list[str] | None = None
 
     @property
     def url(self) -> str:
@@ -64,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         prompt = json.dumps(body["messages" if chat else "prompt"])
-        words = ["YES", *(f" {word}" for word in _drawn(prompt, body["max_tokens"] - 1))]
+        drawn = ["YES", *(f" {word}" for word in _drawn(prompt, body["max_tokens"] - 1))]
+        words = drawn if self.server.says is None else self.server.says
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -75,8 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             if body.get("logprobs"):
                 said["logprobs"] = _chat_logprobs(word) if chat else {"top_logprobs": [LIKELY]}
             self._send_event({"choices": [{"index": 0, **said}]}, chat)
+        reason = "length" if self.server.says is None else "stop"
         nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-        self._send_event({"choices": [{"index": 0, "finish_reason": "length", **nothing}]}, chat)
+        self._send_event({"choices": [{"index": 0, "finish_reason": reason, **nothing}]}, chat)
         used = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(words)}
         self._send_event({"choices": [], "usage": {**used, "total_tokens": sum(used.values())}}, chat)
         self.wfile.write(b"data: [DONE]\n\n")

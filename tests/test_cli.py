@@ -533,6 +533,22 @@ def test_revised_margins_are_shown_again_where_their_notes_are_others(
     assert [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()] == shown
 
 
+def test_a_note_found_nowhere_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    (written, *_) = (event.margin for event in some_events() if isinstance(event, MarginWritten))
+    lost = replace(written, kept=False, evidence={"located": 0.0})
+    screen = io.StringIO()
+    for display in (PlainDisplay(), TerminalDisplay(Console(file=screen, width=100)), QuietDisplay(True)):
+        display.show(MarginWritten(lost))
+        display.show(MarginsDone((lost,), Usage(), Timings(), 1))
+        display.close()
+    shown = [
+        "  margin 1  relevance 0.90  a.pdf, pages 1-2, chars 1,200-1,206  [not found in the text]",
+        "    a note",
+    ]
+    assert capsys.readouterr().out.splitlines() == shown
+    assert [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()] == shown
+
+
 def test_options_are_the_kernel_s_to_fill_in(
     wim: Callable[..., Result], facts: str, kernel: WimKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

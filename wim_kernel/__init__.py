@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         MarginWritten,
     )
     from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
+    from wim_kernel.common.notebook import ashow, show
+    from wim_kernel.common.saved import event_from_dict
     from wim_kernel.kernel import WimKernel
     from wim_kernel.reading import Reading
     from wim_kernel.run.estimate import Estimate
@@ -103,6 +105,9 @@ __all__ = [
     "WimError",
     "WimKernel",
     "WimResult",
+    "ashow",
+    "event_from_dict",
+    "show",
 ]
 
 _HOMES = {
@@ -140,6 +145,8 @@ _HOMES = {
     "kernel": ("WimKernel",),
     "reading": ("Reading",),
     "common.margins": ("Margin", "Timings", "Usage", "WimResult"),
+    "common.notebook": ("ashow", "show"),
+    "common.saved": ("event_from_dict",),
     "text.prompts": ("PROMPTS", "Frame", "Prompts"),
     "run.relevance": (
         "Decision",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import chat_server
 
 from benchmarks.provider import Provider
 from wim_kernel import WimKernel
@@ -32,7 +34,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def names(
-    real_kernel: WimKernel, provider: str, monkeypatch: pytest.MonkeyPatch
+    real_kernel: WimKernel, provider: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Callable[[str], dict[str, Any]]:
     """Gives the names that a page's blocks may use without defining them, by the page's name."""
     # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
@@ -46,6 +48,7 @@ def names(
             "citations": lambda: {**_llama_index(), **_langchain()},
             "langchain": _langchain,
             "hosted-models": _langchain,
+            "servers": lambda: _server(request, monkeypatch),
             "migrating-from-map-reduce": _langchain,
             "llama-index": _llama_index,
             "migrating-from-tree-summarize": _llama_index,
@@ -59,6 +62,17 @@ def names(
         }
 
     return give
+
+
+def _server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A server of words at whatever address and of whatever name, and a file to read in the current folder."""
+    server = chat_server()
+    url = server.__enter__().url
+    request.addfinalizer(lambda: server.__exit__(None, None, None))
+    connect = WimKernel.from_server
+    monkeypatch.setattr(WimKernel, "from_server", lambda address, *, model, tokenizer: connect(url))
+    Path("log.txt").write_text("\n\n".join(PASSAGES))
+    return {}
 
 
 def _langchain() -> dict[str, Any]:

@@ -10,11 +10,12 @@ from helpers import Loaded, TinyModel, spying
 
 from wim_integrations.evaluation.errors import EvaluationError
 from wim_integrations.evaluation.generation import Generator
-from wim_integrations.evaluation.methods import Limits, make_method
-from wim_integrations.evaluation.outcomes import Outcome
+from wim_integrations.evaluation.methods import Limits, make_method, references_of
+from wim_integrations.evaluation.outcomes import Outcome, Reference
 from wim_integrations.evaluation.specs import NAMES, parse_methods
 from wim_integrations.evaluation.tasks import Document, Question
-from wim_kernel import WimKernel
+from wim_kernel import Chunk, Margin, Timings, Usage, WimKernel, WimResult
+from wim_kernel.run.citing import citations_of
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,23 @@ def test_margins_are_judged_and_their_prompts_kept(kernel: WimKernel) -> None:
     assert [call.output for call in outcome.calls[:-1]] == [chunk.text for chunk in outcome.chunks]
     assert "[chunk 0][chunk 1]\n" in outcome.calls[1].prompt
     assert "[chunk 2]" not in outcome.calls[1].prompt
+
+
+def test_references_are_checked_against_the_document(kernel: WimKernel) -> None:
+    margins = tuple(
+        Margin(index, text, 0.9, True, Chunk.of(chunk, f"page {index}"))
+        for index, (text, chunk) in enumerate(
+            [("Made up by a model.", CHUNKS[0]), ("elsa brandt owned the ship", CHUNKS[1])]
+        )
+    )
+    text = "Elsa Brandt [2], they say [1]."
+    result = WimResult(text, margins, Usage(), Timings(), citations=citations_of(text, margins))
+    assert references_of(result, DOCUMENT) == (
+        Reference("Elsa Brandt owned the ship", 1, True, "exact", True),
+        Reference("Made up by a model.", 0, False, "unlocated", True),
+    )
+    assert answer(kernel, "wim-verbatim:threshold=0").references is None
+    assert answer(kernel, "wim-verbatim:threshold=0,citations=true").references is not None
 
 
 def test_rag_reads_the_best_chunks_in_order(kernel: WimKernel) -> None:

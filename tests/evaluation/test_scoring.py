@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wim_integrations.evaluation.scoring import METRICS, default_metric, score
+from wim_integrations.evaluation.scoring import METRICS, default_metric, holds_answer, score
 
 ROOMS = ("kitchen", "garden", "office")
 OPTIONS = "Which one?\nA. the first\nB. the second"
@@ -62,6 +62,12 @@ def test_choice(output: str, expected: float) -> None:
 )
 def test_yes_no(output: str, expected: float) -> None:
     assert score("yes-no", output, ["no"]) == expected
+
+
+def test_a_quote_holds_an_answer_if_answers_are_words_of_the_document() -> None:
+    assert holds_answer("any-answer", "The ship was ELSA Brandt's.", ["Elsa Brandt"]) is True
+    assert holds_answer("any-answer", "The ship was hers.", ["Elsa Brandt"]) is False
+    assert holds_answer("choice", "A ship.", ["A"]) is None
 
 
 @pytest.mark.parametrize(

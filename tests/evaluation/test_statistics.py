@@ -10,6 +10,7 @@ from wim_integrations.evaluation.statistics import (
     bootstrap,
     calibration,
     calibration_error,
+    citing,
     selection,
 )
 
@@ -91,3 +92,28 @@ def test_calibration() -> None:
     assert calibration_error(table) == pytest.approx(error)
     assert calibration_error([]) is None
     assert calibration([], []) == []
+
+
+def reference(**fields: object) -> dict[str, object]:
+    return {"marked": True, "in_source": True, "located": "exact", "has_answer": None, **fields}
+
+
+def test_references_are_counted_over_all_answers() -> None:
+    found = citing(
+        [
+            (reference(has_answer=True), reference(has_answer=False, located="fuzzy")),
+            (),
+            (reference(in_source=False, located="unlocated"), reference(marked=False)),
+        ]
+    )
+    assert found is not None
+    assert (found.questions, found.references) == (3, 4)
+    assert found.cited == pytest.approx(2 / 3)
+    assert (found.marked, found.in_source, found.exact, found.has_answer) == (0.75, 0.75, 0.5, 0.5)
+
+
+def test_without_references() -> None:
+    assert citing([]) is None
+    found = citing([()])
+    assert found is not None
+    assert (found.cited, found.references, found.in_source, found.has_answer) == (0.0, 0, None, None)

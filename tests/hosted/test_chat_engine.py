@@ -14,7 +14,7 @@ from hosted.conftest import EVIDENCE, QUESTION, pages
 from langchain_core.language_models import FakeListChatModel
 
 from wim_integrations.langchain import create_wim_map_reduce_chain
-from wim_kernel import PROMPTS, ChatModelError, MarginWritten, WimKernel
+from wim_kernel import PROMPTS, ChatModelError, MarginWritten, WimKernel, WimResult
 from wim_kernel.engines.chat import codec
 from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError
 from wim_kernel.engines.chat.providers import PROVIDERS, provider_of
@@ -55,6 +55,35 @@ def test_margins_are_the_text_s_own_sentences_with_their_places() -> None:
     assert (left_out.text, left_out.relevance, left_out.kept) == ("", 0.0, False)
     assert left_out.evidence["lexical"] < 0.5
     assert result.relevance_by.startswith("rating")
+
+
+INVENTED = "Lord Byron founded the bakery in Brighton, of all towns, with borrowed money."
+
+
+def test_a_free_note_found_nowhere_is_marked_and_not_used() -> None:
+    def ask(note: str, **options: Any) -> WimResult:
+        told = Told(
+            lambda request: (
+                json.dumps({"relevance": 9, "note": note}) if "JSON" in request.blocks[-1].text else "Elsa."
+            )
+        )
+        return WimKernel.from_chat_model(told).ask(QUESTION, pages(), margin_style="free", **options)
+
+    lost = ask(INVENTED).margins[1]
+    assert (lost.text, lost.kept, lost.found_nowhere, lost.evidence["located"]) == (
+        INVENTED,
+        False,
+        True,
+        0.0,
+    )
+    for options in ({"threshold": 0}, {"keep": lambda margin: True}):  # all are wanted, or the caller chooses
+        kept = ask(INVENTED, **options).margins[1]
+        assert (kept.kept, kept.found_nowhere) == (True, True)
+    assert not ask(INVENTED, top_k=1).kept
+    reworded = ask("In May of the same year the vessel was sold once more by Mrs Brandt.").margins[1]
+    assert (reworded.kept, reworded.found_nowhere, reworded.evidence["located"]) == (True, False, 1.0)
+    page = ask(INVENTED).to_html()
+    assert "not found in the text" in page
 
 
 def test_free_notes_and_summaries() -> None:

@@ -13,7 +13,7 @@ from langchain_core.language_models import FakeListChatModel
 from llama_index.core.llms import CompletionResponse, MockLLM
 
 from benchmarks.provider import Provider, Rules
-from wim_kernel import AnswerToken, WimKernel
+from wim_kernel import PROMPTS, AnswerToken, WimKernel
 
 Start = Callable[[Rules], tuple[Provider, str]]
 PAGE = Path(__file__).parents[2] / "docs" / "hosted-models.md"
@@ -25,6 +25,7 @@ MEANS: dict[str, tuple[bool, ...]] = {
     "estimated, if not reported": (False,),
 }
 """What cells say of every model of their column. All others are conditions, under which either may be."""
+CITED = "Elsa Brandt [1] did, not Jan [7]."
 RATING = '{"relevance": 9, "quotes": ["Elsa Brandt bought the Aurora at Emden"]}'
 
 
@@ -49,6 +50,8 @@ class Heard(MockLLM):
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         asks = prompt.rpartition("Question")[2]
+        if PROMPTS["answer"].cite.strip() in prompt:
+            return CompletionResponse(text=CITED)
         return CompletionResponse(text=RATING if "relevance" in asks else '{"name": "Elsa"}')
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
@@ -66,6 +69,9 @@ def _works(kernel: WimKernel, owner: Provider | None) -> dict[str, bool]:
     if owner is not None:
         owner.replies = ['{"name": "Elsa"}']
     answer = reading.answer(QUESTION, result.margins, answer_schema=SCHEMA).answer
+    if owner is not None:
+        owner.replies = [CITED]
+    cited = reading.answer(QUESTION, result.margins, citations=True)
     return {
         "relevance: the model's rating of a chunk": result.relevance_by.startswith("rating")
         and all("rating" in margin.evidence for margin in result.kept),
@@ -77,6 +83,9 @@ def _works(kernel: WimKernel, owner: Provider | None) -> dict[str, bool]:
         "cache writes in the usage": bill is not None and usage.cache_write_tokens == bill.written > 0,
         "cache marks": '"cache_control": {' in sent or '"prompt_cache_breakpoint": {' in sent,
         "answers as JSON of a schema": json.loads(answer) == {"name": "Elsa"},
+        "citations with numbers that exist": (cited.answer, cited.dropped_markers)
+        == ("Elsa Brandt [1] did, not Jan.", 1)
+        and [each.quote.startswith("Elsa Brandt bought the Aurora") for each in cited.citations] == [True],
     }
 
 
@@ -108,7 +117,7 @@ def test_classes_of_langchain(
 
 
 def test_other_classes_of_langchain() -> None:
-    llm = FakeListChatModel(responses=[RATING, RATING, "Elsa Brandt.", '{"name": "Elsa"}'])
+    llm = FakeListChatModel(responses=[RATING, RATING, "Elsa Brandt.", '{"name": "Elsa"}', CITED])
     conditions = {"where the class reports it": False, "where the class reports them": False}
     _check("LangChain: others", _works(WimKernel.from_chat_model(llm, max_concurrency=1), None), conditions)
 

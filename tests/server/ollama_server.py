@@ -31,6 +31,7 @@ class Ollama:
         counts: how many tokens a prompt has, by its text.
         requests: the path and body of each request.
         port: where it listens.
+        says: the words of every reply, if they do not depend on the prompt.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,12 @@ class Ollama:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.kept = ""  # the one prompt in its cache
         self.port = 0
+        self.says: list[str] | None = None
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """The body of each request."""
+        return [body for _, body in self.requests]
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
         """The status and the lines of a reply."""
@@ -72,6 +79,8 @@ class Ollama:
         return 200, [*lines, last]
 
     def _words(self, prompt: str) -> list[str]:
+        if self.says is not None:
+            return self.says
         return ["YES", ":", " Elsa", " Brandt", " owned", " it", "."] if "Elsa" in prompt else ["NO", "."]
 
     def _line(self, text: str, *, chat: bool, body: dict[str, Any]) -> dict[str, Any]:

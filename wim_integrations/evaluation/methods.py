@@ -18,12 +18,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from wim_integrations.evaluation.errors import EvaluationError, require
 from wim_integrations.evaluation.generation import Generator
-from wim_integrations.evaluation.outcomes import Call, ChunkScore, Outcome, Tokens
+from wim_integrations.evaluation.outcomes import Call, ChunkScore, Outcome, Reference, Tokens
 from wim_integrations.evaluation.specs import MethodSpec
 from wim_integrations.evaluation.tasks import Document, Question
 from wim_kernel import Margin, Reading, WimKernel, WimResult
@@ -84,14 +84,30 @@ def _plain(kernel: WimKernel, limits: Limits) -> Method:
 
 def _margins(kernel: WimKernel, limits: Limits, options: Mapping[str, Any]) -> Method:
     sizes: dict[str, Any] = {"answer_tokens": limits.answer_tokens, "margin_tokens": limits.margin_tokens}
+    cites = bool(options.get("citations"))
 
     def answer(question: Question, document: Document) -> Outcome:
         with closing(_read(kernel, document)) as reading:
             result = reading.ask(question.question, **{**sizes, **options})
             scores = [ChunkScore(m.index, m.relevance, m.kept, m.text) for m in result.margins]
-            return _outcome(kernel, reading, result, scores, calibrated=True)
+            outcome = _outcome(kernel, reading, result, scores, calibrated=True)
+            return replace(outcome, references=references_of(result, document)) if cites else outcome
 
     return answer
+
+
+def references_of(result: WimResult, document: Document) -> tuple[Reference, ...]:
+    """A result's citations. Whether a quote is in the source is looked up in the document itself."""
+    return tuple(
+        Reference(
+            quote=citation.quote,
+            margin=citation.margin,
+            in_source=citation.quote in document.chunks[citation.margin],
+            located=citation.located,
+            marked=citation.number is not None,
+        )
+        for citation in result.citations
+    )
 
 
 def _gold(kernel: WimKernel, limits: Limits) -> Method:

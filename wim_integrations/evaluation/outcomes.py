@@ -53,6 +53,25 @@ class ChunkScore:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A citation in an answer, checked against the document.
+
+    Attributes:
+        quote: the cited words.
+        margin: the index of the margin that is cited, which is its chunk's.
+        in_source: whether the chunk has the quote, character for character.
+        located: how the margin's words were found in the chunk: ``"exact"``, ``"fuzzy"`` or ``"unlocated"``.
+        marked: whether the model wrote a marker; otherwise a sentence of the answer is the quote.
+    """
+
+    quote: str
+    margin: int
+    in_source: bool
+    located: str
+    marked: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A method's answer to one question, and its cost.
 
@@ -62,6 +81,7 @@ class Outcome:
         calls: every prompt given to the model.
         chunks: the method's score of each chunk; empty for a method without scores.
         calibrated: whether the chunks' scores are probabilities.
+        references: the answer's citations; None for a method that was not asked for any.
     """
 
     answer: str
@@ -69,3 +89,4 @@ class Outcome:
     calls: tuple[Call, ...] = field(repr=False)
     chunks: tuple[ChunkScore, ...] = ()
     calibrated: bool = False
+    references: tuple[Reference, ...] | None = None

@@ -40,6 +40,8 @@ class Record:
         chunks: the method's score of each chunk, and whether the chunk is gold.
         calibrated: whether the chunks' scores are probabilities.
         gold_known: whether the gold chunks are known.
+        references: the answer's citations (see `wim_integrations.evaluation.outcomes.Reference`), with ``has_answer``,
+            whether the quote holds a gold answer, where a quote can; None for a method without citations.
         error: the method's error; empty without one.
     """
 
@@ -57,6 +59,7 @@ class Record:
     chunks: tuple[Mapping[str, Any], ...] = ()
     calibrated: bool = False
     gold_known: bool = False
+    references: tuple[Mapping[str, Any], ...] | None = None
     error: str = ""
 
     @property

@@ -57,6 +57,7 @@ def markdown(summary: Summary, options: Mapping[str, Any], plots: Sequence[str] 
         "95% bootstrap interval; bold where the interval excludes zero.",
         *_task_part(summary),
         *_choice_part(summary),
+        *_citing_part(summary),
         *_calibration_part(summary),
         *(f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in plots),
     ]
@@ -137,6 +138,31 @@ def _choice_part(summary: Summary) -> Iterator[str]:
         if len(choice.tasks) > 1:
             rows += [[choice.method, task, *_selection_cells(found)] for task, found in choice.tasks.items()]
     yield _table(["method", "task", "questions", "precision", "recall", "AUC", "none kept"], rows)
+
+
+def _citing_part(summary: Summary) -> Iterator[str]:
+    if not summary.citing:
+        return
+    yield "## References"
+    header = ["method", "questions", "cited", "references", "marked", "in source", "exact", "hold the answer"]
+    rows = []
+    for method, found in summary.citing.items():
+        shares = (found.marked, found.in_source, found.exact, found.has_answer)
+        rows.append(
+            [
+                method,
+                str(found.questions),
+                _figure(found.cited),
+                str(found.references),
+                *map(_figure, shares),
+            ]
+        )
+    yield _table(header, rows)
+    yield (
+        "Cited: share of the questions whose answer has a reference. The rest are shares of the references: for which "
+        "the model wrote a marker, whose quote the document has, whose margin it has word for word, and whose quote "
+        "holds the gold answer."
+    )
 
 
 def _selection_cells(found: Selection) -> list[str]:

@@ -17,7 +17,7 @@ from wim_integrations.evaluation.methods import Limits, Method, make_method
 from wim_integrations.evaluation.outcomes import Outcome
 from wim_integrations.evaluation.progress import ProgressDisplay
 from wim_integrations.evaluation.records import Record, RecordFile, write_atomically
-from wim_integrations.evaluation.scoring import score
+from wim_integrations.evaluation.scoring import holds_answer, score
 from wim_integrations.evaluation.specs import MethodSpec
 from wim_integrations.evaluation.tasks import Document, Question, Task, chunked, load_task
 from wim_kernel import WimError, WimKernel
@@ -197,6 +197,7 @@ def _answer(
         calls=tuple(asdict(call) for call in outcome.calls),
         chunks=tuple(_chunk_rows(outcome, document)),
         calibrated=outcome.calibrated,
+        references=_reference_rows(outcome, question),
     )
 
 
@@ -206,6 +207,15 @@ def _chunk_rows(outcome: Outcome, document: Document) -> list[dict[str, Any]]:
         for row in rows:
             row["gold"] = row["index"] < len(document.gold) and document.gold[row["index"]]
     return rows
+
+
+def _reference_rows(outcome: Outcome, question: Question) -> tuple[dict[str, Any], ...] | None:
+    if outcome.references is None:
+        return None
+    return tuple(
+        {**asdict(each), "has_answer": holds_answer(question.metric, each.quote, question.answers)}
+        for each in outcome.references
+    )
 
 
 def parse_shard(text: str) -> tuple[int, int]:

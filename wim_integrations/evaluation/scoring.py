@@ -72,6 +72,11 @@ METRICS: dict[str, Callable[[str, Sequence[str], str, Sequence[str]], float]] = 
 }
 
 
+def holds_answer(metric: str, quote: str, answers: Sequence[str]) -> bool | None:
+    """Whether a quote of a document holds a gold answer; None where answers are letters, or yes and no."""
+    return None if metric in ("choice", "yes-no") else bool(any_answer(quote, answers))
+
+
 def default_metric(task: str, question: str, answers: Sequence[str]) -> str:
     """The metric of a question without one: by the task's name, or by the form of the answers."""
     if task.startswith("babilong"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,56 @@ def selection(
         auc=sum(areas) / len(areas) if areas else None,
         none_kept=sum(not any(kept_row) for kept_row, _, _ in rows) / len(rows),
         questions=len(rows),
+    )
+
+
+@dataclass(frozen=True)
+class Citing:
+    """How far references can be relied on, over questions that were asked for them.
+
+    Attributes:
+        questions: how many questions there are.
+        cited: share of the questions whose answer has a reference.
+        references: how many references there are.
+        marked: share of the references for which the model wrote a marker.
+        in_source: share of the references whose quote the document has, character for character.
+        exact: share of the references whose margin's words the document has, up to how they are set.
+        has_answer: share of the references whose quote holds a gold answer, where one can; None if none can.
+    """
+
+    questions: int
+    cited: float
+    references: int
+    marked: float | None
+    in_source: float | None
+    exact: float | None
+    has_answer: float | None
+
+
+def citing(references: Sequence[Sequence[Mapping[str, Any]]]) -> Citing | None:
+    """Figures of references.
+
+    Args:
+        references: for each question, its answer's references, as records have them.
+
+    Returns:
+        None if there are no questions.
+    """
+    if not references:
+        return None
+    every = [reference for row in references for reference in row]
+
+    def share(values: Sequence[bool]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    return Citing(
+        questions=len(references),
+        cited=sum(map(bool, references)) / len(references),
+        references=len(every),
+        marked=share([each["marked"] for each in every]),
+        in_source=share([each["in_source"] for each in every]),
+        exact=share([each["located"] == "exact" for each in every]),
+        has_answer=share([each["has_answer"] for each in every if each["has_answer"] is not None]),
     )
 
 

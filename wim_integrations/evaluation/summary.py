@@ -12,11 +12,13 @@ from wim_integrations.evaluation.records import Record
 from wim_integrations.evaluation.specs import BASELINE
 from wim_integrations.evaluation.statistics import (
     CalibrationBin,
+    Citing,
     Interval,
     Selection,
     bootstrap,
     calibration,
     calibration_error,
+    citing,
     selection,
 )
 
@@ -80,6 +82,7 @@ class Summary:
         overall: a line for each method.
         tasks: for each task, a line for each method.
         choices: the quality of each method's chosen chunks.
+        citing: for each method that was asked for citations, how far they can be relied on.
     """
 
     questions: Mapping[str, int]
@@ -87,6 +90,7 @@ class Summary:
     overall: tuple[Line, ...]
     tasks: Mapping[str, tuple[Line, ...]]
     choices: tuple[Choice, ...]
+    citing: Mapping[str, Citing]
 
 
 def summarise(records: Sequence[Record]) -> Summary:
@@ -102,7 +106,17 @@ def summarise(records: Sequence[Record]) -> Summary:
         overall=tuple(_line(method, records) for method in methods),
         tasks={task: tuple(_lines(methods, by_task[task])) for task in tasks},
         choices=tuple(choice for choice in choices if choice is not None),
+        citing=_citing(methods, records),
     )
+
+
+def _citing(methods: Sequence[str], records: Sequence[Record]) -> dict[str, Citing]:
+    references = {
+        method: [r.references for r in records if r.method == method and r.references is not None]
+        for method in methods
+    }
+    found = {method: citing(rows) for method, rows in references.items()}
+    return {method: figures for method, figures in found.items() if figures is not None}
 
 
 def _lines(methods: Iterable[str], records: Sequence[Record]) -> list[Line]:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from wim_kernel.cli.format import Pace, cost, harmless, json_line, margin_head
+from wim_kernel.cli.format import Pace, cost, harmless, is_shown, json_line, margin_head
 from wim_kernel.common.events import (
     Answered,
     AnswerToken,
@@ -148,7 +148,7 @@ class PlainDisplay:
                 say(self._pace.line(event))
             case MarginWritten(margin) | MarginRevised(margin) if self._margins.is_news(margin):
                 click.echo(margin_head(margin, revised=isinstance(event, MarginRevised)))
-                if margin.kept and margin.text:
+                if is_shown(margin):
                     click.echo("    " + harmless(margin.text).replace("\n", "\n    "))
             case AnswerToken():
                 if not self._answering:
@@ -240,8 +240,10 @@ class TerminalDisplay:
     def _margin(self, margin: Margin, *, revised: bool) -> None:
         head = margin_head(margin, revised=revised)
         self._console.print(Text(head, style="bold" if margin.kept else "dim"))
-        if margin.kept and margin.text:
-            self._console.print(Padding(Text(harmless(margin.text)), (0, 0, 0, 4), expand=False))
+        if is_shown(margin):
+            style = "" if margin.kept else "dim"
+            note = Text(harmless(margin.text), style=style)
+            self._console.print(Padding(note, (0, 0, 0, 4), expand=False))
 
 
 def _console() -> Console:
@@ -261,7 +263,7 @@ class ShownMargins:
 
     def is_news(self, margin: Margin) -> bool:
         """Whether a margin's note was not shown yet; records it as shown. A changed relevance alone is no news."""
-        note = margin.text if margin.kept else None
+        note = margin.text if is_shown(margin) else None
         news = margin.index not in self._notes or self._notes[margin.index] != note
         self._notes[margin.index] = note
         return news

@@ -32,11 +32,20 @@ def json_line(data: object) -> str:
 
 
 def margin_head(margin: Margin, *, revised: bool = False) -> str:
-    """A line with a margin's number, relevance and place; ``revised`` says that it replaces an earlier line."""
+    """A line with a margin's number, relevance and place, and whether nothing of its note is in the text.
+
+    ``revised`` says that it replaces an earlier line.
+    """
     mark, again = "*" if margin.kept else " ", ", revised" if revised else ""
-    return (
+    line = (
         f"{mark} margin {margin.index + 1}{again}  relevance {margin.relevance:.2f}  {place(margin)}".rstrip()
     )
+    return f"{line}  [not found in the text]" if margin.found_nowhere else line
+
+
+def is_shown(margin: Margin) -> bool:
+    """Whether a margin's note is shown: if it is kept, and if it was dropped because it was found nowhere."""
+    return bool(margin.text) and (margin.kept or margin.found_nowhere)
 
 
 def place(margin: Margin) -> str:

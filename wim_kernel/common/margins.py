@@ -42,7 +42,8 @@ class Margin:
         spans: for verbatim margins, the place of each copied sentence in its source; otherwise empty.
         evidence: the measured signals of the relevance, by name (see `wim_kernel.run.relevance.scores.Evidence`); for
             free notes also ``"support"``, the share of the note's content words that occur in the chunk, 0 to 1: an
-            invented note is near 0.
+            invented note is near 0; for free notes and a chat model's quotations ``"located"``, the share of the note's
+            sentences or quotations that were found in the chunk, where that can be told.
         note: a reader's remark for the answer, such as "this is the one" (see ``Reading.answer``).
         token_ids: the note's tokens, without end-of-sequence.
         branch: the tokens that the model saw, for ``Reading.prompt_ids``; None for margins made by hand.
@@ -64,9 +65,15 @@ class Margin:
         """Whether the margin goes into the answer's prompt: it is kept, and has a text or a reader's remark."""
         return self.kept and bool(self.text.strip() or self.note.strip())
 
+    @property
+    def found_nowhere(self) -> bool:
+        """Whether nothing of the note was found in its chunk: not word for word, not nearly, not in other words."""
+        return self.evidence.get("located") == 0
+
     def edited(self, text: str) -> Margin:
-        """A copy with another text, kept, as after a person's edit."""
-        return replace(self, text=text, kept=True, spans=(), token_ids=())
+        """A copy with another text, kept, as after a person's edit. What was found of the old text is left out."""
+        evidence = {name: each for name, each in self.evidence.items() if name not in ("support", "located")}
+        return replace(self, text=text, kept=True, spans=(), token_ids=(), evidence=evidence)
 
     def to_dict(self) -> dict[str, Any]:
         """The margin as plain JSON data, without the branch's tokens."""
@@ -245,6 +252,17 @@ class WimResult:
             "citations": [citation.to_dict() for citation in self.citations],
             "dropped_markers": self.dropped_markers,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WimResult:
+        """Read back what `to_dict` wrote; `to_html` shows it as before.
+
+        Raises:
+            MarginsError: if it is something else.
+        """
+        from wim_kernel.common import saved  # which imports this module
+
+        return saved.result_from_dict(data)
 
     def to_html(self) -> str:
         """The result as a page of its own: the answer with numbers to click, and the document with its margins.

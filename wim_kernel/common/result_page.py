@@ -47,13 +47,24 @@ def fragment(result: WimResult) -> str:
     return _Fragment(result).html()
 
 
+def live_fragment(result: WimResult, progress: str, name: str) -> str:
+    """A result that is not finished, for a notebook: how far it is, its notes so far and its answer so far.
+
+    Args:
+        result: the margins, the answer's text and its citations, as far as they are known.
+        progress: how far the work is.
+        name: what the ids begin with.
+    """
+    return _Live(result, name).live_html(progress)
+
+
 class _Fragment:
     """One result's HTML. Its ids begin with a digest, so that several results can share a page."""
 
-    def __init__(self, result: WimResult) -> None:
+    def __init__(self, result: WimResult, prefix: str | None = None) -> None:
         self.result = result
         known = f"{result.question}\0{result.answer}".encode(errors="replace")
-        self.prefix = f"wim-{hashlib.blake2b(known, digest_size=4).hexdigest()}"
+        self.prefix = prefix or f"wim-{hashlib.blake2b(known, digest_size=4).hexdigest()}"
         in_prompt = [margin.index for margin in result.margins if margin.is_used]
         self.numbers = {index: number for number, index in reversed(list(enumerate(in_prompt, 1)))}
 
@@ -124,19 +135,42 @@ class _Fragment:
     def _card(self, margin: Margin) -> str:
         """A margin: its number in the prompt, its relevance, its text and the reader's remark."""
         number = f"[{self.numbers[margin.index]}] · " if margin.is_used else ""
-        located = {
-            each.located for each in self.result.citations if each.margin == margin.index and each.number
-        }
-        is_lost = located == {"unlocated"} or margin.evidence.get("located") == 0
-        lost = " · not found in the text" if is_lost else ""
         sources = ", ".join(margin.chunk.source_ids)
-        about = f"{number}{sources} · relevance {margin.relevance:.2f}{lost}"
+        about = f"{number}{sources} · relevance {margin.relevance:.2f}{self._found(margin)}"
         note = f"\n<p><em>{_escaped(margin.note)}</em></p>" if margin.note.strip() else ""
         kept = ' class="wim-kept"' if margin.is_used else ""
         return (
             f'<aside id="{self.prefix}-m{margin.index}"{kept}><div class="wim-about">{_escaped(about)}</div>\n'
             f"<p>{_escaped(margin.text)}</p>{note}</aside>"
         )
+
+    def _found(self, margin: Margin) -> str:
+        """What is to be said of a note that does not stand in its chunk as it is."""
+        cited = {
+            each.located for each in self.result.citations if each.margin == margin.index and each.number
+        }
+        if margin.found_nowhere:
+            return " · not found in the text"
+        if cited != {"unlocated"}:
+            return ""
+        return " · in other words" if margin.evidence.get("located") else " · not found in the text"
+
+
+class _Live(_Fragment):
+    """A result without its document: numbers in the answer lead to the notes."""
+
+    def live_html(self, progress: str) -> str:
+        """Progress, the notes, and the answer."""
+        shown = [each for each in self.result.margins if each.is_used or (each.text and each.found_nowhere)]
+        cards = "\n".join(map(self._card, shown))
+        answer = f"<h2>Answer</h2>\n<p>{''.join(self._answer())}</p>" if self.result.answer else ""
+        return (
+            f'<div class="wim-result">\n<style>{_STYLE}</style>\n<div class="wim-about" role="status">'
+            f"{_escaped(progress)}</div>\n{cards}\n{answer}\n</div>"
+        )
+
+    def _target(self, citation: Citation) -> str:
+        return f"{self.prefix}-m{citation.margin}"
 
 
 def _escaped(text: str) -> str:

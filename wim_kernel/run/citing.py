@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from wim_kernel.common.chunk import Chunk, Span
 from wim_kernel.common.citations import Citation, How
 from wim_kernel.common.margins import Margin
+from wim_kernel.run.grounding import SHORTEST, places_of
 from wim_kernel.text.files import pages
 from wim_kernel.text.locating import NOT_FOUND, Locator, Place
 from wim_kernel.text.markers import MARKER
 from wim_kernel.text.sentences import sentence_spans
-
-SHORTEST = 16
-"""Characters; a shorter sentence stands in many passages by chance, so that finding it proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,10 @@ def passages_of(margin: Margin) -> list[Passage]:
     quoted = [text[span.offset : span.offset + span.length] for span in margin.spans]
     if margin.spans and all(sentence in margin.text for sentence in quoted):
         return [Passage(text[start:end], start, "exact") for start, end in _joined(text, margin.spans)]
-    note, locator = margin.text.strip().removesuffix(NOT_FOUND).strip(), Locator(text)
-    place = locator.locate(note) if note else None
-    if place is not None:
-        return _located(margin.chunk, place)
-    found: list[Passage] = []
-    lost: list[str] = []
-    for start, end in sentence_spans(note):
-        sentence = note[start:end].strip()
-        place = locator.locate(sentence) if len(sentence) >= SHORTEST else None
-        found += [] if place is None else _located(margin.chunk, place)
-        lost += [sentence] if place is None and len(sentence) >= SHORTEST else []
+    note = margin.text.strip().removesuffix(NOT_FOUND).strip()
+    placed = places_of(note, Locator(text))
+    found = [each for _, place in placed if place is not None for each in _located(margin.chunk, place)]
+    lost = [sentence for sentence, place in placed if place is None]
     if not found:
         return [Passage(note or margin.note.strip())]
     return [*found, Passage(" ".join(lost))] if lost else found

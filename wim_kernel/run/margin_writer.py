@@ -10,7 +10,7 @@ from wim_kernel.engines.base import Branch, Decoded, Gate, Scores
 from wim_kernel.run.decoding import decode_all
 from wim_kernel.run.document import EncodedDocument
 from wim_kernel.run.evidence_finder import EvidenceFinder
-from wim_kernel.run.grounding import support
+from wim_kernel.run.grounding import found_share, support
 from wim_kernel.run.margin_prompts import judging_branch, note_branch, question_lead, scores_boundaries
 from wim_kernel.run.quoting import by_findings, by_likelihood, likely_sentences, locate_quotes, quote
 from wim_kernel.run.relevance.calibration import Calibration
@@ -100,8 +100,11 @@ class MarginWriter:
         evidence = {} if pending.evidence is None else pending.evidence.signals
         if kept and settings.margin_style == "free":
             chunk = self.chunks[pending.index].text
-            supported = support(pending.text, chunk, pending.state.question)
-            evidence |= {} if supported is None else {"support": supported}
+            grounding = {
+                "support": support(pending.text, chunk, pending.state.question),
+                "located": found_share(pending.text, chunk, pending.state.question),
+            }
+            evidence |= {name: share for name, share in grounding.items() if share is not None}
         if kept and pending.located is not None:
             evidence["located"] = pending.located
         margin = Margin(
@@ -117,7 +120,7 @@ class MarginWriter:
         )
         if margin.text and settings.keep is not None:
             margin = replace(margin, kept=bool(settings.keep(margin)))
-        elif pending.located == 0:  # shown, and not used: the chunk has nothing of it
+        elif margin.found_nowhere and not settings.keeps_all:  # shown, and not used
             margin = replace(margin, kept=False)
         return margin
 

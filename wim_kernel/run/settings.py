@@ -69,6 +69,11 @@ class Settings:
         return str(getattr(self.relevance, "asks", "nothing"))
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether all margins are written and kept, whatever they are like."""
+        return self.threshold == 0 and self.top_k is None
+
+    @property
     def judges_notes(self) -> bool:
         """Whether a second call judges each written note, so that relevance is known only after the note."""
         return self.asks == "judgement"
@@ -171,12 +176,11 @@ def adapt_to_engine(settings: Settings, engine: AnyEngine, *, without_question: 
         )
         threshold = EVIDENCE_THRESHOLD if is_probability else THRESHOLD
     most_calls = engine.max_calls
-    everything = threshold == 0 and settings.top_k is None
     own_calls = 1 if settings.answer_schema is None else 2  # an answer that does not fit is put into shape
     adapted = replace(
         settings,
         rates=rates,
-        first_look=engine.first_look and not (without_question or everything),
+        first_look=engine.first_look and not (without_question or settings.keeps_all),
         most_asked=None if most_calls is None else most_calls - own_calls,
         relevance=relevance,
         margin_style=style,

@@ -115,12 +115,12 @@ PROVIDERS = (
         ),
     ),
     Provider(
-        "openai-compatible",  # a server behind the OpenAI classes: see docs/scaling.md for the engine for servers
+        "openai-compatible",  # a server behind the OpenAI classes: see docs/servers.md for the engine for servers
         (*_OPENAI, "OpenAILike"),
         least_tokens=1,
         read=0.0,
         sources=(
-            "vLLM, SGLang and llama.cpp keep prefixes by themselves and bill nothing; see docs/scaling.md",
+            "vLLM, SGLang and llama.cpp keep prefixes by themselves and bill nothing; see docs/servers.md",
         ),
     ),
     Provider("other", caches=False, sources=("nothing is known of the provider's cache",)),
