@@ -7,7 +7,6 @@ from collections.abc import Callable
 from wim_integrations.page.elements import Tag, button, markup
 from wim_integrations.page.markup import answer_html
 from wim_integrations.page.turn import Turn
-from wim_kernel import Usage
 
 
 class AnswerPane:
@@ -39,7 +38,7 @@ class AnswerPane:
         self.text.props["aria-busy"] = str(busy).lower()
         self.outdated.show(turn.is_outdated)
         self.again.show(not busy and (turn.is_outdated or turn.result is None))
-        self.cost.text = cost(turn.usage, turn.seconds) if turn.result is not None else ""
+        self.cost.text = cost(turn) if turn.result is not None and not busy else ""
 
 
 class Earlier:
@@ -62,10 +61,16 @@ class Earlier:
                     Tag("p", turn.answer, classes="wim-words")
 
 
-def cost(usage: Usage, seconds: float) -> str:
-    """What a question cost, beginning with what it did not."""
+def cost(turn: Turn) -> str:
+    """What a question cost, beginning with what it did not; the prompts of margins that were cut short are unknown."""
+    usage = turn.usage
     reused = "an unknown number of" if usage.cached_tokens is None else f"{usage.cached_tokens:,}"
     return (
-        f"Reused {reused} tokens of the document, read {usage.prefill_tokens:,}. "
-        f"Prompts: {usage.prompt_tokens:,} tokens, written: {usage.output_tokens:,}, in {seconds:.1f} s."
+        f"Reused {reused} tokens of the document, read {usage.prefill_tokens:,}."
+        + (
+            f" Prompts: {usage.prompt_tokens:,} tokens, written: {usage.output_tokens:,}."
+            if turn.is_complete
+            else ""
+        )
+        + f" {turn.seconds:.1f} s."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -64,18 +65,20 @@ class Library:
         self.list = Tag("ul", classes="wim-sources", aria_label="Documents")
 
     def show(self, sources: Sequence[Chunk]) -> None:
-        """List the documents."""
+        """List the documents; chunks of one source are one document."""
         self._sources = list(sources)
+        lengths: Counter[str] = Counter()
+        for source in self._sources:
+            lengths[_name(source)] += len(source.text)
         self.list.clear()
         with self.list:
-            for source in self._sources:
+            for name, length in lengths.items():
                 with Tag("li"):
-                    name = _name(source)
-                    Tag("span", f"{name}, {len(source.text):,} characters")
-                    button("Remove", partial(self._remove, source), aria_label=f"Remove {name}")
+                    Tag("span", f"{name}, {length:,} characters")
+                    button("Remove", partial(self._remove, name), aria_label=f"Remove {name}")
 
-    def _remove(self, gone: Chunk) -> None:
-        self._changed([source for source in self._sources if source is not gone])
+    def _remove(self, name: str) -> None:
+        self._changed([source for source in self._sources if _name(source) != name])
 
     async def _opened(self, event: events.MultiUploadEventArguments) -> None:
         self.upload.reset()

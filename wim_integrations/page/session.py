@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
@@ -66,7 +67,6 @@ class Session:
         self.phase: Phase = "idle"
         self._changed = changed
         self._failed = failed
-        self._enough = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -102,14 +102,10 @@ class Session:
         self._start(self._ask(self.reading, self.turn))
 
     def answer_now(self) -> None:
-        """Read no more, and answer from the margins at hand."""
-        self._enough = True
-        self._changed("phase")
-
-    @property
-    def is_hurried(self) -> bool:
-        """Whether reading is about to end because the person has seen enough."""
-        return self._enough and self.phase == "reading"
+        """Read no more, and answer from the margins at hand, behind the last chunk that has one."""
+        if self.phase == "reading" and self.reading is not None and self.turn is not None:
+            self.stop()
+            self._start(self._answer(self.reading, self.turn))
 
     def answer_again(self) -> None:
         """Answer the question again, from the margins as the person wants them now."""
@@ -167,7 +163,8 @@ class Session:
             self._failed(f"It failed: {error!r}")
         finally:
             work.close()  # if it never began
-            self._enter("idle")
+            if asyncio.current_task() is self._task:  # otherwise other work follows
+                self._enter("idle")
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -182,12 +179,14 @@ class Session:
         return self.kernel.read(sources, chunk_tokens=self.kernel.chunk_tokens)
 
     async def _ask(self, reading: Reading, turn: Turn) -> None:
-        self._enough = False
         self._changed("turn")
         self._enter("reading")
-        options: Options = {**self.options, "stop_when": lambda _: self._enough}
+        begun = time.perf_counter()
+        # A stop rule has margins written batch by batch, also where all chunks are cached: somebody watches.
+        options: Options = {**self.options, "stop_when": _never}
         async with aclosing(reading.astream_margins(turn.question, **options)) as events:
             async for event in events:
+                turn.seconds = time.perf_counter() - begun
                 self._take(turn, event)
         await self._answer(reading, turn)
 
@@ -195,31 +194,39 @@ class Session:
         turn.answer, turn.result, turn.sources = "", None, turn.used
         self._changed("answer")
         self._enter("answering")
-        given, chunks_read = turn.margins, max(1, turn.chunks_read)
+        begun = time.perf_counter()
         options: Options = {"citations": True, **self.options}
-        stream = reading.astream_answer(turn.question, given, chunks_read=chunks_read, **options)
+        stream = reading.astream_answer(
+            turn.question, turn.margins, chunks_read=turn.chunks_before_answer, **options
+        )
         async with aclosing(stream) as events:
             async for event in events:
                 self._take(turn, event)
+        turn.seconds += time.perf_counter() - begun
+        self._changed("answer")
 
     def _take(self, turn: Turn, event: Event) -> None:
         """Record an event of the kernel, and pass it on."""
         match event:
-            case ChunkRead(index=index) if turn.result is None and self.phase == "reading":
-                turn.chunks_read = index + 1
+            case ChunkRead() if self.phase == "reading":
+                turn.read(event)
             case MarginWritten(margin=margin) | MarginRevised(margin=margin):
                 turn.written[margin.index] = margin
                 event = MarginRevised(turn.margin(margin.index))
             case MarginsDone():
-                turn.chunks_read = event.chunks_read
-                turn.usage, turn.seconds = event.usage, event.timings.total
+                turn.chunks_read, turn.usage, turn.is_complete = event.chunks_read, event.usage, True
             case AnswerToken(text=text):
                 turn.answer += text
             case Answered(result=result):
                 turn.answer, turn.result = result.answer, result
                 turn.sources = tuple(margin for margin in result.margins if margin.is_used)
-                turn.pay(result.usage, result.timings.total)
+                turn.pay(result.usage)
         self._changed(event)
+
+
+def _never(_: object) -> bool:
+    """A rule that never stops."""
+    return False
 
 
 def _ignore(_: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from wim_kernel import Citation, Margin, Usage, WimResult
+from wim_kernel import ChunkRead, Citation, Margin, Usage, WimResult
 from wim_kernel.run.citing import citations_of
 
 
@@ -37,6 +37,8 @@ class Turn:
         written: the margins as the model wrote them, by chunk.
         verdicts: what the person said of them, by chunk.
         chunks_read: how many chunks were read.
+        tokens_read: how many of the document's tokens these have.
+        is_complete: whether all margins were written that should be.
         answer: the answer's text so far.
         sources: the margins in the answer's prompt, in the order of their numbers.
         result: the finished answer.
@@ -48,6 +50,8 @@ class Turn:
     written: dict[int, Margin] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     chunks_read: int = 0
+    tokens_read: int = 0
+    is_complete: bool = False
     answer: str = ""
     sources: tuple[Margin, ...] = ()
     result: WimResult | None = None
@@ -62,6 +66,22 @@ class Turn:
     def margins(self) -> list[Margin]:
         """All margins as the person wants them, in chunk order."""
         return [self.margin(index) for index in sorted(self.written)]
+
+    @property
+    def chunks_before_answer(self) -> int:
+        """How many chunks the answer stands behind: all that were read, or, cut short, those up to the last margin."""
+        if self.is_complete or not self.written:
+            return max(1, self.chunks_read)
+        return max(self.written) + 1
+
+    def read(self, event: ChunkRead) -> None:
+        """Record a chunk."""
+        new, self.chunks_read, self.tokens_read = (
+            event.tokens - self.tokens_read,
+            event.index + 1,
+            event.tokens,
+        )
+        self.usage += Usage(cached_tokens=new) if event.cached else Usage(prefill_tokens=new)
 
     @property
     def used(self) -> tuple[Margin, ...]:
@@ -89,10 +109,9 @@ class Turn:
             [each for each in citations_of(self.answer, self.sources) if each.number] if self.answer else ()
         )
 
-    def pay(self, usage: Usage, seconds: float) -> None:
+    def pay(self, usage: Usage) -> None:
         """Add what an answer cost. The document tokens that it found in the cache were counted as read before."""
         self.usage += replace(usage, cached_tokens=0)
-        self.seconds += seconds
 
 
 def _words(margins: Sequence[Margin]) -> list[tuple[int, str]]:

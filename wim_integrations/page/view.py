@@ -24,7 +24,6 @@ _ASK = """(event) => {
 _WORDS = {
     "loading": "Opening the documents.",
     "reading": "Reading, and writing margins.",
-    "hurried": "Reading no more.",
     "answering": "Writing the answer.",
 }
 
@@ -43,7 +42,7 @@ class PageView:
         ui.add_body_html(f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>")
         with Tag("header", classes="wim-header"):
             Tag("h1", "Writing in the Margins")
-        with Tag("main", classes="wim-main"):
+        with Tag("div", classes="wim-main"):  # within NiceGUI's own <main>
             with Tag("div", classes="wim-left"):
                 self._build_question()
                 self.answer = AnswerPane(self.session.answer_again)
@@ -130,7 +129,7 @@ class PageView:
 
     def _show_phase(self) -> None:
         session = self.session
-        phase = "hurried" if session.is_hurried else session.phase
+        phase = session.phase
         busy = session.phase != "idle"
         self.status.text = _WORDS.get(phase, self._rest())
         self.ask.set(disabled=True if busy or session.reading is None else None)
@@ -149,4 +148,7 @@ class PageView:
             )
         if session.turn.result is None:
             return "Stopped."
-        return "Answered early: the rest was not read." if session.turn.result.stopped_early else "Answered."
+        if session.turn.result.stopped_early:
+            behind, chunks = session.turn.chunks_before_answer, len(session.reading.chunks)
+            return f"Answered from the first {behind} of {chunks} chunks."
+        return "Answered."
