@@ -46,6 +46,7 @@ def names(
             "citations": lambda: {**_llama_index(), **_langchain()},
             "langchain": _langchain,
             "hosted-models": _langchain,
+            "page": _langchain,
             "migrating-from-map-reduce": _langchain,
             "llama-index": _llama_index,
             "migrating-from-tree-summarize": _llama_index,

@@ -87,6 +87,7 @@ def test_margins_come_before_the_answer(tab: Tab, url: str, script: Script, pict
     own.set()
     expect(status(page)).to_have_text("Answered.")
     expect(answer(page)).to_have_text(ANSWER)
+    expect(card(page, 4)).to_contain_text("[2]")
 
 
 def test_a_number_leads_to_the_words_that_are_cited(tab: Tab, url: str, picture: Picture) -> None:
@@ -129,7 +130,7 @@ def test_thumbs_and_edits_change_the_kept_margins_and_the_prompt(
     expect(card(page, 2).locator(".wim-words")).to_have_text("The owner {was} a <b>woman</b> from Emden.")
     expect(card(page, 2)).to_contain_text("not found in the text")
     script.answers["own"] = "A woman from Emden [1]."
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Answer from these margins").click()
     expect(answer(page)).to_have_text("A woman from Emden [1].")
     expect(page.get_by_text("You have changed the margins")).to_be_hidden()
     first, second = script.prompts
@@ -141,7 +142,7 @@ def test_thumbs_and_edits_change_the_kept_margins_and_the_prompt(
     page.get_by_role("link", name="Source 1").click()
     expect(card(page, 2)).to_be_focused()  # nothing of the text says it, so its number leads to the margin
     page.get_by_role("button", name="Keep margin 4").click()
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Answer from these margins").click()
     wait_until(lambda: len(script.prompts) == 3 and PLACE in script.prompts[2])
 
 
@@ -187,7 +188,7 @@ def test_stop_keeps_what_was_written_and_answers_when_asked_to(tab: Tab, url: st
     expect(status(page)).to_have_text("Stopped.")
     for gate in held:
         gate.set()
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Answer from these margins").click()
     expect(status(page)).to_have_text("Answered from the first 2 of 5 chunks.")
     assert OWNER in script.prompts[-1]
 
@@ -245,7 +246,7 @@ def test_an_error_is_told_and_the_page_goes_on(tab: Tab, url: str, script: Scrip
     ask(page)
     expect(page.get_by_role("alert")).to_contain_text("no more credit")
     script.answers["own"] = said
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Answer from these margins").click()
     expect(answer(page)).to_have_text(ANSWER)
     ask(page, "   ")
     expect(page.get_by_role("alert")).to_have_text("")

@@ -24,7 +24,7 @@ class AnswerPane:
             self.outdated = Tag(
                 "p", "You have changed the margins since this was written.", classes="wim-about"
             )
-            self.again = button("Answer again", again, icon="refresh")
+            self.again = button("Answer from these margins", again, icon="refresh")
             self.cost = Tag("p", classes="wim-about wim-cost")
         self.pane.show(False)
 
@@ -64,13 +64,11 @@ class Earlier:
 def cost(turn: Turn) -> str:
     """What a question cost, beginning with what it did not; the prompts of margins that were cut short are unknown."""
     usage = turn.usage
-    reused = "an unknown number of" if usage.cached_tokens is None else f"{usage.cached_tokens:,}"
-    return (
-        f"Reused {reused} tokens of the document, read {usage.prefill_tokens:,}."
-        + (
-            f" Prompts: {usage.prompt_tokens:,} tokens, written: {usage.output_tokens:,}."
-            if turn.is_complete
-            else ""
-        )
-        + f" {turn.seconds:.1f} s."
-    )
+    read = f"{usage.prefill_tokens:,}"
+    if usage.cached_tokens is None:
+        words = [f"Read {read} tokens of the document; how many of them were reused is not reported."]
+    else:
+        words = [f"Reused {usage.cached_tokens:,} tokens of the document, read {read}."]
+    if turn.is_complete:
+        words.append(f"Prompts: {usage.prompt_tokens:,} tokens, written: {usage.output_tokens:,}.")
+    return " ".join([*words, f"{turn.seconds:.1f} s."])

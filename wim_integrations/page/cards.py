@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wim_integrations.page.elements import Tag, button
 from wim_integrations.page.markup import card_name, place_name, quoted
@@ -40,6 +40,7 @@ class Card:
             with Tag("header"):
                 Tag("h3", f"Margin {index + 1}", id=f"{name}-title")
                 self.relevance = Tag("span", classes="wim-relevance")
+                self.number = Tag("span", classes="wim-source", hidden=True)
                 self.lost = Tag("span", "not found in the text", classes="wim-lost")
             self.place = Tag("a", classes="wim-place")
             self.text = Tag("p", classes="wim-words")
@@ -103,6 +104,13 @@ class Cards:
             position = sum(index < margin.index for index in self._cards)
             self._cards[margin.index] = card
             card.element.move(target_index=position)
+
+    def cite(self, sources: Sequence[Margin]) -> None:
+        """Show which numbers the answer has for which margins."""
+        numbers = {margin.index: number for number, margin in enumerate(sources, 1)}
+        for index, card in self._cards.items():
+            card.number.text = f"[{numbers.get(index)}]"
+            card.number.show(index in numbers)
 
     @property
     def count(self) -> int:

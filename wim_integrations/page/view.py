@@ -109,6 +109,7 @@ class PageView:
             "turn",
             "phase",
         ):
+            self.cards.cite(turn.sources if turn is not None else ())
             self.answer.show(turn, busy=self.session.phase != "idle")
         self._show_phase()
 
