@@ -31,7 +31,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-picture docs test test-fast test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-chat bench-server clean
 
 help: ## list the targets
@@ -47,6 +47,15 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PIP) -c constraints.txt -e '.[all,dev,docs]'
 	$(PIP) --no-deps $(MODELS) $(CLASSES) $(AGENTS)
 	@touch $@
+
+# Any Chromium will do. Without one, and where Debian's cannot be installed, the tests of the page are skipped.
+browser: ## install Debian's Chromium for the tests of the page, where there is none (as root)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >/dev/null || \
+		echo "Chromium could not be installed: the tests of the page will be skipped"
+
+page-pictures: $(READY) ## make the pictures of docs/page.md anew
+	WIM_PICTURES=docs/images $(BIN)/python -m pytest -q tests/page/test_page.py tests/page/test_everybody.py
 
 demo: $(READY) ## read a document, ask it a question, and watch the margins (no network)
 	$(BIN)/wim ask "$(DEMO_QUESTION)" $(DEMO_FILE)

@@ -49,6 +49,7 @@ def names(
             "langchain": _langchain,
             "hosted-models": _langchain,
             "servers": lambda: _server(request, monkeypatch),
+            "page": _langchain,
             "migrating-from-map-reduce": _langchain,
             "llama-index": _llama_index,
             "migrating-from-tree-summarize": _llama_index,

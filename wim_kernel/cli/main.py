@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -24,9 +23,7 @@ except ModuleNotFoundError as error:
 
 from wim_kernel.cli.checks import (
     Fraction,
-    check_folder,
     check_options,
-    check_reachable,
     check_settings,
     check_use,
 )
@@ -40,7 +37,9 @@ from wim_kernel.cli.console import (
     set_encoding,
 )
 from wim_kernel.cli.display import Display, make_display
-from wim_kernel.common.errors import ReadingFileError, WimError
+from wim_kernel.cli.models import cache_folder, cached_in, check_model_options, connect, model_options
+from wim_kernel.cli.models import load as _load
+from wim_kernel.common.errors import WimError
 from wim_kernel.common.events import AnswerToken, ChunkRead, Event, MarginsDone
 from wim_kernel.run.relevance.scores import BY_NAME
 from wim_kernel.text.files import STDIN, read_document
@@ -48,12 +47,6 @@ from wim_kernel.text.files import STDIN, read_document
 if TYPE_CHECKING:
     from wim_kernel.kernel import WimKernel
     from wim_kernel.reading import Reading
-
-_CHUNK_HELP = "At most N tokens a chunk. By default a sixteenth of the window: 512 for the embedded model."
-_CACHE_HELP = "Where readings are kept for the next run. By default in the user's cache folder."
-
-CACHE_BYTES = 8 * 2**30
-"""The budget of the default cache folder, besides the limit of half of the disk's free space."""
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,23 +62,7 @@ def main() -> None:
     "--question", "-Q", "more", metavar="TEXT", multiple=True, help="Another question; again for more."
 )
 @click.option("--chat", "-i", is_flag=True, help="At a terminal: go on asking about the same document.")
-@click.option(
-    "--model", default="embedded", show_default=True, help="A hub id, a path, or the embedded model."
-)
-@click.option("--gguf-file", metavar="NAME", help="The GGUF file within the model's repository or folder.")
-@click.option(
-    "--server",
-    "servers",
-    metavar="URL",
-    multiple=True,
-    help="An OpenAI-compatible API that runs --model; again for more.",
-)
-@click.option("--tokenizer", metavar="NAME", help="The server's model's tokenizer: a hub id or a folder.")
-@click.option("--cache-dir", metavar="FOLDER", help=_CACHE_HELP)
-@click.option(
-    "--no-cache", is_flag=True, help="Keep nothing for the next run, and use nothing that was kept."
-)
-@click.option("--chunk-tokens", type=click.IntRange(min=1), metavar="N", help=_CHUNK_HELP)
+@model_options
 @click.option(
     "--relevance",
     type=click.Choice(list(BY_NAME)),
@@ -148,24 +125,15 @@ def ask(
             files = (question, *files)
             question = None
         questions = [*([question] if question is not None else []), *more]
-        folder = None if no_cache or servers else Path(cache_dir or _cache_folder())
+        folder = None if no_cache or servers else Path(cache_dir or cache_folder())
         check_use(questions, files, chat, options["task"])
-        if servers and cache_dir:
-            raise click.UsageError(
-                "--cache-dir is of no use with --server: servers keep what they read themselves."
-            )
-        if tokenizer and not servers:
-            raise click.UsageError("--tokenizer belongs to --server: a model has its own.")
-        if no_cache and cache_dir:
-            raise click.UsageError("Use --cache-dir or --no-cache, not both.")
-        if cache_dir:
-            check_folder(cache_dir)
+        check_model_options(servers, tokenizer, cache_dir, no_cache)
         check_options(questions, _kernel_options(options))
         document = read_document(files or (STDIN,))
         check_room()
         if servers:
             display.status(f"Asking {', '.join(servers)}")
-            kernel = _connect(servers, None if model == "embedded" else model, tokenizer)
+            kernel = connect(servers, None if model == "embedded" else model, tokenizer)
             if options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
                 raise click.UsageError(
                     "Of servers only SGLang can choose verbatim margins, given --tokenizer."
@@ -175,7 +143,7 @@ def ask(
             display.status(f"Loading the model {model}")
             kernel = _load(model, gguf_file)
         _check_engine(options, kernel)
-        with _cached_in(kernel, folder, default=not cache_dir):
+        with cached_in(kernel, folder, default=not cache_dir):
             display.status(f"Reading {', '.join(files) or 'standard input'}")
             reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
             named = chat or len(questions) > 1
@@ -187,59 +155,29 @@ def ask(
                 _chat(reading, len(questions), margins_only, display, interrupts, _kernel_options(options))
 
 
-@main.command("eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+_ELSEWHERE: Any = {"add_help_option": False, "context_settings": {"ignore_unknown_options": True}}
+
+
+@main.command("eval", **_ELSEWHERE)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def evaluate(arguments: tuple[str, ...]) -> None:
     """Compare margins with other ways to answer, on your model and questions."""
-    found = entry_points(group="wim_kernel.commands", name="eval")  # defined by wim_integrations
+    _run_installed("eval", "eval", arguments)
+
+
+@main.command("ui", **_ELSEWHERE)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def show_page(arguments: tuple[str, ...]) -> None:
+    """Open a page to ask questions of documents and watch margins being written."""
+    _run_installed("ui", "ui", arguments)
+
+
+def _run_installed(name: str, extra: str, arguments: tuple[str, ...]) -> None:
+    """Run a command that wim_integrations defines."""
+    found = entry_points(group="wim_kernel.commands", name=name)
     if not found:
-        raise click.UsageError("`wim eval` is not installed: pip install 'wim-integrations[eval]'.")
-    next(iter(found)).load().main(args=list(arguments), prog_name="wim eval")
-
-
-def _load(model: str, gguf_file: str | None) -> WimKernel:
-    from transformers.utils import logging as transformers_logging
-
-    from wim_kernel.kernel import WimKernel
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return WimKernel.from_pretrained(model, gguf_file=gguf_file)
-
-
-def _connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None) -> WimKernel:
-    check_reachable(servers)
-    from wim_kernel.kernel import WimKernel
-
-    try:
-        return WimKernel.from_server(servers, model, tokenizer=tokenizer)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _cache_folder() -> str:
-    """The default folder of readings: in WIM_CACHE_DIR if it is set, otherwise in the user's cache folder."""
-    from platformdirs import user_cache_dir
-
-    folder = os.environ.get("WIM_CACHE_DIR") or user_cache_dir("wim-integrations", appauthor=False)
-    return str(Path(folder).expanduser() / "readings")
-
-
-@contextlib.contextmanager
-def _cached_in(kernel: WimKernel, folder: Path | None, *, default: bool) -> Generator[None, None, None]:
-    """Use a folder's readings, and write this run's readings to it at the end."""
-    if folder is None:
-        yield
-        return
-    try:
-        kernel.cache.keep_in(folder.expanduser(), most_bytes=CACHE_BYTES if default else None)
-    except ReadingFileError as error:
-        if not default:
-            raise
-        warnings.warn(f"{error} --no-cache does without.", stacklevel=2)
-    try:
-        yield
-    finally:
-        kernel.cache.flush()
+        raise click.UsageError(f"`wim {name}` is not installed: pip install 'wim-integrations[{extra}]'.")
+    next(iter(found)).load().main(args=list(arguments), prog_name=f"wim {name}")
 
 
 def _kernel_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _STYLE = """
 
 def page(result: WimResult) -> str:
     """A whole page; see `WimResult.to_html`."""
-    title = _escaped(result.question or "Summary")
+    title = escaped(result.question or "Summary")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -71,7 +71,7 @@ class _Fragment:
     def html(self) -> str:
         """The question, the answer, and the document's chunks with their margins."""
         result = self.result
-        question = f"<h2>{_escaped(result.question)}</h2>\n" if result.question else ""
+        question = f"<h2>{escaped(result.question)}</h2>\n" if result.question else ""
         rows = "\n".join(self._row(margin) for margin in result.margins)
         early = (
             '\n<p class="wim-about">The rest of the document was not read.</p>'
@@ -88,14 +88,14 @@ class _Fragment:
         answer, position = self.result.answer, 0
         first = {(each.start, each.end): each for each in reversed(self.result.citations)}
         for (start, end), citation in sorted(first.items()):
-            link = f'<a href="#{self._target(citation)}" title="{_escaped(citation.quote)}">'
+            link = f'<a href="#{self._target(citation)}" title="{escaped(citation.quote)}">'
             if citation.number is None:
                 shown = self.numbers.get(citation.margin, citation.margin + 1)
-                yield f"{_escaped(answer[position:end])} {link}[{shown}]</a>"
+                yield f"{escaped(answer[position:end])} {link}[{shown}]</a>"
             else:
-                yield f"{_escaped(answer[position:start])}{link}{_escaped(answer[start:end])}</a>"
+                yield f"{escaped(answer[position:start])}{link}{escaped(answer[start:end])}</a>"
             position = end
-        yield _escaped(answer[position:])
+        yield escaped(answer[position:])
 
     def _target(self, citation: Citation) -> str:
         """The id of what a citation leads to: its passage, or its margin if it was not located."""
@@ -117,9 +117,9 @@ class _Fragment:
         for start, end in pairwise(cuts):
             if any(low <= start and end <= high for low, high in ranges):
                 name = f' id="{self.prefix}-c{margin.index}-{start}"' if start in cited else ""
-                yield f"<mark{name}>{_escaped(text[start:end])}</mark>"
+                yield f"<mark{name}>{escaped(text[start:end])}</mark>"
             else:
-                yield _escaped(text[start:end])
+                yield escaped(text[start:end])
 
     def _ranges(self, margin: Margin) -> Sequence[tuple[int, int]]:
         """Characters of a chunk that a citation or the kept margin quotes."""
@@ -137,11 +137,11 @@ class _Fragment:
         number = f"[{self.numbers[margin.index]}] · " if margin.is_used else ""
         sources = ", ".join(margin.chunk.source_ids)
         about = f"{number}{sources} · relevance {margin.relevance:.2f}{self._found(margin)}"
-        note = f"\n<p><em>{_escaped(margin.note)}</em></p>" if margin.note.strip() else ""
+        note = f"\n<p><em>{escaped(margin.note)}</em></p>" if margin.note.strip() else ""
         kept = ' class="wim-kept"' if margin.is_used else ""
         return (
-            f'<aside id="{self.prefix}-m{margin.index}"{kept}><div class="wim-about">{_escaped(about)}</div>\n'
-            f"<p>{_escaped(margin.text)}</p>{note}</aside>"
+            f'<aside id="{self.prefix}-m{margin.index}"{kept}><div class="wim-about">{escaped(about)}</div>\n'
+            f"<p>{escaped(margin.text)}</p>{note}</aside>"
         )
 
     def _found(self, margin: Margin) -> str:
@@ -166,13 +166,13 @@ class _Live(_Fragment):
         answer = f"<h2>Answer</h2>\n<p>{''.join(self._answer())}</p>" if self.result.answer else ""
         return (
             f'<div class="wim-result">\n<style>{_STYLE}</style>\n<div class="wim-about" role="status">'
-            f"{_escaped(progress)}</div>\n{cards}\n{answer}\n</div>"
+            f"{escaped(progress)}</div>\n{cards}\n{answer}\n</div>"
         )
 
     def _target(self, citation: Citation) -> str:
         return f"{self.prefix}-m{citation.margin}"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that is only text, in elements and in attributes; a lone surrogate, which no file can hold, is a ``?``."""
     return html.escape(text.encode(errors="replace").decode())

@@ -78,9 +78,25 @@ def pages(spans: Sequence[Span], metadata: Mapping[str, Any]) -> tuple[int, int]
     return bisect_right(starts, spans[0].start), bisect_right(starts, spans[-1].end - 1)
 
 
+def read_bytes(name: str, data: bytes) -> Chunk:
+    """Read a file's bytes as a chunk, as `read_document` reads the file.
+
+    Args:
+        name: the file's name, whose suffix tells HTML; the chunk's source.
+        data: all of its bytes.
+
+    Raises:
+        FileError: the file is binary or empty.
+    """
+    return _chunk(name, name, data)
+
+
 def _read(name: str) -> Chunk:
     shown = "standard input" if name == STDIN else name
-    data = _bytes(name, shown)
+    return _chunk(name, shown, _bytes(name, shown))
+
+
+def _chunk(name: str, shown: str, data: bytes) -> Chunk:
     suffix = PurePath(name).suffix.lower()
     starts: list[int] = []
     if data.startswith(b"%PDF-") or suffix == ".pdf":
