@@ -69,9 +69,8 @@ def test_what_was_never_sent_is_not_cached(smollm2):
     with ollama() as server:
         server.counts = lambda text: len(smollm2[1].encode(text, add_special_tokens=False))
         kernel = WimKernel.from_server(f"http://127.0.0.1:{server.port}/v1", tokenizer=smollm2[1])
-        kernel.read("A short one.").ask(
-            QUESTION, **OPTIONS
-        )  # from now on it is known that cached tokens are reported
+        # from now on it is known that the server reports cached tokens
+        kernel.read("A short one.").ask(QUESTION, **OPTIONS)
         reading, nothing = kernel.read(TEXTS), {**OPTIONS, "relevance": lambda _: 0.0, "threshold": 0.5}
         for question in (QUESTION, "Who else?"):
             *_, done = reading.stream_margins(question, **nothing)
