@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
+from notebooks import execute
 
 nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 FIRST = """
@@ -54,24 +54,13 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[dict[s
     """The executed notebook, and the messages about its displays, in order."""
     messages: list[dict[str, Any]] = []
 
-    class Client(nbclient.NotebookClient):  # type: ignore[misc, name-defined]
-        def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
-            if msg["msg_type"] in ("display_data", "update_display_data"):
-                messages.append({"cell": cell_index, "kind": msg["msg_type"], **msg["content"]})
-            return super().process_message(msg, cell, cell_index)
+    def hear(msg: dict[str, Any], cell: int) -> None:
+        if msg["msg_type"] in ("display_data", "update_display_data"):
+            messages.append({"cell": cell, "kind": msg["msg_type"], **msg["content"]})
 
     cells = [nbformat.v4.new_code_cell(each) for each in (FIRST, LIVE, ASYNC, VALUE, MARGINS, CLOSED)]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    manager = AsyncKernelManager()
-    manager._kernel_spec = KernelSpec(
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        display_name="Python",
-        language="python",
-    )
-    Client(notebook, km=manager, timeout=300).execute(cwd=str(tmp_path_factory.mktemp("notebook")))
+    execute(notebook, tmp_path_factory.mktemp("notebook"), hear)
     return notebook, messages
 
 

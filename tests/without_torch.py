@@ -9,7 +9,15 @@ import re
 from importlib.metadata import requires
 
 EXTRAS = {"langchain", "llama-index", "structured", "server", "hosted", "cli", "eval"}
-TOOLS = {"hypothesis", "langchain", "langchain-anthropic", "langchain-openai", "langchain-tests", "langgraph"}
+TOOLS = {
+    "hypothesis",
+    "langchain",
+    "langchain-anthropic",
+    "langchain-openai",
+    "langchain-tests",
+    "langgraph",
+    "llama-index-observability-otel",
+}
 NEEDS_TORCH = {"torch", "accelerate"}
 
 
