@@ -328,7 +328,7 @@ def test_an_empty_prefix_takes_the_plain_way(kernels):
 # -- which way attention is computed ----------------------------------------------------------------------------------
 
 
-def test_a_way_is_named_or_chosen(tiny_model, smollm2):
+def test_attention_backend_is_named_or_chosen(tiny_model, smollm2):
     model, tokenizer = tiny_model("llama"), smollm2[1]
     assert WimKernel(model, tokenizer).engine.backend.name == "parts"  # on a CPU
     assert WimKernel(model, tokenizer, attention="parts").engine.backend.name == "parts"
@@ -336,7 +336,7 @@ def test_a_way_is_named_or_chosen(tiny_model, smollm2):
         WimKernel(model, tokenizer, attention="flex")
 
 
-def test_a_way_that_the_machine_does_not_have_is_refused(tiny_model, smollm2, monkeypatch):
+def test_unavailable_attention_backend_is_refused(tiny_model, smollm2, monkeypatch):
     monkeypatch.setattr(choose, "available", lambda device: False)
     with pytest.raises(UnsupportedModelError, match="needs Triton"):
         WimKernel(tiny_model("llama"), smollm2[1], attention="kernels")

@@ -99,7 +99,7 @@ def test_sentences_cover_the_text(text, language):
         ["Un\ud800paired. ", "Fine."],
     ],
 )
-def test_where_sentences_end(expected):
+def test_sentence_ends(expected):
     assert pieces("".join(expected)) == expected
 
 
@@ -546,7 +546,7 @@ def test_a_contained_chunk_becomes_empty():
         [Chunk.of("", "s"), Chunk.of("", "s")],
     ],
 )
-def test_what_is_left_whole(chunks):
+def test_overlaps_of_different_sources_stay(chunks):
     assert drop_overlaps(chunks) == chunks
 
 

@@ -79,13 +79,13 @@ def test_no_reader_ever_sees_a_marker_that_is_broken_or_does_not_exist(
         ("[1[4]2] [[4]9]", "[1 2] [ 9]", 2),
     ],
 )
-def test_what_is_left_out_leaves_no_hole(text: str, shown: str, dropped: int) -> None:
+def test_dropped_markers_leave_no_gap_in_the_text(text: str, shown: str, dropped: int) -> None:
     _, markers = pushed(list(text), 2)
     assert (markers.text, markers.dropped) == (shown, dropped)
 
 
 @given(st.text("[]012a ", max_size=10))
-def test_what_may_become_a_marker_can_be_ended(text: str) -> None:
+def test_begun_markers_can_be_completed(text: str) -> None:
     existing = {"1", "12"}
     begun = re.search(r"\[[0-9]+\Z", text)
     ends = [number[len(begun[0]) - 1 :] + "]" for number in existing] if begun else [""]
@@ -347,7 +347,9 @@ def test_numbers_that_no_margin_has_are_dropped_and_counted() -> None:
         {"do_sample": False, "min_new_tokens": 24},
     ],
 )
-def test_no_other_rule_of_generation_makes_numbers_up(kernel: WimKernel, config: dict[str, Any]) -> None:
+def test_other_logits_processors_cannot_force_unknown_markers(
+    kernel: WimKernel, config: dict[str, Any]
+) -> None:
     from transformers import GenerationConfig
 
     bracket = kernel.tokenizer.convert_tokens_to_ids("[")

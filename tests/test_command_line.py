@@ -112,7 +112,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams are closed this w
         ("wim ask q no-such-file >/dev/full 2>/dev/full", 2, ""),
     ],
 )
-def test_what_is_wrong_is_one_line_and_comes_before_loading(
+def test_usage_errors_are_one_line_before_the_model_loads(
     line: str, code: int, said: str, facts: str
 ) -> None:
     if "/dev/full" in line and not os.path.exists("/dev/full"):
@@ -235,7 +235,7 @@ def test_several_questions_for_people(wim: Callable[..., Result], facts: str) ->
     assert len(wim(QUESTION, facts, "-Q", "Where?", "--quiet").stdout.splitlines()) >= 2
 
 
-def test_one_question_is_asked_as_ever(wim: Callable[..., Result], facts: str) -> None:
+def test_a_single_question_has_no_heading(wim: Callable[..., Result], facts: str) -> None:
     assert "Question:" not in wim(QUESTION, facts).stdout
     assert answered(wim(QUESTION, "--json", stdin=TEXT.encode()).stdout)[0]["question"] == QUESTION
 

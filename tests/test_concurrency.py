@@ -255,7 +255,7 @@ def test_turns_come_in_order_of_arrival():
     assert lock._holder is None
 
 
-def test_who_takes_turns_again_and_again_starves_nobody():
+def test_repeated_lock_holders_starve_nobody():
     lock, stop, others = FairLock(), threading.Event(), []
 
     def greedy():

@@ -103,7 +103,7 @@ def test_line_ends_become_plain(tmp_path: Path) -> None:
         ("a.pdf", make_pdf("secret", password="x"), "encrypted"),
     ],
 )
-def test_what_is_no_document_is_refused_by_name(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+def test_files_that_are_no_document_are_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     path = saved(tmp_path, name, data)
     with pytest.raises(FileError, match=reason) as caught:
         read_file(path)

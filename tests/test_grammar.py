@@ -77,13 +77,13 @@ def test_a_random_model_gives_complete_json(
     ],
 )
 @pytest.mark.filterwarnings("ignore:The answer ran short")
-def test_no_other_rule_of_generation_breaks_it(kernel: WimKernel, config: dict[str, Any]) -> None:
+def test_other_logits_processors_do_not_break_the_grammar(kernel: WimKernel, config: dict[str, Any]) -> None:
     generation = GenerationConfig(max_new_tokens=200, **config)
     options: dict[str, Any] = {"answer_schema": Owner.model_json_schema(), "answer_config": generation}
     Owner.model_validate_json(kernel.ask(QUESTION, TEXTS, margin_tokens=4, **options).answer)
 
 
-def test_what_had_to_be_filled_in_is_said(kernel: WimKernel) -> None:
+def test_filled_in_values_are_warned_of(kernel: WimKernel) -> None:
     with pytest.warns(UserWarning, match="ran short of tokens"):
         kernel.ask(
             QUESTION, TEXTS, answer_schema=Owner.model_json_schema(), answer_tokens=60, margin_tokens=4

@@ -185,7 +185,7 @@ def test_below_the_threshold_nothing_is_written(reading):
     assert result.usage.output_tokens == len(result.margins[1].token_ids) + len(result.token_ids)
 
 
-def test_what_is_kept_is_in_the_answers_prompt_and_what_is_not_is_not(reading, kernel):
+def test_only_kept_margins_are_in_the_answers_prompt(reading, kernel):
     result = reading.ask(QUESTION, relevance=by_word("Elsa"), **SHORT)
     prompt = kernel.tokenizer.decode(reading.prompt_ids(result))
     header = PROMPTS["answer"].notes.split("\n")[2]

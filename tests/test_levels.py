@@ -50,7 +50,7 @@ def answers(kernel: WimKernel, numbers: list[int]) -> list[tuple[tuple[int, ...]
 
 
 @pytest.mark.invariant(1)
-def test_what_makes_way_is_packed_and_comes_back(make):
+def test_evicted_readings_are_packed_and_restored(make):
     kernel = make(engine=2, host=10)
     first = answers(kernel, [0, 1, 2, 3])
     assert [item.where for item in kernel.cache.held] == ["host", "host", "engine", "engine"]
@@ -150,7 +150,7 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
     assert sum(whole) == 1  # one, not four
 
 
-def test_what_is_on_its_way_back_counts_and_what_is_live_is_not_waited_for(make, monkeypatch):
+def test_readings_in_transit_count_and_live_ones_are_not_waited_for(make, monkeypatch):
     kernel = make(engine=2, host=10)
     answers(kernel, [0, 1, 2])  # 0 had to make way
 

@@ -55,7 +55,7 @@ def test_nearly(quote: str) -> None:
 @pytest.mark.parametrize(
     "quote", ["", "…", "Jan Dekker bought bread in Brill.", "ship sank", "Elsa Brandt drowned in the storm"]
 )
-def test_what_is_not_there_is_not_found(quote: str) -> None:
+def test_absent_quotations_are_not_found(quote: str) -> None:
     assert locate(quote, TEXT) is None
 
 

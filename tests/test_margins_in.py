@@ -73,7 +73,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("margins", "said"), WRONG)
-async def test_what_is_no_margin_is_said_in_one_sentence(kernel: WimKernel, margins: Any, said: str) -> None:
+async def test_items_that_are_no_margin_are_named(kernel: WimKernel, margins: Any, said: str) -> None:
     reading = kernel.read(TEXTS)
     with pytest.raises(MarginsError, match=said) as caught:
         reading.answer(QUESTION, margins, **SHORT)
@@ -152,7 +152,7 @@ JUNK = [
 
 
 @pytest.mark.parametrize("name", ["index", "text", "relevance", "kept", "note", "chunk", "spans", "evidence"])
-def test_what_a_field_of_saved_margins_cannot_be_is_said(name: str) -> None:
+def test_invalid_fields_of_saved_margins_are_named(name: str) -> None:
     (margin,) = margins_in([{"text": "x", "index": 0, "evidence": {"lexical": 0.5}}], CHUNKS)
     refused = []
     for junk in JUNK:

@@ -73,7 +73,7 @@ def test_no_memory_for_one_branch_is_a_clear_error_and_the_kernel_stays_good(ker
     assert not any(item.in_use for item in kernel.cache.held)
 
 
-def test_what_is_not_in_use_makes_way_for_reading(kernel, monkeypatch):
+def test_idle_readings_are_evicted_when_memory_runs_out(kernel, monkeypatch):
     kernel.read(["Fog lay on the harbour."]).prefill()
     device = Device(monkeypatch, readings=1)
     device.kernel = kernel

@@ -63,7 +63,7 @@ def test_an_option_that_is_added_appears_by_itself() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_does_not_exist_is_named_with_what_does(kernel: WimKernel, part: str) -> None:
+def test_unknown_options_are_named_with_suggestions(kernel: WimKernel, part: str) -> None:
     for name in ("treshold", "margin_token", "stopafter"):
         with pytest.raises(UnknownOptionError) as caught:
             PARTS[part](kernel, **{name: 1})

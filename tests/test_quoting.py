@@ -46,7 +46,7 @@ def test_a_sentence_out_of_a_speech_is_marked_as_one(text: str, said: str) -> No
     assert quoted(text, 2 if text.startswith("He spoke") else 1) == said
 
 
-def test_what_the_narrator_says_is_left_as_it_is() -> None:
+def test_narration_gets_no_quotation_marks() -> None:
     for text in [
         "“Yes,” he said. She sank.",
         'Only 5" pipes. She sank. 6" too.',

@@ -111,7 +111,7 @@ def test_never_one_in_use(kernel, tiny_model, smollm2):
     assert small.cache.nbytes <= small.cache.budget.engine  # back within it once nobody reads
 
 
-def test_one_document_over_the_budget(tiny_model, smollm2):
+def test_a_document_over_the_budget_is_refused(tiny_model, smollm2):
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=1000)
     with pytest.raises(MemoryBudgetError, match="budget is 1,000") as error:
         small.read([A]).ask("Who?", **FREE)
@@ -129,7 +129,7 @@ def test_a_closed_reading_reads_again(kernel):
     assert after.answer == before.answer
 
 
-def test_what_is_held_is_shown(kernel):
+def test_held_lists_live_readings(kernel):
     stream = kernel.read([A, B]).stream("Who?", **FREE)
     next(stream)
     (held,) = kernel.cache.held
@@ -160,7 +160,7 @@ def test_room_is_allocated_once(kernel):
     )
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
+def test_shared_leading_chunks_are_prefilled_once(kernel, documents):
     kernel.cache.clear()
     seen: set[tuple[str, ...]] = set()
     for document in documents:
@@ -170,7 +170,7 @@ def test_no_leading_run_is_ever_prefilled_twice(kernel, documents):
         seen |= {tuple(document[: n + 1]) for n in range(len(document))}
 
 
-def test_what_a_reader_is_about_to_read_is_planned_at_once(kernel):
+def test_a_lease_plans_its_chunks_at_once(kernel):
     """Somebody who comes between a reader's look and its reading goes on in a copy, and does not take over the plan."""
 
     def tokens(*chunks):

@@ -152,7 +152,7 @@ def test_a_heading_goes_with_the_paragraph_below_it() -> None:
     ]
 
 
-def test_what_stands_around_a_chunks_sources_is_in_no_passage() -> None:
+def test_passages_leave_out_text_around_sources() -> None:
     text = "Title: a log\nElsa owned it. Fog fell."
     begin = text.index("Elsa")
     document = in_passages(Chunk(text, (Span("log", 0, len(text) - begin, begin, len(text) - begin),)))
@@ -282,7 +282,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_no_calibration_is_not_read(damage: dict) -> None:
+def test_invalid_calibrations_are_refused(damage: dict) -> None:
     with pytest.raises(ValueError, match=r"it|numbers|convert|unpack"):
         Calibration.from_dict({**FOUND.to_dict(), **damage}, "cache")
 
@@ -363,7 +363,7 @@ GOOD = {"passages": ["a", "b"], "questions": [{"question": "?", "evidence": [0],
         ({**GOOD, "questions": [{"question": "?", "evidence": ["a"]}]}, "indexes of the example's passages"),
     ],
 )
-def test_what_is_no_example_is_refused(data: dict, said: str) -> None:
+def test_invalid_examples_are_refused(data: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Example.from_dict(data)
 
@@ -473,7 +473,7 @@ def test_notes_in_prompts_never_pass_the_window(tiny_model: TinyModel, smollm2, 
     assert 100 < max(reached) < 200
 
 
-def test_who_asks_pays_for_the_sentences_that_are_weighed(tiny_model: TinyModel, smollm2) -> None:
+def test_usage_counts_the_weighed_sentences(tiny_model: TinyModel, smollm2) -> None:
     kernel = WimKernel(tiny_model("llama"), smollm2[1], cache_mode="snapshot")
     reading, options = kernel.read(PASSAGES), {"margin_style": "verbatim", "threshold": 0, **SHORT}
     questions = [QUESTION, "What was the worst danger of all?"]

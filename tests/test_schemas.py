@@ -130,12 +130,12 @@ def test_other_objects_are_closed(schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "schema", ["object", [A], 3, {"enum": {1, 2}}, {"const": float("nan")}, {"enum": [object()]}]
 )
-def test_what_is_no_schema(schema: Any) -> None:
+def test_invalid_schemas_are_refused(schema: Any) -> None:
     with pytest.raises(SchemaError, match="model_json_schema"):
         grammar_schema(schema)
 
 
-def test_what_is_nested_too_deeply() -> None:
+def test_deeply_nested_schemas_are_refused() -> None:
     deep: dict[str, Any] = {}
     for _ in range(5000):
         deep = {"items": deep}
@@ -175,7 +175,7 @@ def test_schema_without_an_end(schema: dict[str, Any]) -> None:
         {**PAIR, "type": "object", "additionalProperties": {"$ref": "#/$defs/N"}},
     ],
 )
-def test_ways_without_an_end_are_not_taken(grammars: Grammars, schema: dict[str, Any]) -> None:
+def test_endless_branches_of_schemas_are_not_taken(grammars: Grammars, schema: dict[str, Any]) -> None:
     for seed in range(3):
         written(grammars, schema, 40, seed)
 
@@ -344,7 +344,7 @@ def test_references_by_a_name(grammars: Grammars) -> None:
         ({"type": "array", "items": {"type": "number", "multipleOf": -0.5}}, "more than 0"),
     ],
 )
-def test_what_would_let_everything_pass_is_refused(schema: dict[str, Any], said: str) -> None:
+def test_schemas_that_accept_everything_are_refused(schema: dict[str, Any], said: str) -> None:
     with pytest.raises(SchemaError, match=said):
         grammar_schema(schema)
 
@@ -358,6 +358,6 @@ def test_what_would_let_everything_pass_is_refused(schema: dict[str, Any], said:
         ({"type": "array", "items": {"type": "integer"}, "minItems": 50_000}, "takes at least .* tokens"),
     ],
 )
-def test_what_no_grammar_holds_is_named(grammars: Grammars, schema: dict[str, Any], said: str) -> None:
+def test_keywords_without_a_grammar_are_named(grammars: Grammars, schema: dict[str, Any], said: str) -> None:
     with pytest.raises(SchemaError, match=said):
         grammars.processor(grammar_schema(schema), 0, 50)

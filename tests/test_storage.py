@@ -148,7 +148,7 @@ def small_file(tmp_path_factory):
 
 @given(st.data())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_damage_goes_unseen(small_file, tmp_path, data):
+def test_damage_that_matters_is_noticed(small_file, tmp_path, data):
     _, good = small_file
     bad = bytearray(good)
     if data.draw(st.booleans()):
@@ -274,7 +274,7 @@ def test_a_damaged_file_in_a_folder_is_deleted_and_what_was_left_unfinished_goes
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x", "a\0b", ["x"]])
-def test_what_is_no_path(kernel: WimKernel, path: Any) -> None:
+def test_values_that_are_no_path_are_refused(kernel: WimKernel, path: Any) -> None:
     reading = kernel.read(["One."])
     for use in (reading.save, kernel.load, ReadingFolder):
         with pytest.raises(OptionError, match="has to be a path"):

@@ -194,7 +194,7 @@ def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
 
 
 @pytest.mark.invariant(6)
-def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
+def test_a_failed_shared_step_falls_back_to_single_steps(kernel, monkeypatch):
     step_together, failed = TorchRows.step_together, []
 
     def failing(self, steps):
@@ -213,7 +213,7 @@ def test_where_a_pass_together_fails_each_goes_on_alone(kernel, monkeypatch):
 
 
 @pytest.mark.invariant(6)
-def test_one_that_is_closed_leaves_the_others(kernel):
+def test_closing_one_session_leaves_the_others(kernel):
     reading = kernel.read(TEXTS)
     wanted = reading.ask("Who owned it?", **LONG)
     with ThreadPoolExecutor(4) as threads:

@@ -26,7 +26,7 @@ def test_every_byte_arrives_whatever_the_sizes(sizes, block_bytes, dtype):
     assert all(torch.equal(found, wanted) for found, wanted in zip(targets, sources, strict=True))
 
 
-def test_what_lies_in_another_order_is_copied_as_it_reads():
+def test_copies_of_non_contiguous_tensors():
     source = torch.randn(5, 30, 8).transpose(0, 1)
     buffer = torch.zeros(40, 5, 8)
     copy_pairs([(source, buffer[:30]), (source.transpose(0, 1)[:, :10], buffer.transpose(0, 1)[:, 30:])])

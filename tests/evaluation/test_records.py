@@ -43,7 +43,7 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     assert [record.id for record in read_records(tmp_path)] == ["1", "2"]
 
 
-def test_what_failed_is_tried_again_and_the_success_counts(tmp_path: Path) -> None:
+def test_failed_records_are_retried_and_the_success_counts(tmp_path: Path) -> None:
     failure = replace(RECORD, answer="", score=None, error="ValueError: no")
     with closing(RecordFile(tmp_path, OPTIONS, TASKS)) as file:
         file.add(failure)

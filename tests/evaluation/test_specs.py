@@ -45,6 +45,6 @@ def test_styles_of_margins() -> None:
         ("rag:top_k=many", "top_k is at least 1, not many"),
     ],
 )
-def test_what_cannot_be_asked_for(text: str, message: str) -> None:
+def test_invalid_specs_are_refused(text: str, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
         parse_methods(text)

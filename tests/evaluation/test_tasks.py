@@ -43,7 +43,7 @@ def test_an_id_that_stands_twice_is_numbered(tmp_path: Path) -> None:
     assert [question.id for question in task.questions] == ["1", "1#2", "2", "1#3"]
 
 
-def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+def test_written_tasks_are_read_back(tmp_path: Path) -> None:
     first = load_task(write(tmp_path, ROW))
     assert load_task(write(tmp_path, *(q.to_row() for q in first.questions))).questions == first.questions
 

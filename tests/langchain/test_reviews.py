@@ -82,7 +82,7 @@ def test_an_approval_of_margins_that_are_not_known_says_what_to_do(
         ([{"text": "x", "index": 0, "quotes": [{"a": 1}]}], "leave them out"),
     ],
 )
-async def test_what_is_neither_is_said(
+async def test_invalid_reviews_are_named(
     kernel: WimKernel, documents: list[Document], reply: Any, said: str
 ) -> None:
     with pytest.raises(MarginsError, match=said):

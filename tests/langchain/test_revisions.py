@@ -85,7 +85,7 @@ def tool(kernel: WimKernel, documents: list[Document], config: dict[str, Any]) -
 
 @pytest.mark.in_process
 @pytest.mark.parametrize("part", [runnable, margins_only, tool], ids=lambda part: part.__name__)
-def test_what_was_told_last_is_what_a_margin_is(
+def test_the_last_event_of_a_margin_is_its_final_state(
     part: Part, revising: WimKernel, documents: list[Document]
 ) -> None:
     heard = Heard()

@@ -269,7 +269,7 @@ def test_schemas_and_names(runnable: WimRunnable, documents: list[Document]) -> 
     assert runnable.get_name() == "WimRunnable"
 
 
-def test_it_composes(runnable: WimRunnable, documents: list[Document]) -> None:
+def test_runnables_compose(runnable: WimRunnable, documents: list[Document]) -> None:
     chain = (
         RunnableLambda(lambda question: asked(documents, question)) | runnable | (lambda out: out["answer"])
     )

@@ -32,9 +32,7 @@ def test_a_key_that_is_sent_back_is_not_shown(behind_proxy, proxy, caplog, statu
     assert "secret" not in shown + repr(caught.value) + caplog.text
 
 
-def test_where_probabilities_are_asked_and_not_told_the_text_decides_and_the_result_says_so(
-    behind_proxy, proxy
-):
+def test_without_probabilities_the_text_decides(behind_proxy, proxy):
     kernel = behind_proxy(family=replace(FAMILIES["transformers"], logprobs=20))
     assert kernel.engine.decides_by == "first token"
     reading = kernel.read(TEXTS[:1])

@@ -96,7 +96,7 @@ def test_tokens_of_the_answer_come_one_by_one(kernel, expected):
     assert same(events[-1].result, expected)
 
 
-def test_what_a_server_cannot_do_is_said_before_anything_is_done(kernel, behind_proxy, proxy):
+def test_unsupported_options_are_refused_before_any_request(kernel, behind_proxy, proxy):
     spoilt = behind_proxy()
     before = posts(proxy)
     reading = spoilt.read(TEXTS)
@@ -119,7 +119,7 @@ def test_what_a_server_cannot_do_is_said_before_anything_is_done(kernel, behind_
 
 @pytest.mark.parametrize("fault", ["refuse", "cut", "garbage", "delay", 429, 500])
 @pytest.mark.parametrize("request_number", [0, 2, 3], ids=["a margin that reads", "a margin", "the answer"])
-def test_what_may_pass_is_tried_again(behind_proxy, proxy, expected, fault, request_number):
+def test_transient_errors_are_retried(behind_proxy, proxy, expected, fault, request_number):
     kernel = behind_proxy()
     proxy.spoil = [None] * request_number + [fault]
     result = kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)

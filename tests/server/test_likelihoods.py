@@ -85,7 +85,7 @@ async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"prompt_logprobs": None}]}, [1], "no"])
-async def test_ways_that_a_server_does_not_know_are_not_used(odd, reply):
+async def test_unknown_likelihood_methods_are_not_used(odd, reply):
     odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
 
@@ -98,7 +98,7 @@ async def test_a_failure_that_may_pass_rules_no_way_out(odd, status):
 
 
 @pytest.mark.parametrize("status", [400, 404, 501])
-async def test_a_way_that_is_refused_is_ruled_out(odd, status):
+async def test_a_refused_likelihood_method_is_ruled_out(odd, status):
     odd.answers = {b"/v1/completions": http(b"{}", status)}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
 
@@ -122,7 +122,7 @@ def test_a_trial_that_failed_is_made_again(odd, smollm2):
     assert kernel.engine.measures_likelihood
 
 
-async def test_ways_that_disagree_are_not_used(odd):
+async def test_likelihood_methods_that_disagree_are_not_used(odd):
     reply = told([-0.5, -1.5, -2.5], [3, 4, 5])
     odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ("prompt", "next")

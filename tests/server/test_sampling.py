@@ -17,7 +17,7 @@ def fields(family: str, end: int | None = END, **settings) -> dict:
 
 
 @pytest.mark.parametrize("family", ["vllm", "sglang"])
-def test_what_vllm_and_sglang_take_is_sent(family):
+def test_sampling_fields_of_vllm_and_sglang(family):
     plain = {"max_tokens": 5, "temperature": 0.0}
     assert fields(family, min_new_tokens=2) == {**plain, "min_tokens": 2}
     assert fields(family, repetition_penalty=1.2) == {**plain, "repetition_penalty": 1.2}
@@ -28,7 +28,7 @@ def test_what_vllm_and_sglang_take_is_sent(family):
     assert sampled == {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1}
 
 
-def test_what_llama_cpp_takes_is_sent():
+def test_sampling_fields_of_llama_cpp():
     assert fields("llama.cpp", min_new_tokens=5) == {"max_tokens": 5, "temperature": 0.0, "ignore_eos": True}
     penalised = fields("llama.cpp", repetition_penalty=1.2)
     assert penalised["repeat_penalty"] == 1.2
@@ -63,13 +63,13 @@ def test_what_llama_cpp_takes_is_sent():
         ("transformers", {"do_sample": True}),
     ],
 )
-def test_what_cannot_be_sent_is_refused_by_name(family, settings):
+def test_unsupported_generation_settings_are_refused_by_name(family, settings):
     with pytest.raises(ValueError, match=rf"{list(settings)[-1]}|do_sample.* cannot be asked"):
         fields(family, **settings)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_what_changes_nothing_is_not_sent_and_not_refused(family):
+def test_neutral_generation_settings_are_left_out(family):
     nothing = {"typical_p": 1.0, "min_length": 0, "no_repeat_ngram_size": 0}
     sent = fields(family, **nothing, top_k=7, min_p=0.1)  # the last two do nothing to greedy decoding
     assert set(sent) <= {"max_tokens", "temperature"}
@@ -92,7 +92,7 @@ def test_ends_are_refused_where_nobody_knows_the_tokenizer():
         ("openai", {}),
     ],
 )
-def test_what_is_stated_is_sent_in_place_of_a_servers_own_default(family, sent):
+def test_explicit_settings_replace_a_servers_defaults(family, sent):
     stated = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "typical_p": 1.0}
     found = fields(family, do_sample=True, **stated)
     assert {name: value for name, value in found.items() if name in sent} == sent

@@ -44,7 +44,7 @@ async def fail(slot: Slot, document: list[int], error: BaseException, *, begun: 
         raise error
 
 
-async def test_what_is_cut_off_is_saved_and_restored(slot, answering):
+async def test_a_replaced_document_is_saved_and_restored(slot, answering):
     await hold(slot, ONE, OTHER)
     assert (asked(answering, b"save"), asked(answering, b"restore")) == (1, 0)
     await hold(slot, ONE)
@@ -61,7 +61,7 @@ async def test_after_a_request_that_failed_nobody_knows_what_the_slot_holds(slot
     assert asked(answering, b"restore") == 0
 
 
-async def test_what_was_read_for_an_answer_that_nobody_wants_any_more_is_kept(slot, answering):
+async def test_a_cancelled_answers_prefill_is_kept_in_its_slot(slot, answering):
     with pytest.raises(asyncio.CancelledError):
         await fail(slot, ONE, asyncio.CancelledError(), begun=True)
     await hold(slot, OTHER, ONE)
@@ -87,7 +87,7 @@ async def test_a_server_that_refuses_is_asked_once(slot, answering):
 @pytest.mark.parametrize(
     "reply", [b"[]", b"null", b'{"n_saved": null}', b'{"n_saved": 99}', b"<html>", b"{}"]
 )
-async def test_what_was_not_saved_whole_is_not_restored(slot, answering, reply):
+async def test_an_incomplete_slot_file_is_not_restored(slot, answering, reply):
     answering.answers[b"save"] = http(reply)
     await hold(slot, ONE, OTHER, ONE)
     assert asked(answering, b"save") == 2

@@ -50,7 +50,7 @@ def test_a_document_counts_in_the_run_that_sends_it(server):
     assert again.usage.prefill_tokens == 0
 
 
-def test_what_a_server_still_has_is_cached_once(smollm2):
+def test_cached_tokens_are_counted_once(smollm2):
     """Another kernel made the server read the document, and a run that sent nothing took it in."""
     tokenizer = smollm2[1]
     with ollama() as server:
