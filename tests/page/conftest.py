@@ -119,7 +119,7 @@ def picture() -> Callable[[Page, str], None]:
     def take(page: Page, name: str) -> None:
         shown = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
         packed = io.BytesIO()
-        shown.save(packed, "WEBP", quality=70, method=6)
+        shown.save(packed, "WEBP", quality=55, method=6)
         assert len(packed.getvalue()) < 80_000
         if PICTURES:
             (Path(PICTURES) / f"{name}.webp").write_bytes(packed.getvalue())

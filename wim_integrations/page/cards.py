@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wim_integrations.page.elements import Tag, button
-from wim_integrations.page.markup import card_name, place_name, quoted
+from wim_integrations.page.markup import card_name, place_name
+from wim_integrations.page.turn import Range
 from wim_kernel import Margin
 from wim_kernel.cli.format import place
 
@@ -27,11 +28,12 @@ class Card:
 
     Args:
         margin: the margin.
+        quoted: the characters of its chunk that it quotes.
         judge: called with the chunk and whether to keep its margin.
         edit: called with the chunk and its margin's new text.
     """
 
-    def __init__(self, margin: Margin, judge: Judge, edit: Edit) -> None:
+    def __init__(self, margin: Margin, quoted: Sequence[Range], judge: Judge, edit: Edit) -> None:
         index, name = margin.index, card_name(margin.index)
         self.element = Tag(
             "article", classes="wim-card", id=name, tabindex="-1", aria_labelledby=f"{name}-title"
@@ -55,15 +57,14 @@ class Card:
                         label = f"The text of margin {index + 1}"
                         self.box = Tag("textarea", name="text", rows="4", aria_label=label)
                         Tag("button", "Save", type="submit", classes="wim-button")
-        self.show(margin)
+        self.show(margin, quoted)
 
-    def show(self, margin: Margin) -> None:
+    def show(self, margin: Margin, quoted: Sequence[Range]) -> None:
         """Show the margin as it is now."""
-        ranges = quoted(margin) if margin.text.strip() else []
-        name = place_name(margin, ranges)
+        name = place_name(margin, quoted)
         self.element.set(data_kept="yes" if margin.is_used else "no")
         self.relevance.text = f"relevance {margin.relevance:.2f}"
-        self.lost.show(not ranges)
+        self.lost.show(not quoted)
         self.place.text = place(margin)
         self.place.set(href=f"#{name}", data_show=name)
         self.text.text = self.box.text = margin.text
@@ -93,14 +94,14 @@ class Cards:
         self.list.clear()
         self._cards = {}
 
-    def show(self, margin: Margin) -> None:
+    def show(self, margin: Margin, quoted: Sequence[Range]) -> None:
         """Show a margin on its card, or on a new one."""
         card = self._cards.get(margin.index)
         if card is not None:
-            card.show(margin)
+            card.show(margin, quoted)
         elif margin.text.strip():
             with self.list:
-                card = Card(margin, self._judge, self._edit)
+                card = Card(margin, quoted, self._judge, self._edit)
             position = sum(index < margin.index for index in self._cards)
             self._cards[margin.index] = card
             card.element.move(target_index=position)

@@ -48,6 +48,7 @@ def show(
     can reach the page, unless --host names another address. Ctrl-C ends it.
     """
     try:
+        from wim_integrations.page.guard import LOOPBACK
         from wim_integrations.page.server import serve
     except ImportError as error:
         raise click.UsageError(str(error)) from error
@@ -63,6 +64,10 @@ def show(
                 click.echo(f"Loading the model {model}", err=True)
                 kernel = load(model, gguf_file)
             kernel.chunk_tokens = chunk_tokens or kernel.chunk_tokens
+            if host not in LOOPBACK:
+                click.echo(
+                    "wim: whoever reaches this address can ask, and read the documents given here", err=True
+                )
             with cached_in(kernel, folder, default=not cache_dir):
                 serve(
                     kernel,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from nicegui import ui
 
 from wim_integrations.page.elements import Tag, markup
-from wim_integrations.page.markup import Range, chunk_html, chunk_name, named_ranges, quoted
-from wim_integrations.page.turn import Turn
+from wim_integrations.page.markup import chunk_html, chunk_name, named_ranges
+from wim_integrations.page.turn import Range, Turn
 from wim_kernel import Chunk
 
 
@@ -53,8 +53,7 @@ class DocumentPane:
 def _ranges(turn: Turn | None, index: int) -> list[Range]:
     if turn is None or index not in turn.written:
         return []
-    margin = turn.margin(index)
-    ranges = quoted(margin) if margin.is_used and margin.text.strip() else []
+    ranges = turn.quoted(index) if turn.margin(index).is_used else []
     return ranges + [
         (citation.chunk_start, citation.chunk_start + len(citation.quote))
         for citation in turn.citations()

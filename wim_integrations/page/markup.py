@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
+from wim_integrations.page.turn import Range
 from wim_kernel import Citation, Margin
 from wim_kernel.common.result_page import escaped
-from wim_kernel.run.citing import passages_of
-
-Range = tuple[int, int]
 
 
 def passage_name(margin: int, start: int, end: int) -> str:
@@ -32,12 +30,6 @@ def card_name(margin: int) -> str:
 def chunk_name(index: int) -> str:
     """The id of a chunk in the document."""
     return f"chunk-{index}"
-
-
-def quoted(margin: Margin) -> list[Range]:
-    """The characters of a chunk's text that its margin quotes, in order; empty if it was not located."""
-    located = ((each.start, each.quote) for each in passages_of(margin) if each.start is not None)
-    return [(start, start + len(quote)) for start, quote in located]
 
 
 def place_name(margin: Margin, ranges: Sequence[Range]) -> str:

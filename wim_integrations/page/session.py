@@ -148,7 +148,14 @@ class Session:
         self.turn = None
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._guarded(work, self._task))
+        task = asyncio.get_running_loop().create_task(self._guarded(work, self._task))
+        self._task = task
+        task.add_done_callback(lambda _: self._ended(task, work))
+
+    def _ended(self, task: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
+        work.close()  # if it was cancelled before it began
+        if task is self._task:  # otherwise other work follows
+            self._enter("idle")
 
     async def _guarded(self, work: Coroutine[Any, Any, None], before: asyncio.Task[None] | None) -> None:
         """Do some work when the work before has ended, and report its errors."""
@@ -161,10 +168,6 @@ class Session:
         except Exception as error:
             logger.exception("The page's work failed.")
             self._failed(f"It failed: {error!r}")
-        finally:
-            work.close()  # if it never began
-            if asyncio.current_task() is self._task:  # otherwise other work follows
-                self._enter("idle")
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -191,7 +194,7 @@ class Session:
         await self._answer(reading, turn)
 
     async def _answer(self, reading: Reading, turn: Turn) -> None:
-        turn.answer, turn.result, turn.sources = "", None, turn.used
+        turn.begin_answer()
         self._changed("answer")
         self._enter("answering")
         begun = time.perf_counter()

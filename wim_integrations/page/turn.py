@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from wim_kernel import ChunkRead, Citation, Margin, Usage, WimResult
-from wim_kernel.run.citing import citations_of
+from wim_kernel.run.citing import citations_of, passages_of
+from wim_kernel.text.markers import MARKER
+
+Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Turn:
         tokens_read: how many of the document's tokens these have.
         is_complete: whether all margins were written that should be.
         answer: the answer's text so far.
-        sources: the margins in the answer's prompt, in the order of their numbers.
+        given: the margins that the answer was asked for with.
+        sources: those that its prompt had room for, in the order of their numbers.
         result: the finished answer.
         usage: what the question cost: reading, margins, and every answer.
         seconds: how long it took.
@@ -53,10 +57,13 @@ class Turn:
     tokens_read: int = 0
     is_complete: bool = False
     answer: str = ""
+    given: tuple[Margin, ...] = ()
     sources: tuple[Margin, ...] = ()
     result: WimResult | None = None
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
+    _quoted: dict[int, tuple[Margin, list[Range]]] = field(default_factory=dict, repr=False)
+    _cited: tuple[list[Range], Sequence[Citation]] = field(default=([], ()), repr=False)
 
     def margin(self, index: int) -> Margin:
         """A chunk's margin as the person wants it."""
@@ -91,7 +98,7 @@ class Turn:
     @property
     def is_outdated(self) -> bool:
         """Whether the person has changed the kept margins since the answer was written."""
-        return self.result is not None and _words(self.used) != _words(self.sources)
+        return self.result is not None and _words(self.used) != _words(self.given)
 
     def judge(self, index: int, *, kept: bool) -> None:
         """Keep or drop a margin."""
@@ -105,9 +112,24 @@ class Turn:
         """The citations of the answer so far; of one that is being written, those with numbers."""
         if self.result is not None:
             return self.result.citations
-        return (
-            [each for each in citations_of(self.answer, self.sources) if each.number] if self.answer else ()
-        )
+        markers = [each.span() for each in MARKER.finditer(self.answer)]
+        if markers != self._cited[0]:  # finding what is cited takes longer than writing a token
+            self._cited = markers, citations_of(self.answer, self.sources)
+        return self._cited[1]
+
+    def quoted(self, index: int) -> list[Range]:
+        """The characters of a chunk's text that its margin quotes, in order; empty if it quotes none that are there."""
+        margin = self.margin(index)
+        if index not in self._quoted or self._quoted[index][0] != margin:
+            found = passages_of(margin) if margin.text.strip() else []
+            located = ((each.start, each.quote) for each in found if each.start is not None)
+            self._quoted[index] = margin, [(start, start + len(quote)) for start, quote in located]
+        return self._quoted[index][1]
+
+    def begin_answer(self) -> None:
+        """Forget the answer, for another one."""
+        self.answer, self.result, self._cited = "", None, ([], ())
+        self.given = self.sources = self.used
 
     def pay(self, usage: Usage) -> None:
         """Add what an answer cost. The document tokens that it found in the cache were counted as read before."""

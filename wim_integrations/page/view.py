@@ -96,9 +96,9 @@ class PageView:
                 self._show_turn()
             case ChunkRead() if self.session.phase == "reading":
                 self.strip.read(change)
-            case MarginRevised(margin=margin):
+            case MarginRevised(margin=margin) if turn is not None:
                 self.strip.score(margin)
-                self.cards.show(margin)
+                self.cards.show(margin, turn.quoted(margin.index))
                 self.document.mark_chunk(turn, margin.index)
             case Answered():
                 self.document.mark(turn)
@@ -144,12 +144,12 @@ class PageView:
         if session.reading is None or not session.sources:
             return "Open a file or paste a text to begin."
         if session.turn is None:
-            return (
-                f"{session.reading.tokens:,} tokens in {len(session.reading.chunks)} chunks. Ask a question."
-            )
+            count = len(session.reading.chunks)
+            chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+            return f"{session.reading.tokens:,} tokens in {chunks}. Ask a question."
         if session.turn.result is None:
             return "Stopped."
         if session.turn.result.stopped_early:
-            behind, chunks = session.turn.chunks_before_answer, len(session.reading.chunks)
-            return f"Answered from the first {behind} of {chunks} chunks."
+            behind, whole = session.turn.chunks_before_answer, len(session.reading.chunks)
+            return f"Answered from the first {behind} of {whole} chunks."
         return "Answered."
