@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.model.fusions import Fusions
+from wim_kernel.engines.local.model.inspection import Inspection
 from wim_kernel.engines.local.model.onednn import OneDNNLinears
 from wim_kernel.engines.local.model.states import StateCache, StateLayout
 
@@ -52,12 +53,12 @@ class ForwardContext(Protocol):
         """
 
 
-_context: ContextVar[ForwardContext | None] = ContextVar("wim_step", default=None)
+_context: ContextVar[ForwardContext | Inspection | None] = ContextVar("wim_step", default=None)
 _fusing: ContextVar[bool] = ContextVar("wim_fusing", default=False)
 
 
 @contextmanager
-def forward_context(context: ForwardContext, *, fusing: bool = False) -> Iterator[None]:
+def forward_context(context: ForwardContext | Inspection, *, fusing: bool = False) -> Iterator[None]:
     """Let ``context`` compute this thread's attention; with ``fusing``, fused operations run too."""
     tokens = _context.set(context), _fusing.set(fusing)
     try:
@@ -89,22 +90,26 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     context = _context.get()
+    named = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+    arguments = {**{name: item for name, item in named.items() if item is not None}, **kwargs}
     if context is None:
-        named = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
-        arguments = {name: item for name, item in named.items() if item is not None}
         result: tuple[Tensor, Tensor | None] = _implementation(original, module)(
-            module, query, key, value, attention_mask, **arguments, **kwargs
+            module, query, key, value, attention_mask, **arguments
         )
         return result
-    if kwargs.get("position_bias") is not None or not getattr(module, "is_causal", True):
+    both_ways = not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False
+    if kwargs.get("position_bias") is not None or both_ways:
         raise UnsupportedModelError(
             f"{type(module).__name__} attends in a way that has no shared-prefix form."
         )
     params = AttentionParams(
         query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux
     )
+    if isinstance(context, Inspection):
+        own = _implementation(original, module)
+        return context.attend(own, module, query, key, value, attention_mask, params, arguments), None
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return context.attend(layer, query, key, value, params), None
+    return context.attend(layer, query, key, value, params).contiguous(), None  # some models view it in another shape
 
 
 def _implementation(name: str, module: nn.Module) -> Any:
@@ -115,10 +120,10 @@ def _implementation(name: str, module: nn.Module) -> Any:
 
 def _mask(original: str, *args: Any, **kwargs: Any) -> Any:
     """No mask in a forward context, whose attention makes its own; without one, the original implementation's."""
-    if _context.get() is not None:
-        return None
-    make = ALL_MASK_ATTENTION_FUNCTIONS.get(original)
-    return None if make is None else make(*args, **kwargs)
+    context, make = _context.get(), ALL_MASK_ATTENTION_FUNCTIONS.get(original)
+    if isinstance(context, Inspection) and make is not None:
+        return context.mask(make, *args, **kwargs)
+    return None if context is not None or make is None else make(*args, **kwargs)
 
 
 class ModelRunner:
@@ -189,7 +194,7 @@ class ModelRunner:
         self,
         ids: Tensor,
         positions: Tensor,
-        context: ForwardContext,
+        context: ForwardContext | Inspection,
         keep: Tensor | int,
         states: StateCache | None = None,
     ) -> Tensor:
