@@ -78,8 +78,8 @@ class Inspection:
             found = extend_attention(large, key[0].float(), value[0].float(), 0, params)
             if not (found - own).norm() <= _TOLERANCE * own.norm():
                 raise UnsupportedModelError(
-                    f"{name} attends in another way than the arguments that it passes on say: look for a scale, a bound "
-                    "on the scores or a bias of its own"
+                    f"{name} attends in another way than the arguments that it passes on say: look for a scale, a "
+                    "bound on the scores or a bias of its own"
                 )
         return implementation(module, query, key, value, mask, **arguments)[0]
 
