@@ -22,7 +22,13 @@ EXIT_USAGE = 2
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @model_options
 @click.option("--threshold", type=Fraction(0, 1), help="Relevance from which a margin is kept.")
-@click.option("--max-answer-tokens", "answer_tokens", type=click.IntRange(min=1), metavar="N")
+@click.option(
+    "--max-answer-tokens",
+    "answer_tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N tokens of answer.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="The port; 0: a free one."
