@@ -75,7 +75,7 @@ async def test_margins_are_events_of_the_spans_that_wrote_them(
         names.append(span.name.partition("-")[0].rpartition(".")[2].lstrip("_").removeprefix("a"))
     assert names == ["synthesize", "query", "query"]
     margins = [event.attributes for _, event in found if event.name == "WimMarginWritten"]
-    assert [margin["margin.index"] for margin in margins] == [0, 1, 2]
+    assert {margin["margin.index"] for margin in margins} == {0, 1, 2}  # a server's come as they are done
     for margin in margins:
         assert margin["query_str"] == QUESTION
         assert 0 <= margin["margin.relevance"] <= 1
@@ -89,8 +89,8 @@ def test_the_postprocessors_margins_are_there_too(
     postprocessor = WimNodePostprocessor(kernel, threshold=0, margin_style="free", margin_tokens=3)
     kept = postprocessor.postprocess_nodes(nodes, query_str=QUESTION)
     found = own_events(spans)
-    texts = [event.attributes["margin.text"] for _, event in found if event.name == "WimMarginWritten"]
-    assert [node.text for node in kept] == [text for text in texts if text.strip()]
+    texts = {event.attributes["margin.text"] for _, event in found if event.name == "WimMarginWritten"}
+    assert {node.text for node in kept} == {text for text in texts if text.strip()} != set()
 
 
 def test_a_failure_is_an_errors_span(kernel: WimKernel, nodes: list[NodeWithScore], spans: Any) -> None:
