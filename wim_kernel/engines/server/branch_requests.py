@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from wim_kernel.engines.base import Branch, Decoded, Progress, Scores
+from wim_kernel.engines.base import Branch, Progress
 from wim_kernel.engines.generation import Generation
+from wim_kernel.engines.server.branch_state import BranchState
 from wim_kernel.engines.server.choices import Choices
 from wim_kernel.engines.server.codecs import TokenizerCodec
 from wim_kernel.engines.server.deciding import BranchGate, Reply
@@ -19,42 +20,6 @@ from wim_kernel.engines.server.replies import schema_fields, without_decision
 from wim_kernel.engines.server.requests import READ, CompletionSpec, Requests
 from wim_kernel.engines.server.reuse import CacheHits, Cost
 from wim_kernel.engines.server.sampling import STANDARD, ends_of, sampling_fields
-
-
-@dataclass(eq=False)
-class BranchState:
-    """The state of a branch in flight.
-
-    Attributes:
-        index: index of the branch among those decoded together.
-        branch: the branch.
-        suffix: ids of its prompt.
-        scores: measurements so far.
-        cost: cost of its requests so far.
-    """
-
-    index: int
-    branch: Branch
-    suffix: tuple[int, ...]
-    scores: Scores = field(default_factory=Scores)
-    cost: Cost = field(default_factory=Cost)
-
-    def done(self, text: str = "", token_ids: Sequence[int] = (), *, generated: bool = False) -> Progress:
-        """The progress with which the branch ends."""
-        return Progress(
-            self.index,
-            done=Decoded(
-                self.scores,
-                self.suffix,
-                tuple(token_ids),
-                text,
-                generated=generated,
-                prompt_tokens=self.cost.prompt,
-                output_tokens=self.cost.output,
-                recomputed=self.cost.recomputed,
-                prefilled=self.cost.prefilled,
-            ),
-        )
 
 
 class BranchRequests:

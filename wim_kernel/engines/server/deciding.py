@@ -17,7 +17,7 @@ from wim_kernel.engines.base import Gate
 from wim_kernel.engines.server.deltas import StreamDelta, UsageReport
 
 if TYPE_CHECKING:
-    from wim_kernel.engines.server.branch_requests import BranchState
+    from wim_kernel.engines.server.branch_state import BranchState
 
 WORDS = 4
 """Deltas after which a reply without log-probabilities has said yes or no, if it does so at all."""

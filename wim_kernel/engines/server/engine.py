@@ -17,7 +17,8 @@ from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.packed import Packed
-from wim_kernel.engines.server.branch_requests import BranchRequests, BranchState
+from wim_kernel.engines.server.branch_requests import BranchRequests
+from wim_kernel.engines.server.branch_state import BranchState
 from wim_kernel.engines.server.codecs import CharacterCodec, PromptCodec, TokenizerCodec
 from wim_kernel.engines.server.deciding import BranchGate
 from wim_kernel.engines.server.families import FAMILIES, Family, FamilyName, Route
