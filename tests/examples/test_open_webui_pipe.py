@@ -80,9 +80,7 @@ async def test_it_emits_status_then_citations_then_the_answer(
     assert "Elsa Brandt owned the ship Aurora." in register["document"][0]
     assert (register["metadata"][0]["start"], register["metadata"][0]["end"]) == (0, len(REGISTER))
 
-    result = real_kernel.ask(
-        QUESTION, [LOG, REGISTER], answer_tokens=12, citations=True, margin_batch=1
-    )
+    result = real_kernel.ask(QUESTION, [LOG, REGISTER], answer_tokens=12, citations=True, margin_batch=1)
     used = [margin.text for margin in result.margins if margin.is_used]
     assert [data["document"][0] for data in citations] == used  # number n is the n-th citation
 
