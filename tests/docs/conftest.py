@@ -46,6 +46,7 @@ def names(
         special = {
             "README": _llama_index,
             "citations": lambda: {**_llama_index(), **_langchain()},
+            "agents": lambda: {**_langchain(), "model": _agents_model()},
             "langchain": _langchain,
             "hosted-models": _langchain,
             "servers": lambda: _server(request, monkeypatch),
@@ -96,6 +97,19 @@ def _langchain() -> dict[str, Any]:
         ),  # else it asks the Hub for a tokenizer
     )
     return {"docs": docs, "retriever": Everything(), "llm": llm}
+
+
+def _agents_model() -> Any:
+    """A chat model that calls the tool it is given, and then answers."""
+    from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
+    from langchain_core.messages import AIMessage
+
+    class Scripted(FakeMessagesListChatModel):
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+            call = {"type": "tool_call", "id": "1", "name": tools[0].name, "args": {}}
+            return Scripted(responses=[AIMessage("", tool_calls=[call]), AIMessage("Elsa Brandt.")])
+
+    return Scripted(responses=[])
 
 
 def _llama_index() -> dict[str, Any]:
