@@ -109,7 +109,9 @@ def _attention(
         own = _implementation(original, module)
         return context.attend(own, module, query, key, value, attention_mask, params, arguments), None
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return context.attend(layer, query, key, value, params).contiguous(), None  # some models view it in another shape
+    return context.attend(
+        layer, query, key, value, params
+    ).contiguous(), None  # some models view it in another shape
 
 
 def _implementation(name: str, module: nn.Module) -> Any:
