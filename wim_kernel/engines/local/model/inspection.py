@@ -96,10 +96,13 @@ class Inspection:
         wrong = shown != params.visible(query, key)
         if bool(wrong.any()):
             at = int(wrong.nonzero()[0])
-            does, states = ("sees", "does not see") if bool(shown[at]) else ("does not see", "sees")
+            does = "sees" if bool(shown[at]) else "does not see"
+            says = (
+                "passes no window on" if params.window is None else f"says that its window is {params.window}"
+            )
             raise UnsupportedModelError(
-                f"in {name} the token at position {int(query[at])} {does} the one at {int(key[at])}, which it {states} "
-                f"by the window of {params.window} that the layer passes on"
+                f"in {name} the token at position {int(query[at])} {does} the one at {int(key[at])}, and the layer "
+                f"{says}"
             )
 
 
