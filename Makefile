@@ -31,7 +31,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-models models-page test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-chat bench-server clean
 
 help: ## list the targets
@@ -78,6 +78,12 @@ FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py te
 
 test-fast: $(READY) ## run the quick tests, by two processes (a minute)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(FAST) $(ARGS)
+
+test-models: $(READY) ## run the tests of every kind of model (ten minutes)
+	$(BIN)/python -m pytest -m "every_model or not every_model" tests/models $(ARGS)
+
+models-page: $(READY) ## run every kind of model, and write docs/models.md
+	PYTHONPATH=. $(BIN)/python tests/models/models_page.py
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -31,7 +33,7 @@ def text_part(whole: PreTrainedModel) -> PreTrainedModel:
         raise UnsupportedModelError(
             f"{type(whole).__name__} has an encoder, so it is no causal language model."
         )
-    body = whole.get_decoder()
+    body: PreTrainedModel = whole.get_decoder()  # type: ignore[no-untyped-call]
     alone = _alone(whole, body, config) if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
     if alone is None:
         _drop_towers(whole, body)
@@ -42,11 +44,12 @@ def text_part(whole: PreTrainedModel) -> PreTrainedModel:
 def _alone(whole: PreTrainedModel, body: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel | None:
     """A causal language model around ``body``; None if its class has another one."""
     with torch.device("meta"):
-        alone: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)
+        alone: Any = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)  # type: ignore[no-untyped-call]
     if type(alone.base_model) is not type(body):
         return None
     setattr(alone, alone.base_model_prefix, body)
-    alone.set_output_embeddings(whole.get_output_embeddings())
+    head: Any = whole.get_output_embeddings()  # type: ignore[no-untyped-call]
+    alone.set_output_embeddings(head)
     if any(weight.device.type == "meta" for weight in alone.parameters()) and not hasattr(
         whole, "hf_device_map"
     ):
@@ -57,14 +60,16 @@ def _alone(whole: PreTrainedModel, body: PreTrainedModel, config: PreTrainedConf
     for name in ("hf_device_map", "hf_quantizer", "quantization_method"):
         if hasattr(whole, name):
             setattr(alone, name, getattr(whole, name))
-    return alone
+    made: PreTrainedModel = alone
+    return made
 
 
 def _drop_towers(whole: PreTrainedModel, body: PreTrainedModel) -> None:
     """Remove the modules beside ``body`` and whatever holds it."""
+    head: Any = whole.get_output_embeddings()  # type: ignore[no-untyped-call]
     for holder in list(whole.modules()):
         children = dict(holder.named_children())
         if body in children.values():
             for name, child in children.items():
-                if child is not body and child is not whole.get_output_embeddings():
+                if child is not body and child is not head:
                     setattr(holder, name, None)

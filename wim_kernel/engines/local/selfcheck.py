@@ -63,7 +63,10 @@ def choose_cache(
         except UnsoundModelError:
             raise
         except Exception as error:  # a model's code may raise anything
-            reasons.append(f"{mode}: {error}")
+            unforeseen = (
+                "" if isinstance(error, UnsupportedModelError) else "the model's code does not run so: "
+            )
+            reasons.append(f"{mode}: {unforeseen}{error}")
             runner.uninstall()
             continue
         if reasons:
