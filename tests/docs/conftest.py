@@ -105,9 +105,10 @@ def _agents_model() -> Any:
     from langchain_core.messages import AIMessage
 
     class Scripted(FakeMessagesListChatModel):
-        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:  # called for every turn
             call = {"type": "tool_call", "id": "1", "name": tools[0].name, "args": {}}
-            return Scripted(responses=[AIMessage("", tool_calls=[call]), AIMessage("Elsa Brandt.")])
+            self.responses = [AIMessage("", tool_calls=[call]), AIMessage("Elsa Brandt.")]
+            return self
 
     return Scripted(responses=[])
 
