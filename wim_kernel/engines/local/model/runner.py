@@ -90,8 +90,10 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     context = _context.get()
-    named = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
-    arguments = {**{name: item for name, item in named.items() if item is not None}, **kwargs}
+    arguments: dict[str, Any] = {}
+    if context is None or isinstance(context, Inspection):  # the model's own code attends
+        named = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        arguments = {**{name: item for name, item in named.items() if item is not None}, **kwargs}
     if context is None:
         result: tuple[Tensor, Tensor | None] = _implementation(original, module)(
             module, query, key, value, attention_mask, **arguments

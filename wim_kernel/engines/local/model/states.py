@@ -67,7 +67,7 @@ class StateCache(Cache):
     def __init__(self, layout: StateLayout, tokens: int, states: States) -> None:
         super().__init__(layers=layout.layers(tokens))
         for name, state in states.items():
-            layer, kind, number = _parsed(name)
+            layer, kind, number = parsed(name)
             self._put(self.layers[layer], kind, number, state)
 
     @property
@@ -96,12 +96,12 @@ class StateLayout:
     """Which layers of a model keep states.
 
     Args:
-        kinds: for each layer, its kind: ``"attention"``, ``"states"``, ``"both"`` or ``"neither"``.
-        counts: for each layer, the number of its states of each kind.
+        attends: for each layer, whether it stores keys and values; also true of a layer that stores nothing.
+        counts: for each layer, the number of its states of each kind; 0 if it keeps none.
     """
 
-    def __init__(self, kinds: Sequence[str], counts: Sequence[int]) -> None:
-        self.kinds = tuple(kinds)
+    def __init__(self, attends: Sequence[bool], counts: Sequence[int]) -> None:
+        self.attends = tuple(attends)
         self.counts = tuple(counts)
 
     @classmethod
@@ -111,31 +111,29 @@ class StateLayout:
             layers = list(DynamicCache(config=config).layers)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        kinds = [_kind(layer) for layer in layers]
-        if not {"states", "both"} & set(kinds):
-            return None
-        return cls(kinds, [getattr(layer, "number_of_states", 0) for layer in layers])
+        counts = [getattr(layer, "number_of_states", 0) for layer in layers]
+        attends = [
+            not count or isinstance(layer, CacheLayerMixin)
+            for layer, count in zip(layers, counts, strict=True)
+        ]
+        return cls(attends, counts) if any(counts) else None
 
     def layers(self, tokens: int) -> list[Any]:
         """New layers of a cache."""
         return [
-            LinearAttentionLayer(count)
-            if kind == "states"
-            else _MixedLayer(tokens, count)
-            if kind == "both"
-            else _AttentionLayer(tokens)
-            for kind, count in zip(self.kinds, self.counts, strict=True)
+            _layer(tokens, attends=attends, count=count)
+            for attends, count in zip(self.attends, self.counts, strict=True)
         ]
 
 
-def _kind(layer: Any) -> str:
-    has_states, attends = (
-        isinstance(layer, kind) for kind in (LinearAttentionCacheLayerMixin, CacheLayerMixin)
-    )
-    return "both" if has_states and attends else "states" if has_states else "attention"
+def _layer(tokens: int, *, attends: bool, count: int) -> Any:
+    if not count:
+        return _AttentionLayer(tokens)
+    return _MixedLayer(tokens, count) if attends else LinearAttentionLayer(count)
 
 
-def _parsed(name: str) -> tuple[int, str, int]:
+def parsed(name: str) -> tuple[int, str, int]:
+    """The layer, kind and number of a state by its name."""
     layer, kind, number = name.split(".")
     return int(layer), kind, int(number)
 

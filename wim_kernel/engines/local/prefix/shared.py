@@ -17,7 +17,7 @@ from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.model.runner import ModelRunner
-from wim_kernel.engines.local.model.states import StateCache, States, copied, joined, nbytes
+from wim_kernel.engines.local.model.states import StateCache, States, copied, joined, nbytes, parsed
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.prefix.transfer import copy_pairs, to_host
 from wim_kernel.engines.local.rows.base import BranchRows
@@ -134,9 +134,8 @@ class SharedPrefix:
             kind, _, rest = name.partition(".")
             end, _, own = rest.partition(".")
             if kind == "states" and int(end) <= self.tokens:
-                layer = int(own.partition(".")[0])
-                kept = dict(self.boundaries.get(int(end), {}))
-                self.boundaries[int(end)] = {**kept, own: state.to(self.runner.device_of(layer), copy=True)}
+                device, kept = self.runner.device_of(parsed(own)[0]), self.boundaries.get(int(end), {})
+                self.boundaries[int(end)] = {**kept, own: state.to(device, copy=True)}
         if self.runner.state_layout is not None:
             self.states = self.boundaries[self.tokens]
 

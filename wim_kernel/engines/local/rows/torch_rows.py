@@ -229,8 +229,12 @@ class OwnTokens:
         own = self.batch.own
         if layer not in own:
             shape = (len(self.batch.lengths), key.shape[1], self.batch.room)
-            # a masked slot counts nothing, but nothing times NaN is NaN
-            own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
+            own[layer] = key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1])
+            if (
+                self.batch.states is not None
+            ):  # padding is never written there, and NaN counts even where it is masked
+                for buffer in own[layer]:
+                    buffer.zero_()
         keys, values = own[layer]
         keys[self.rows, :, self.slot : self.end] = key
         values[self.rows, :, self.slot : self.end] = value
