@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from langchain.agents.middleware.human_in_the_loop import HITLRequest, HITLResponse
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 from pydantic import TypeAdapter
+from review_graphs import State, review_graph
 
 from wim_integrations.langchain import WimAnswer, WimMargins, review_request, reviewed
 from wim_kernel import MarginsError, WimKernel
@@ -18,14 +18,6 @@ from wim_kernel import MarginsError, WimKernel
 QUESTION = "Who owned the ship?"
 APPROVE = {"type": "approve"}
 WORDS = "The harbour master owned it."
-
-
-class State(TypedDict, total=False):
-    question: str
-    documents: list[Document]
-    margins: Any
-    chunks_read: int
-    answer: str
 
 
 def graph(kernel: WimKernel, *, in_answer: bool = False) -> Any:
@@ -36,15 +28,7 @@ def graph(kernel: WimKernel, *, in_answer: bool = False) -> Any:
         TypeAdapter(HITLResponse).validate_python(reply)
         return {"margins": reply if in_answer else reviewed(state["margins"], reply)}
 
-    builder = StateGraph(State)
-    builder.add_node("read", WimMargins(kernel=kernel, threshold=0, margin_tokens=4, margin_batch=3))
-    builder.add_node("review", review)
-    builder.add_node("reply", WimAnswer(kernel=kernel, answer_tokens=6))
-    builder.add_edge(START, "read")
-    builder.add_edge("read", "review")
-    builder.add_edge("review", "reply")
-    builder.add_edge("reply", END)
-    return builder.compile(checkpointer=InMemorySaver())
+    return review_graph(kernel, review, InMemorySaver(), threshold=0, margin_batch=3)
 
 
 def edit(**args: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from asking import QUESTION
@@ -12,18 +12,10 @@ from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
+from review_graphs import State, review_graph
 
 from wim_integrations.langchain import WimAnswer, WimMargins, WimRunnable
 from wim_kernel import WimKernel
-
-
-class State(TypedDict, total=False):
-    question: str
-    documents: list[Document]
-    margins: list[dict[str, Any]]
-    chunks_read: int
-    answer: str
-    usage: dict[str, Any]
 
 
 def reviewed_graph(kernel: WimKernel, saver: InMemorySaver, **fields: Any) -> Any:
@@ -32,15 +24,7 @@ def reviewed_graph(kernel: WimKernel, saver: InMemorySaver, **fields: Any) -> An
     def review(state: State) -> State:
         return {"margins": interrupt({"margins": state["margins"]})}
 
-    builder = StateGraph(State)
-    builder.add_node("read", WimMargins(kernel=kernel, margin_tokens=4, **fields))
-    builder.add_node("review", review)
-    builder.add_node("reply", WimAnswer(kernel=kernel, answer_tokens=6))
-    builder.add_edge(START, "read")
-    builder.add_edge("read", "review")
-    builder.add_edge("review", "reply")
-    builder.add_edge("reply", END)
-    return builder.compile(checkpointer=saver)
+    return review_graph(kernel, review, saver, **fields)
 
 
 def single_node_graph(kernel: WimKernel, saver: InMemorySaver) -> Any:

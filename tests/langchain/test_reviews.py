@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from asking import QUESTION
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
+from review_graphs import State, review_graph
 
-from wim_integrations.langchain import WimAnswer, WimMargins, reviewed
+from wim_integrations.langchain import WimAnswer, reviewed
 from wim_kernel import MarginsError, WimKernel
-
-
-class State(TypedDict, total=False):
-    question: str
-    documents: list[Document]
-    margins: Any
-    chunks_read: int
-    answer: str
 
 
 def graph(kernel: WimKernel, *, keeps_written: bool = False) -> Any:
@@ -30,16 +22,8 @@ def graph(kernel: WimKernel, *, keeps_written: bool = False) -> Any:
         reply = interrupt(state["margins"])
         return {"margins": reviewed(state["margins"], reply) if keeps_written else reply}
 
-    builder = StateGraph(State)
     # margins written together are the same each time; otherwise they depend on how much is in the cache
-    builder.add_node("read", WimMargins(kernel=kernel, threshold=0, margin_tokens=4, margin_batch=3))
-    builder.add_node("review", review)
-    builder.add_node("reply", WimAnswer(kernel=kernel, answer_tokens=6))
-    builder.add_edge(START, "read")
-    builder.add_edge("read", "review")
-    builder.add_edge("review", "reply")
-    builder.add_edge("reply", END)
-    return builder.compile(checkpointer=InMemorySaver())
+    return review_graph(kernel, review, InMemorySaver(), threshold=0, margin_batch=3)
 
 
 def resumed(made: Any, documents: list[Document], reply: Any, thread: str = "1") -> Any:
