@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from wim_kernel.cli.checks import Fraction
 from wim_kernel.cli.console import quietened
-from wim_kernel.cli.models import cache_folder, cached_in, check_model_options, connect, load, model_options
+from wim_kernel.cli.models import (
+    cached_in,
+    check_model_options,
+    connect,
+    load,
+    model_options,
+    readings_folder,
+)
 from wim_kernel.common.errors import WimError
 from wim_kernel.text.files import FileError, read_document
 
@@ -60,7 +66,7 @@ def show(
         raise click.UsageError(str(error)) from error
     given = {name: value for name, value in options.items() if value is not None}
     check_model_options(servers, tokenizer, cache_dir, no_cache)
-    folder = None if no_cache or servers else Path(cache_dir or cache_folder())
+    folder = readings_folder(servers, cache_dir, no_cache)
     with quietened(show_downloads=True):
         try:
             documents = read_document(files)
@@ -72,7 +78,7 @@ def show(
             kernel.chunk_tokens = chunk_tokens or kernel.chunk_tokens
             if host not in LOOPBACK:
                 click.echo(
-                    "wim: whoever reaches this address can ask, and read the documents given here", err=True
+                    "wim: anybody who can reach this address can ask questions and read these documents", err=True
                 )
             with cached_in(kernel, folder, default=not cache_dir):
                 serve(

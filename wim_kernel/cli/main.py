@@ -12,7 +12,6 @@ import os
 from collections.abc import Generator
 from dataclasses import replace
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -37,7 +36,7 @@ from wim_kernel.cli.console import (
     set_encoding,
 )
 from wim_kernel.cli.display import Display, make_display
-from wim_kernel.cli.models import cache_folder, cached_in, check_model_options, connect, model_options
+from wim_kernel.cli.models import cached_in, check_model_options, connect, model_options, readings_folder
 from wim_kernel.cli.models import load as _load
 from wim_kernel.common.errors import WimError
 from wim_kernel.common.events import AnswerToken, ChunkRead, Event, MarginsDone
@@ -125,7 +124,7 @@ def ask(
             files = (question, *files)
             question = None
         questions = [*([question] if question is not None else []), *more]
-        folder = None if no_cache or servers else Path(cache_dir or cache_folder())
+        folder = readings_folder(servers, cache_dir, no_cache)
         check_use(questions, files, chat, options["task"])
         check_model_options(servers, tokenizer, cache_dir, no_cache)
         check_options(questions, _kernel_options(options))
@@ -162,21 +161,21 @@ _ELSEWHERE: Any = {"add_help_option": False, "context_settings": {"ignore_unknow
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def evaluate(arguments: tuple[str, ...]) -> None:
     """Compare margins with other ways to answer, on your model and questions."""
-    _run_installed("eval", "eval", arguments)
+    _run_installed("eval", arguments)
 
 
 @main.command("ui", **_ELSEWHERE)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def show_page(arguments: tuple[str, ...]) -> None:
     """Open a page to ask questions of documents and watch margins being written."""
-    _run_installed("ui", "ui", arguments)
+    _run_installed("ui", arguments)
 
 
-def _run_installed(name: str, extra: str, arguments: tuple[str, ...]) -> None:
-    """Run a command that wim_integrations defines."""
+def _run_installed(name: str, arguments: tuple[str, ...]) -> None:
+    """Run a command that wim_integrations defines; the extra that it needs has its name."""
     found = entry_points(group="wim_kernel.commands", name=name)
     if not found:
-        raise click.UsageError(f"`wim {name}` is not installed: pip install 'wim-integrations[{extra}]'.")
+        raise click.UsageError(f"`wim {name}` is not installed: pip install 'wim-integrations[{name}]'.")
     next(iter(found)).load().main(args=list(arguments), prog_name=f"wim {name}")
 
 

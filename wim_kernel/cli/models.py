@@ -104,7 +104,12 @@ def connect(servers: tuple[str, ...], model: str | None, tokenizer: str | None) 
         raise click.UsageError(str(error)) from error
 
 
-def cache_folder() -> str:
+def readings_folder(servers: tuple[str, ...], cache_dir: str | None, no_cache: bool) -> Path | None:
+    """The folder in which readings are kept; None if they are not kept. A server keeps its own."""
+    return None if no_cache or servers else Path(cache_dir or _cache_folder())
+
+
+def _cache_folder() -> str:
     """The default folder of readings: in WIM_CACHE_DIR if it is set, otherwise in the user's cache folder."""
     from platformdirs import user_cache_dir
 
