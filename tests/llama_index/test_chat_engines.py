@@ -77,7 +77,7 @@ async def test_margins_are_the_context_of_a_chat(
     (asked,) = HEARD
     context = "\n".join(said for _, said in asked)
     assert all(margin.strip() in context for margin in margins)
-    assert "Elsa Brandt" not in context  # the nodes' own text, of which the margins are made
+    assert "Elsa Brandt" not in context  # in the nodes' own text alone
     assert asked[-1] == ("user", QUESTION)
     assert text
     second, _ = await say(engine, way, "And the fog?")

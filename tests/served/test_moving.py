@@ -50,7 +50,7 @@ def test_a_server_that_fails_in_the_middle_has_the_next_one_read_the_document_on
         result = reading.ask(QUESTION, relevance=always, **OPTIONS)
         assert len(result.margins) == 3
         assert posts(first) == before + 3  # three margins, of which one came
-        assert posts(second) == 2 + 1  # two margins, the first of which makes it read, and the answer
+        assert posts(second) == 2 + 1  # two margins (the first also makes it read) and the answer
         assert result.usage.prefill_tokens == len(kernel._head) + reading.tokens
         again = reading.ask("Where was the gull?", relevance=always, **OPTIONS)
         assert again.usage.prefill_tokens == 0

@@ -36,8 +36,8 @@ __all__ = [
     "reviewed",
 ]
 
-# Parts that need more than langchain-core: their module, and the requirement. They are not in __all__, of which
-# `import *` needs every name.
+# Parts that need more than langchain-core, with their module and requirement. They are not in __all__, because
+# `import *` imports every name in it.
 _OPTIONAL = {
     "WimMiddleware": ("middleware", "langchain>=1.4"),
     "WimTransformer": ("transformer", "langgraph>=1.2"),

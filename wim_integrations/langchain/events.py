@@ -172,7 +172,7 @@ class Emitter:
             yield from self._protocol(*message_start(self._message_id))
 
     def _protocol(self, *events: Mapping[str, Any]) -> Calls:
-        """Emit events of content blocks, of which ``stream_events(version="v3")`` makes its messages."""
+        """Emit content-block events, which ``stream_events(version="v3")`` turns into messages."""
         emit = getattr(self._run, "on_stream_event", None)
         if emit is not None:  # older versions of langchain-core have no such streams
             for event in events:

@@ -133,7 +133,7 @@ def serve(
     """Serve the page until it is interrupted.
 
     Everybody who opens the page works with documents and questions of their own, on the one kernel. There are no
-    accounts: whoever reaches the address can ask, and read the documents given here.
+    accounts: anybody who can reach the address can ask questions and read these documents.
 
     Args:
         kernel: the kernel, on any model: in process, on a server, or a chat model.

@@ -102,7 +102,7 @@ class Session:
         self._start(self._ask(self.reading, self.turn))
 
     def answer_now(self) -> None:
-        """Read no more, and answer from the margins at hand, behind the last chunk that has one."""
+        """Stop reading, and answer from the margins written so far, behind the last chunk that has one."""
         if self.phase == "reading" and self.reading is not None and self.turn is not None:
             self.stop()
             self._start(self._answer(self.reading, self.turn))

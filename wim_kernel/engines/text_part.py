@@ -12,7 +12,7 @@ from wim_kernel.common.errors import UnsupportedModelError
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint is of a multimodal model, of which transformers does not load the text part by itself."""
+    """Whether a checkpoint is multimodal, and transformers does not load its text part by itself."""
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or config.get_text_config() is config:
         return False
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
