@@ -78,7 +78,8 @@ def show(
             kernel.chunk_tokens = chunk_tokens or kernel.chunk_tokens
             if host not in LOOPBACK:
                 click.echo(
-                    "wim: anybody who can reach this address can ask questions and read these documents", err=True
+                    "wim: anybody who can reach this address can ask questions and read these documents",
+                    err=True,
                 )
             with cached_in(kernel, folder, default=not cache_dir):
                 serve(
