@@ -26,12 +26,19 @@ from transformers import (
 from benchmarks.report import ROOT, write_json
 from wim_kernel import WimKernel
 
-SHAPES = {
+SHAPES: dict[str, dict[str, int]] = {
     "1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
         "num_attention_heads": 32,
+    },
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
     },
     "8b": {
         "hidden_size": 4096,
@@ -111,8 +118,7 @@ def load(args: argparse.Namespace, chunk_tokens: int) -> WimKernel:
         return WimKernel.from_pretrained(args.model, chunk_tokens=chunk_tokens)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     config = LlamaConfig(
-        **SHAPES[args.shape],
-        num_key_value_heads=8,
+        **{"num_key_value_heads": 8, **SHAPES[args.shape]},  # type: ignore[arg-type]
         vocab_size=len(tokenizer),
         max_position_embeddings=131_072,
         eos_token_id=tokenizer.eos_token_id,

@@ -84,26 +84,30 @@ class Inspection:
         return implementation(module, query, key, value, mask, **arguments)[0]
 
     def _check_mask(self, name: str, mask: Tensor, params: AttentionParams) -> None:
-        visible = next((visible for made, visible in self._made if _same_memory(made, mask)), None)
-        if visible is None:
+        found = [visible for made, visible in self._made if _same_memory(made, mask)]
+        found = found or [visible for made, visible in self._made if _is_copy(mask, made)]
+        if not found:
             raise UnsupportedModelError(f"{name} uses a mask that transformers' mask interface did not make")
-        query, key = _far_positions(params.window, mask.device)
-        zero = torch.zeros_like(query)
-        try:
-            shown = visible(zero, zero, query, key).expand(query.shape)
-        except (IndexError, RuntimeError, TypeError) as error:
-            raise UnsupportedModelError(f"{name} uses a mask that is made for these very tokens") from error
-        wrong = shown != params.visible(query, key)
-        if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            does = "sees" if bool(shown[at]) else "does not see"
-            says = (
-                "passes no window on" if params.window is None else f"says that its window is {params.window}"
-            )
-            raise UnsupportedModelError(
-                f"in {name} the token at position {int(query[at])} {does} the one at {int(key[at])}, and the layer "
-                f"{says}"
-            )
+        faults = [_fault(name, visible, params, mask.device) for visible in found]
+        if all(faults):  # masks of several kinds may be equal for the few tokens of this pass
+            raise UnsupportedModelError(faults[0])
+
+
+def _fault(name: str, visible: _Visible, params: AttentionParams, device: torch.device) -> str:
+    """In what a mask differs from what the kernel would show to a layer; empty if in nothing."""
+    query, key = _far_positions(params.window, device)
+    zero = torch.zeros_like(query)
+    try:
+        shown = visible(zero, zero, query, key).expand(query.shape)
+    except (IndexError, RuntimeError, TypeError):
+        return f"{name} uses a mask that is made for these very tokens"
+    wrong = shown != params.visible(query, key)
+    if not bool(wrong.any()):
+        return ""
+    at = int(wrong.nonzero()[0])
+    does = "sees" if bool(shown[at]) else "does not see"
+    says = "passes no window on" if params.window is None else f"says that its window is {params.window}"
+    return f"in {name} the token at position {int(query[at])} {does} the one at {int(key[at])}, and the layer {says}"
 
 
 def _far_positions(window: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -128,3 +132,10 @@ def _enlarged(query: Tensor, key: Tensor, params: AttentionParams) -> Tensor:
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether one tensor is the other, or a view of it."""
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _is_copy(tensor: Tensor, original: Tensor) -> bool:
+    """Whether a tensor is the original on another device, where a model that is spread out needs it."""
+    if tensor.device == original.device or tensor.shape != original.shape or tensor.dtype != original.dtype:
+        return False
+    return torch.equal(tensor.cpu(), original.cpu())
