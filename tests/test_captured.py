@@ -22,7 +22,8 @@ from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
 from wim_kernel.engines.local.backends import choose, cudnn, triton_backend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.rows.base import StepOutput
-from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps, graph_size
+from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses, graph_size
+from wim_kernel.engines.local.rows.decode_step import DecodeStep
 from wim_kernel.engines.local.rows.triton_rows import TritonRows
 from wim_kernel.text.run_text import Text
 
@@ -254,27 +255,27 @@ def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
 
 def test_graphs_are_taken_anew_when_the_model_changes(kernels):
     kernel = kernels("narrow")
-    decode_steps, layers = DecodeSteps(kernel.engine.runner), [0, 1]
-    decode_steps.refresh()
-    graph = decode_steps.get(3, layers, torch.float32)
+    passes, layers = CapturedPasses(kernel.engine.runner), [0, 1]
+    passes.refresh()
+    graph = passes.decode_step(3, layers, torch.float32)
     assert graph.rows == 4
-    decode_steps.refresh()
-    assert decode_steps.get(4, layers, torch.float32) is graph
+    passes.refresh()
+    assert passes.decode_step(4, layers, torch.float32) is graph
     with spying(kernel.model):  # a hook that has to run
-        decode_steps.refresh()
-        assert decode_steps.get(4, layers, torch.float32) is not graph
-    decode_steps.refresh()
-    graph = decode_steps.get(4, layers, torch.float32)
+        passes.refresh()
+        assert passes.decode_step(4, layers, torch.float32) is not graph
+    passes.refresh()
+    graph = passes.decode_step(4, layers, torch.float32)
     with torch.no_grad():
         kernel.model.model.norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
-    decode_steps.refresh()
-    assert decode_steps.get(4, layers, torch.float32) is graph
-    assert decode_steps.get(4, layers, torch.bfloat16) is not graph
+    passes.refresh()
+    assert passes.decode_step(4, layers, torch.float32) is graph
+    assert passes.decode_step(4, layers, torch.bfloat16) is not graph
 
 
 def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
     kernel = kernels("narrow")
-    decode_steps, norm = DecodeSteps(kernel.engine.runner), kernel.model.model.norm
+    passes, norm = CapturedPasses(kernel.engine.runner), kernel.model.model.norm
     norm.scaling = {"default": 1.0}  # as adapters keep theirs
     for change in (
         lambda: monkeypatch.setattr(norm, "variance_epsilon", 1e-3),
@@ -283,11 +284,11 @@ def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
         lambda: monkeypatch.setattr(norm, "forward", lambda hidden: hidden),
         lambda: norm.register_buffer("table", torch.zeros(3)),
     ):
-        decode_steps.refresh()
-        graph = decode_steps.get(1, [0], torch.float32)
+        passes.refresh()
+        graph = passes.decode_step(1, [0], torch.float32)
         change()
-        decode_steps.refresh()
-        assert decode_steps.get(1, [0], torch.float32) is not graph
+        passes.refresh()
+        assert passes.decode_step(1, [0], torch.float32) is not graph
     del norm.scaling, norm.table
 
 

@@ -12,7 +12,9 @@ from torch import nn
 from word_tokenizer import tokenizer, words
 
 from wim_kernel import WimKernel
-from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep
+from wim_kernel.engines.base import AttentionProbe
+from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
+from wim_kernel.engines.local.rows.decode_step import DecodeStep
 
 OPTIONS = {
     "threshold": 0,
@@ -56,7 +58,7 @@ def test_margins_and_answer_equal_generate(make_kernel, kind, attention):
 
 def captured(kernel) -> list[DecodeStep]:
     """Those that the trial of a new kernel has left included."""
-    return [graph for graph in kernel.engine.backend.decode_steps._steps.values() if graph._graph is not None]
+    return [graph for graph in kernel.engine.backend.passes._steps.values() if graph._graph is not None]
 
 
 def test_steps_are_captured_once_and_serve_every_reading(make_kernel):
@@ -161,3 +163,36 @@ def test_layers_on_two_devices(make_kernel):
     alone = make_kernel("llama").read([words(200), words(90, 1)]).ask(words(7), **OPTIONS)
     assert result.token_ids == alone.token_ids
     assert [m.token_ids for m in result.margins] == [m.token_ids for m in alone.margins]
+
+
+def probed(widths: list[int], at: list[int]) -> PromptProbe:
+    measured = AttentionProbe((0, 40, 90), ((0, 1), (1, 0), (1, 3)))
+    width = max(widths)
+    rows = [
+        ProbedRow(row, at[row], width - own, range(width - 3, width), measured)
+        for row, own in enumerate(widths)
+    ]
+    return PromptProbe(rows)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_prompts_of_a_size_are_captured_at_its_second_use(make_kernel, kind):
+    """Logits and attention of a replay are those of the launches before, for other prefixes and prompts in between."""
+    kernel = make_kernel(kind)
+    kernel.read([words(300, 1), words(170, 3)]).prefill()
+    prefix, device = kernel.cache._entries[-1].prefix, torch.device("cuda")
+    prompts, others = [[5, 6, 7, 8, 9], [5, 6, 7]], [[9, 8, 7, 6], [4, 3, 2]]
+
+    def run(ids: list[list[int]], at: list[int]) -> list[torch.Tensor]:
+        probe = probed([*map(len, ids)], at)
+        width = max(map(len, ids))
+        logits = prefix.branch(at, width).prompt(ids, width, torch.tensor([width - 3, width - 1]), 0, probe)
+        return [logits, *(probe.mass(row, device) for row in (0, 1))]
+
+    at = [prefix.tokens, 100]
+    wanted = run(prompts, at)
+    run(others, [150, 301])
+    graphs = [item for item in kernel.engine.backend.passes._prompts.values() if item._graph is not None]
+    assert len(graphs) == 1
+    for found, expected in zip(run(prompts, at), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from wim_kernel.engines.base import AttentionProbe
 from wim_kernel.engines.local.attention.parts import AttentionParams
+from wim_kernel.engines.local.model.runner import upload
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ class ProbedRow:
     probe: AttentionProbe
 
 
+class AttentionObserver(Protocol):
+    """Observes the attention of a forward pass, layer by layer."""
+
+    def observe(
+        self, layer: int, query: Tensor, key: Tensor, prefix: Tensor | None, params: AttentionParams
+    ) -> None:
+        """Observe one layer.
+
+        Args:
+            layer: index of the layer.
+            query: queries of the pass, (rows, heads, M, D).
+            key: keys of the pass, (rows, key heads, M, D).
+            prefix: keys of the prefix, (key heads, capacity, D); None if the prefix is empty.
+            params: the layer's scale, window, softcap and sinks.
+        """
+
+
 class PromptProbe:
     """Measures the attention of one pass over prompts, layer by layer.
 
@@ -47,18 +66,15 @@ class PromptProbe:
         self.rows = rows
         self._mass: dict[tuple[int, int, int], Tensor] = {}
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are measured, ascending."""
+        return tuple(sorted({layer for row in self.rows for layer, _ in row.probe.heads}))
+
     def observe(
         self, layer: int, query: Tensor, key: Tensor, prefix: Tensor | None, params: AttentionParams
     ) -> None:
-        """Measure one layer.
-
-        Args:
-            layer: index of the layer.
-            query: queries of the pass, (rows, heads, M, D).
-            key: keys of the pass, (rows, key heads, M, D).
-            prefix: keys of the prefix, (key heads, capacity, D); None if the prefix is empty.
-            params: the layer's scale, window, softcap and sinks.
-        """
+        """Measure one layer; see `AttentionObserver.observe`."""
         for row in self.rows:
             heads = [head for wanted, head in row.probe.heads if wanted == layer]
             if heads:
@@ -102,7 +118,7 @@ def _mass(
 ) -> Tensor:
     """The mean attention mass of a row's queries on each of its spans, (heads, spans), in float64."""
     device, groups = query.device, query.shape[1] // key.shape[1]
-    index = torch.tensor(heads, device=device)
+    index = upload(heads, torch.int64, device)
     shared = index // groups
     mine = query[row.row, index, row.queries.start : row.queries.stop].float()
     keys = key[row.row, shared, row.pad :].float()
@@ -119,6 +135,6 @@ def _mass(
     if params.sinks is not None:
         total = torch.logaddexp(total, params.sinks[index].float()[:, None, None])
     sums = torch.exp(scores - total).mean(1).double().cumsum(-1)
-    cuts = torch.tensor(row.probe.cuts, device=device)
+    cuts = upload(row.probe.cuts, torch.int64, device)
     before = torch.where(cuts > 0, sums[:, (cuts - 1).clamp(min=0)], 0.0)
     return before.diff(dim=-1)

@@ -14,7 +14,7 @@ from wim_kernel.engines.local.model.runner import ModelRunner, upload
 from wim_kernel.engines.local.model.states import States
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import BranchRows
-from wim_kernel.engines.local.rows.cuda_graphs import DecodeSteps
+from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.engines.local.rows.triton_rows import TritonRows
 
@@ -33,7 +33,7 @@ class TritonBackend:
         self.name = "cudnn" if cudnn.use == "always" else "kernels"
         self.runner = runner
         self.cudnn = cudnn
-        self.decode_steps = DecodeSteps(runner)
+        self.passes = CapturedPasses(runner)
         runner.fuse()
 
     def supports(self, params: AttentionParams) -> bool:
@@ -79,4 +79,4 @@ class TritonBackend:
         """See `AttentionBackend.rows`. Rows with states, or on a prefix without buffers, run in plain PyTorch."""
         if not layers or states is not None:
             return TorchRows(layers, self.runner, list(lengths), room, states)
-        return TritonRows(layers, self.runner, self.decode_steps, list(lengths), room)
+        return TritonRows(layers, self.runner, self.passes, list(lengths), room)

@@ -1,15 +1,10 @@
-"""Decode steps captured as CUDA graphs: one graph for each number of rows, whatever the prefix.
-
-A replay reads the addresses of a batch's buffers and the slots to write from device memory, and moves the slots on
-itself, so that one graph serves every batch of its size.
-"""
+"""The passes of one model that are captured as CUDA graphs, and when they have to be captured anew."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,130 +12,53 @@ import torch
 from torch import Tensor, nn
 
 from wim_kernel.engines.local.model.patching import ForwardPatch
-from wim_kernel.engines.local.model.runner import ModelRunner, to_device, upload
-from wim_kernel.engines.local.rows.triton_context import TritonContext
-
-logger = logging.getLogger(__name__)
-
-_capturing = threading.Lock()  # one capture at a time in a process
-CAPTURE_PREFIX = 2**20
-"""Prefix length for which a captured step is split into runs; it is correct for every length."""
+from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.rows.captured import CapturedPass
+from wim_kernel.engines.local.rows.decode_step import DecodeStep
+from wim_kernel.engines.local.rows.prompt_pass import MOST_TOKENS, PromptPass, PromptSize
 
 
-class DecodeStep:
-    """One decode step for a number of rows, with inputs and outputs at fixed addresses, captured if possible.
-
-    Each run appends a token to every row, writes the argmax of the logits to its own input and advances to the next
-    slot, so that the next run needs no input from the host.
+class CapturedPasses:
+    """The captured passes of one model: decode steps by number of rows, prompts by size.
 
     Args:
         runner: the model.
-        rows: number of rows.
-        layers: indices of the model's layers that attend, ascending.
-        dtype: dtype of keys and values.
-        pool: memory pool of all captured graphs; None to run the model's code at each step instead.
-    """
 
-    def __init__(
-        self, runner: ModelRunner, rows: int, layers: Sequence[int], dtype: torch.dtype, pool: Any
-    ) -> None:
-        self.runner = runner
-        self.rows = rows
-        device = runner.device
-        # base, lengths, pads and slots (see `pack_state`), then the tokens to append
-        self.state = torch.zeros(1 + 4 * rows, dtype=torch.int32, device=device)
-        self.tokens = self.state[1 + 3 * rows :]
-        self.table = torch.zeros(len(layers), 2 + 2 * rows, dtype=torch.int64, device=device)
-        self.loaded_for: Hashable = None  # rows of batches to whose buffers the table points
-        self._context = TritonContext(self.table, layers, self.state, CAPTURE_PREFIX, True, dtype)
-        self._logits: Tensor | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._pool = pool
-        self.capture_failed = False
-
-    def load(self, members: Hashable, table: Callable[[], Tensor], numbers: Sequence[int]) -> None:
-        """Point the step at rows of batches.
-
-        Args:
-            members: identity of the rows and batches.
-            table: makes the address table; called only if the step is loaded for other members.
-            numbers: the rows' state, followed by the tokens to append.
-        """
-        if self.loaded_for != members:
-            self.table.copy_(to_device(table(), self.table.device))
-        self.loaded_for = members
-        self.state.copy_(upload(numbers, torch.int32, self.state.device))
-        if self._pool is not None and self._graph is None:
-            self._capture()
-
-    def run(self) -> Tensor:
-        """Run the step; returns logits (rows, vocabulary). The next run overwrites them, and ``tokens`` too."""
-        if self._graph is None:
-            self._forward()
-        else:
-            self._graph.replay()
-        assert self._logits is not None
-        return self._logits
-
-    def _forward(self) -> None:
-        rows, state = self.rows, self.state
-        lengths, pads, slots = state[1 : 1 + 3 * rows].view(3, rows)
-        positions = (lengths - pads + slots).clamp(min=0).long()
-        ids = self.tokens.long()
-        logits = self.runner.forward(ids[:, None], positions[:, None], self._context, keep=1)[:, -1]
-        if self._logits is None:
-            self._logits = torch.empty_like(logits)
-        self._logits.copy_(logits)
-        self.tokens.copy_(logits.argmax(-1))
-        slots += 1
-
-    def _capture(self) -> None:
-        """Capture the step, after a warm-up run that compiles and loads kernels; restores the state afterwards."""
-        device, graph, before = self.state.device, torch.cuda.CUDAGraph(), self.state.clone()
-        try:
-            with _capturing, torch.cuda.device(device):
-                side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-                side.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(side):
-                    self._forward()
-                torch.cuda.current_stream(device).wait_stream(side)
-                with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
-                    self._forward()
-            self._graph = graph
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # the model's code synchronises with the device, as some mixtures of experts do
-            logger.info("Decode steps of this model cannot be captured, and run launch by launch: %s", error)
-            torch.cuda.synchronize(device)
-            self._pool, self.capture_failed = None, True
-        self.state.copy_(before)
-
-
-class DecodeSteps:
-    """The decode steps of one model, by number of rows.
-
-    Args:
-        runner: the model.
+    Attributes:
+        logits_type: number and dtype of a slot's logits, as the last pass over prompts without a graph had them.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
         self._steps: dict[Hashable, DecodeStep] = {}
+        self._prompts: dict[Hashable, PromptPass] = {}
+        self._uses: Counter[Hashable] = Counter()
+        self.logits_type = 0, torch.float32
+        self._logits: Tensor | None = None  # of all passes over prompts
+        self._tensors: list[Tensor] = []  # the model's parameters and buffers
+        self._addresses: list[int] = []
         self._fingerprint: int | None = None
         self._pool: Any = None
 
-    def refresh(self) -> None:
-        """Drop all graphs if the model has changed since their capture: addresses of weights, attributes, hooks."""
-        model = self.runner.model
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        now = hash((tuple(item.data_ptr() for item in tensors), *map(_module_state, model.modules())))
-        if now != self._fingerprint:
-            self._steps.clear()
-            self._fingerprint = now
-            self._pool = torch.cuda.graph_pool_handle() if self._can_capture() else None
+    def refresh(self) -> bool:
+        """Drop all graphs if the model has changed since their capture: addresses of weights, attributes, hooks.
 
-    def get(self, rows: int, layers: Sequence[int], dtype: torch.dtype) -> DecodeStep:
+        Returns:
+            Whether it has not changed. To find out takes some milliseconds of the host.
+        """
+        model = self.runner.model
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._addresses = [item.data_ptr() for item in self._tensors]
+        now = hash((tuple(self._addresses), *map(_module_state, model.modules())))
+        if now == self._fingerprint:
+            return True
+        self._steps.clear()
+        self._prompts.clear()
+        self._fingerprint = now
+        self._pool = torch.cuda.graph_pool_handle() if self._can_capture() else None
+        return False
+
+    def decode_step(self, rows: int, layers: Sequence[int], dtype: torch.dtype) -> DecodeStep:
         """The step for ``rows`` rows or a few more.
 
         Args:
@@ -151,10 +69,48 @@ class DecodeSteps:
         size = graph_size(rows)
         key = (size, dtype, torch.is_autocast_enabled(), *layers)
         if key not in self._steps:
-            if any(graph.capture_failed for graph in self._steps.values()):
+            if self._has_failed:
                 self._pool = None  # do not try to capture this model again
             self._steps[key] = DecodeStep(self.runner, size, layers, dtype, self._pool)
         return self._steps[key]
+
+    def prompt(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype) -> PromptPass | None:
+        """The pass over prompts of a size, from the second use of the size on; None if it should run uncaptured.
+
+        After the pass was launched, `refresh` tells whether its results count.
+
+        Args:
+            size: the size.
+            layers: indices of the model's layers that attend, ascending.
+            dtype: dtype of keys and values.
+        """
+        key = (size, dtype, torch.is_autocast_enabled(), *layers)
+        self._uses[key] += 1
+        if self._uses[key] == 1 or size.rows * size.width > MOST_TOKENS or self._has_failed:
+            return None
+        if key not in self._prompts:
+            if self._fingerprint is None or self._pool is not None:
+                self.refresh()
+            if self._pool is None and self.runner.device.type == "cuda":
+                return None
+            logits = self._logits_for(size.rows, size.kept)
+            self._prompts[key] = PromptPass(self.runner, size, layers, dtype, logits, self._pool)
+        elif self._addresses != [item.data_ptr() for item in self._tensors]:
+            return None  # weights have moved; a replay would read the memory that they have left
+        return self._prompts[key]
+
+    @property
+    def _has_failed(self) -> bool:
+        passes: Iterable[CapturedPass] = itertools.chain(self._steps.values(), self._prompts.values())
+        return any(item.capture_failed for item in passes)
+
+    def _logits_for(self, rows: int, kept: int) -> Tensor:
+        """A part of one buffer for the logits of all passes over prompts, of which one runs at a time."""
+        vocabulary, dtype = self.logits_type
+        count = rows * kept * vocabulary
+        if self._logits is None or len(self._logits) < count or self._logits.dtype != dtype:
+            self._logits = torch.empty(count, dtype=dtype, device=self.runner.device)
+        return self._logits[:count].view(rows, kept, vocabulary)
 
     def _can_capture(self) -> bool:
         """Whether the model is on one CUDA device and has no hooks or foreign forwards, which a replay would skip."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import AttentionParams
-from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
+from wim_kernel.engines.local.attention.prompt_probe import AttentionObserver
 from wim_kernel.engines.local.attention.triton_launch import branch_attention, prefix_splits
 
 
@@ -26,7 +26,7 @@ class TritonContext:
         longest: most prefix tokens that a row may see.
         past: whether rows may have own tokens from earlier passes.
         dtype: dtype of the keys and values in the buffers.
-        probe: measures attention of this pass, if given.
+        probe: observes the attention of this pass, if given.
         keys: for the probe, the prefix's keys in each of ``layers``, (key heads, capacity, D).
     """
 
@@ -36,8 +36,8 @@ class TritonContext:
     longest: int
     past: bool
     dtype: torch.dtype
-    probe: PromptProbe | None = None
-    keys: Sequence[Tensor] = ()
+    probe: AttentionObserver | None = None
+    keys: Sequence[Tensor | None] = ()
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams

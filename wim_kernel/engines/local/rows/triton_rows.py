@@ -18,7 +18,9 @@ from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state,
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of, to_device, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.rows.base import StepOutput, left_padded
-from wim_kernel.engines.local.rows.cuda_graphs import DecodeStep, DecodeSteps
+from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
+from wim_kernel.engines.local.rows.decode_step import DecodeStep
+from wim_kernel.engines.local.rows.prompt_pass import WIDTH_STEP, PromptSize, rounded
 from wim_kernel.engines.local.rows.triton_context import TritonContext
 
 
@@ -67,7 +69,7 @@ class TritonRows:
     Args:
         layers: keys and values of the prefix, by layer.
         runner: the model.
-        decode_steps: the model's captured decode steps.
+        passes: the model's captured passes.
         lengths: number of prefix tokens that each row sees.
         room: number of tokens that each row may add.
     """
@@ -76,21 +78,21 @@ class TritonRows:
         self,
         layers: Mapping[int, LayerStore],
         runner: ModelRunner,
-        decode_steps: DecodeSteps,
+        passes: CapturedPasses,
         lengths: list[int],
         room: int,
     ) -> None:
         self.runner = runner
-        self.decode_steps = decode_steps
+        self.passes = passes
         self.lengths = lengths
         self.pads = [0] * len(lengths)
         self.rows = list(range(len(lengths)))
-        self.room = room
+        self.room = self._room = room
         self.used = 0
         self.layers = sorted(layers)
         self._stores = [layers[layer] for layer in self.layers]  # a prefix that grows replaces its stores
         self._dtype = self._stores[0].keys.dtype
-        self._own = [store.own_buffers(len(lengths), room) for store in self._stores]
+        self._own = [store.own_buffers(len(lengths), room + WIDTH_STEP - 1) for store in self._stores]
         self._addresses = _Addresses(self._stores, self._own)
         self._stream = stream_of(self.runner.device)
         self._decode_step: DecodeStep | None = None
@@ -99,6 +101,7 @@ class TritonRows:
 
     sees_attention = True
 
+    @torch.inference_mode()
     def prompt(
         self,
         ids: Sequence[Sequence[int]],
@@ -107,21 +110,50 @@ class TritonRows:
         start: int = 0,
         probe: PromptProbe | None = None,
     ) -> Tensor:
-        """See `BranchRows.prompt`."""
+        """See `BranchRows.prompt`. Prompts are padded further, so that batches of a similar size share a graph."""
+        more = rounded(width) - width
+        width, keep, self.room = width + more, keep + more, self._room + more
+        probed = None if probe is None else probe.part(range(len(ids)), -more)
         rows = slice(start, start + len(ids))
         self.pads[rows], padded = left_padded(ids, width)
         self.used = width
+        logits = self._replayed(rows, padded, keep, probed)
+        if logits is None:
+            logits = self._launched(rows, padded, keep, probed)
+            if start == 0 and self.room > width:  # a batch that only measures takes no steps
+                self.passes.refresh()  # some milliseconds of the host, while the device is busy
+        if probe is not None and probed is not None:
+            probe.take(probed, 0)
+        return logits
+
+    def _launched(self, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None) -> Tensor:
+        """Run prompts launch by launch; returns logits (rows, keep, vocabulary)."""
         lengths, pads = self.lengths[rows], self.pads[rows]
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
-        positions = (before + torch.arange(width)[None]).clamp(min=0)
+        positions = (before + torch.arange(ids.shape[1])[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
         table = to_device(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
         context = TritonContext(table, self.layers, state, max(lengths), False, self._dtype)
         if probe is not None:
             context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
-        logits = self.runner.forward(padded, positions, context, keep)
-        if start == 0 and self.room > width:  # a batch that only measures takes no steps
-            self.decode_steps.refresh()  # some milliseconds of the host, while the device is busy
+        logits = self.runner.forward(ids, positions, context, keep)
+        self.passes.logits_type = logits.shape[-1], logits.dtype
+        return logits
+
+    def _replayed(self, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None) -> Tensor | None:
+        """The same by a captured pass; None if there is none, or if the model has changed since its capture."""
+        lengths, pads = self.lengths[rows], self.pads[rows]
+        size = PromptSize.of(lengths, ids.shape[1], len(keep), () if probe is None else probe.layers)
+        captured = self.passes.prompt(size, self.layers, self._dtype)
+        if captured is None:
+            return None
+        table = _table([self._addresses], [self.rows[rows]], len(ids))
+        logits = captured.run(table, pack_state(0, lengths, pads, [0] * len(ids)), ids, keep)
+        if not self.passes.refresh():
+            return None
+        for layer, (query, key, params) in captured.watched.seen.items():
+            assert probe is not None, "layers are watched for a probe"
+            probe.observe(layer, query, key, self._stores[self.layers.index(layer)].keys, params)
         return logits
 
     @torch.inference_mode()
@@ -140,7 +172,7 @@ class TritonRows:
     @property
     def batch_key(self) -> Hashable:
         """Equal for batches on the same prefix buffers and the same stream of the device."""
-        return id(self.decode_steps), id(self._stores[0]), self._stream
+        return id(self.passes), id(self._stores[0]), self._stream
 
     @torch.inference_mode()
     def step_together(self, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[StepOutput]:
@@ -207,7 +239,7 @@ def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
     """Launch a step of batches on one prefix, all their rows in one pass."""
     batches = [batch for batch, _ in steps]
     first, count = batches[0], sum(len(batch.rows) for batch in batches)
-    decode_step = first.decode_steps.get(count, first.layers, first._dtype)
+    decode_step = first.passes.decode_step(count, first.layers, first._dtype)
     absent = decode_step.rows - count
 
     def table() -> Tensor:

@@ -1,0 +1,136 @@
+"""Passes over prompts with inputs at fixed addresses: the same logits and attention as launch by launch.
+
+On the CPU, where kernels are interpreted and a pass goes through the model's code at each run. On a GPU: tests/gpu.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import spying
+
+from wim_kernel import Frame, WimKernel
+from wim_kernel.engines.base import AttentionProbe
+from wim_kernel.engines.local.attention import triton_launch
+from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
+from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
+from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
+from wim_kernel.engines.local.rows.prompt_pass import (
+    CAPTURE_PREFIX,
+    KEPT_STEP,
+    SHORT_PREFIX,
+    WIDTH_STEP,
+    PromptPass,
+    PromptSize,
+)
+
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+
+PROMPTS = [[17, 18, 19, 20], [21, 22]]
+HEADS = ((0, 1), (1, 0), (1, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large_blocks():
+    """Few and large blocks, which the interpreter is sooner done with."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("prefix_blocks", "own_blocks"):
+            patch.setattr(triton_launch, name, lambda shape, shared: Blocks(64, 64, 4, 1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def kernel(tiny_model, smollm2):
+    made = WimKernel(tiny_model("narrow"), smollm2[1], attention="kernels", frame=Frame("Read.", "", "\n"))
+    made.engine.runner.unfuse()
+    yield made
+    made.engine.runner.uninstall()
+
+
+@pytest.fixture
+def prefix(kernel):
+    """A prefix on a model that has run no prompts yet."""
+    kernel.engine.backend.passes = CapturedPasses(kernel.engine.runner)
+    kernel.cache.clear()
+    kernel.read(["The gull sat on the mast.", "Nobody else did, they say."]).prefill()
+    return kernel.cache._entries[-1].prefix
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The sizes of the passes that ran with inputs at fixed addresses."""
+    sizes, run = [], PromptPass.run
+
+    def counting(self, *args):
+        sizes.append(self.size)
+        return run(self, *args)
+
+    monkeypatch.setattr(PromptPass, "run", counting)
+    return sizes
+
+
+def probe(at: list[int], width: int) -> PromptProbe:
+    measured = AttentionProbe((0, 2, 5), HEADS)
+    rows = [
+        ProbedRow(row, at[row], width - len(ids), range(width - 2, width), measured)
+        for row, ids in enumerate(PROMPTS)
+    ]
+    return PromptProbe(rows)
+
+
+def run(prefix, at: list[int], keep: list[int], probed: PromptProbe | None = None) -> torch.Tensor:
+    batch = prefix.branch(at, 4)
+    return batch.prompt(PROMPTS, 4, torch.tensor(keep), 0, probed)
+
+
+@pytest.mark.invariant(3)
+def test_logits_and_attention_are_those_of_a_plain_pass(kernel, prefix, runs):
+    at = [prefix.tokens, 7]
+    plain = probe(at, 4)
+    wanted = run(prefix, at, [1, 3], plain)
+    assert not runs  # nothing is captured for a size that may never come again
+    for other_at in ([3, 5], at):
+        again = probe(other_at, 4)
+        found = run(prefix, other_at, [1, 3], again)
+    assert len(runs) == 2
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for row in (0, 1):
+        mass = plain.mass(row, torch.device("cpu"))
+        assert mass.shape == (len(HEADS), 2)
+        torch.testing.assert_close(again.mass(row, torch.device("cpu")), mass, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.invariant(3)
+def test_steps_go_on_behind_a_replayed_prompt(kernel, prefix, runs):
+    def tokens() -> list[list[int]]:
+        batch = prefix.branch([prefix.tokens, 6], 7)
+        found = [batch.prompt(PROMPTS, 4, torch.tensor([3]))[:, -1].argmax(-1).tolist()]
+        for _ in range(3):
+            found.append(batch.step(found[-1]).argmax)
+        return found
+
+    assert tokens() == tokens() == tokens()
+    assert len(runs) == 2
+
+
+def test_a_model_with_a_new_hook_runs_its_own_code(kernel, prefix, runs):
+    at = [prefix.tokens, 7]
+    wanted = run(prefix, at, [3])
+    run(prefix, at, [3])
+    with spying(kernel.model) as spy:
+        torch.testing.assert_close(run(prefix, at, [3]), wanted, rtol=1e-4, atol=1e-4)
+    assert spy.batches
+    run(prefix, at, [3])
+    kernel.model.model.norm.weight = torch.nn.Parameter(2 * kernel.model.model.norm.weight.detach())
+    changed = run(prefix, at, [3])
+    assert not torch.allclose(changed, wanted)
+    torch.testing.assert_close(run(prefix, at, [3]), changed, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_are_rounded_so_that_batches_share_a_graph():
+    assert PromptSize.of([0], 1, 1, ()) == PromptSize(1, WIDTH_STEP, KEPT_STEP, 0, ())
+    assert PromptSize.of([9, 0], WIDTH_STEP, KEPT_STEP, (4,)) == PromptSize(
+        2, WIDTH_STEP, KEPT_STEP, SHORT_PREFIX, (4,)
+    )
+    long = PromptSize.of([SHORT_PREFIX + 1], WIDTH_STEP + 1, KEPT_STEP + 1, ())
+    assert long == PromptSize(1, 2 * WIDTH_STEP, 2 * KEPT_STEP, CAPTURE_PREFIX, ())
