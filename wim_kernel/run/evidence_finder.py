@@ -96,6 +96,7 @@ class EvidenceFinder:
             if findings is None:
                 pending.evidence = Evidence(pending.state.question, chunk)
             else:
+                pending.state.scored_at[pending.index] = findings.changes
                 pending.evidence = findings.evidence(
                     pending.state.question, chunk, pending.index, self.calibration
                 )

@@ -39,6 +39,7 @@ class MarginWriter:
         self.lease = finder.lease
         self.chunks = finder.document.chunks
         self.settings = finder.settings
+        self._token_counts: dict[str, int] = {}
 
     def score(self, batch: Sequence[PendingMargin]) -> Iterator[None]:
         """Set ``pending.evidence`` and ``pending.relevance``. Notes are written only if a second call judges them."""
@@ -264,7 +265,9 @@ class MarginWriter:
         pending.text, pending.spans = quotation.text, quotation.spans
 
     def _count_tokens(self, text: str) -> int:
-        return len(self.engine.encode(Text(text)))
+        if text not in self._token_counts:
+            self._token_counts[text] = len(self.engine.encode(Text(text)))
+        return self._token_counts[text]
 
     # -- the second call ----------------------------------------------------------------------------------------------
 

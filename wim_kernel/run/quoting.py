@@ -21,6 +21,7 @@ from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 GAP = " […] "  # between sentences that do not follow each other
 WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
+JOINED = 4  # two texts take at most so many tokens less together than apart
 CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads
 # A sentence that begins with such a word refers to the sentence before it.
 _REFERS_BACK = regex.compile(
@@ -138,6 +139,7 @@ def quote(
     """
     said = quotations(chunk.text)
     chosen: list[CharRange] = []
+    used = 0
     for span in dict.fromkeys(_with_speech(chunk, ranked, said)):
         if not chosen:
             chosen = [
@@ -148,10 +150,12 @@ def quote(
                     lambda cut: count_tokens(_read(chunk, [cut], said)),
                 )
             ]
-        elif count_tokens(chunk.text[slice(*span)]) < most_tokens:
+            used = count_tokens(_read(chunk, chosen, said))
+        elif used + count_tokens(chunk.text[slice(*span)]) <= most_tokens + JOINED:
             more = sorted([*chosen, span])
-            if count_tokens(_read(chunk, more, said)) <= most_tokens:
-                chosen = more
+            together = count_tokens(_read(chunk, more, said))
+            if together <= most_tokens:
+                chosen, used = more, together
     return Quote(
         _read(chunk, chosen, said), tuple(source for span in chosen for source in chunk.locate(*span))
     )
@@ -159,12 +163,14 @@ def quote(
 
 def _with_speech(chunk: Chunk, ranked: Sequence[CharRange], said: Sequence[Quotation]) -> Iterator[CharRange]:
     """The ranked sentences; one that introduces a speech ("He said: “Go. …") is followed by the rest of the speech."""
+    sentences: list[CharRange] = []
     for start, end in ranked:
         yield start, end
         introduced = [item for item in said if start < item.start < end < item.end]
         if introduced and any(map(str.isalnum, chunk.text[start : introduced[0].start])):
+            sentences = sentences or _sentences(chunk)
             stop = introduced[0].end
-            yield from (other for other in _sentences(chunk) if end <= other[0] and other[1] <= stop)
+            yield from (other for other in sentences if end <= other[0] and other[1] <= stop)
 
 
 def _sentences(chunk: Chunk) -> list[CharRange]:

@@ -55,7 +55,10 @@ class MarginReviser:
         if not self.finder.revises:
             return
         batch = [
-            PendingMargin(state, index) for state in states for index, margin in sorted(state.margins.items())
+            PendingMargin(state, index)
+            for state in states
+            if not state.is_settled
+            for index, margin in sorted(state.margins.items())
         ]
         self.finder.score_from_findings(batch)
         to_note, verbatim = [], self.settings.margin_style == "verbatim"

@@ -21,6 +21,7 @@ class QuestionState:
         question: the question; empty for a summary.
         position: the question's number among the call's questions, from 0.
         findings: the signals of the document's passages, if passages are searched.
+        scored_at: for each chunk, how often the findings had changed when the chunk was scored last.
         likelihoods: mean log-probability of the question at each boundary measured so far, by the index of the chunk
             that ends there; -1 is the boundary before the first chunk.
         margins: the margins written in this run so far, by chunk.
@@ -39,6 +40,7 @@ class QuestionState:
     question: str
     position: int = 0
     findings: Findings | None = None
+    scored_at: dict[int, int] = field(default_factory=dict)
     likelihoods: dict[int, float | None] = field(default_factory=dict)
     margins: dict[int, Margin] = field(default_factory=dict)
     answer_margins: list[Margin] = field(default_factory=list)
@@ -51,6 +53,12 @@ class QuestionState:
     prefilled: int = 0
     first_look: FirstLook | None = None
     billed: Usage = field(default_factory=lambda: Usage(cache_write_tokens=0))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every margin was written by the findings as they are now."""
+        changes = None if self.findings is None else self.findings.changes
+        return all(self.scored_at.get(index) == changes for index in self.margins)
 
     @property
     def in_order(self) -> list[Margin]:

@@ -10,7 +10,6 @@ import numpy as np
 from wim_kernel.common.chunk import Chunk
 from wim_kernel.run.relevance.calibration import SIGNALS, Calibration
 from wim_kernel.run.relevance.first_look import trust
-from wim_kernel.run.relevance.lexical import LexicalIndex
 from wim_kernel.run.relevance.passages import DocumentPassages
 from wim_kernel.run.relevance.scores import Evidence
 
@@ -41,6 +40,7 @@ class Findings:
         alone: whether attention was measured on each passage alone, not on the whole document.
         seen: by passage, the boundary of the branch that measured the passage's attention, and the branch's token ids.
         again: the findings of the next round of the search.
+        changes: how often a signal was set.
     """
 
     document: DocumentPassages
@@ -52,6 +52,7 @@ class Findings:
     seen: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     again: Findings | None = None
     measured: dict[int, float] = field(default_factory=dict)
+    changes: int = 0
     _relative: dict[str, Floats] | None = None
     _known: dict[str, Floats] | None = None
 
@@ -158,6 +159,7 @@ class Findings:
     def changed(self) -> None:
         """Drop cached results after a signal was set."""
         self._relative = self._known = None
+        self.changes += 1
 
     def count_only(self, shortlist: Sequence[int], among: Sequence[int]) -> None:
         """Among some passages, use the likelihoods of the shortlist only.
@@ -209,8 +211,7 @@ class Findings:
         total = np.zeros(count)
         if mass is not None:
             total += np.log(np.maximum(mass, LEAST_MASS)) / calibration.spread["attention"]
-        texts = [self.document.text_of(passage, number) for number in range(count)]
-        words = LexicalIndex(texts).coverage(self.question)
+        words = self.document.sentence_index(passage).coverage(self.question)
         return _below_best(total + words / calibration.spread["lexical"], -np.inf)
 
 

@@ -53,6 +53,7 @@ class DocumentPassages:
     ) -> None:
         self.passages: list[Passage] = []
         self.of_chunk: list[range] = []
+        self._sentence_indexes: dict[int, LexicalIndex] = {}
         for index, (chunk, size, begins) in enumerate(zip(chunks, sizes, starts, strict=True)):
             first = len(self.passages)
             self.passages += _cut(index, chunk, size, begins)
@@ -65,6 +66,13 @@ class DocumentPassages:
     def index(self) -> LexicalIndex:
         """The BM25 index of the passages."""
         return LexicalIndex([passage.text for passage in self.passages])
+
+    def sentence_index(self, passage: int) -> LexicalIndex:
+        """The BM25 index of a passage's sentences."""
+        if passage not in self._sentence_indexes:
+            texts = [self.text_of(passage, number) for number in range(len(self.passages[passage].sentences))]
+            self._sentence_indexes[passage] = LexicalIndex(texts)
+        return self._sentence_indexes[passage]
 
     @cached_property
     def sentences_of(self) -> list[slice]:
