@@ -128,9 +128,14 @@ def graph_size(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes in which torch keeps a module's parameters, hooks and so on, which are looked at by themselves."""
+
+
 def _module_state(module: nn.Module) -> Hashable:
     """The state of a module on which its code may branch: plain attributes, hooks, a forward of its own."""
-    plain = tuple((name, _plain_value(value)) for name, value in vars(module).items())
+    own = ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+    plain = tuple((name, _plain_value(value)) for name, value in own)
     return plain, len(module._forward_hooks), len(module._forward_pre_hooks), _foreign_forward(module)
 
 
