@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -43,6 +44,17 @@ def test_no_text_becomes_a_control_token(codec, text):
     if not any(token.content in text for token in codec.tokenizer.added_tokens_decoder.values()):
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         assert ids == codec.backend.encode(whole, add_special_tokens=False).ids  # ordinary text as ever
+
+
+def test_codecs_share_copies_of_equal_tokenizers_only(smollm2):
+    tokenizer = copy.deepcopy(smollm2[1])
+    before = ChatCodec(tokenizer)
+    assert ChatCodec(copy.deepcopy(tokenizer)).backend is before.backend
+    tokenizer.add_tokens(["<|aside|>"], special_tokens=True)
+    after = ChatCodec(tokenizer)
+    assert len(before.encode(Text("<|aside|>", trusted=True))) > 1
+    assert after.encode(Text("<|aside|>", trusted=True)) == [len(tokenizer) - 1]
+    assert after.control_ids.isdisjoint(after.encode(Text("<|aside|>")))
 
 
 @pytest.mark.invariant(4)

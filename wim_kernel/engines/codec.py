@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
+import xxhash
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -53,7 +55,8 @@ class ChatCodec:
                 f"{type(tokenizer).__name__} is no fast tokenizer: load it with use_fast=True."
             )
         self.control_ids = _control_ids(tokenizer)
-        self.backend, self._plain = _seamless(tokenizer.backend_tokenizer, self.control_ids)
+        self._copies = _seamless(tokenizer.backend_tokenizer, self.control_ids)
+        self.backend, self._plain = self._copies.trusted, self._copies.plain
         self._template = _template(tokenizer)
         self._switches = switches(self._template)
         self.seam = self._split_template()
@@ -243,19 +246,40 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(index for index, token in added if token.special or _MARKUP.match(token.content))
 
 
-def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
+@dataclass(frozen=True, eq=False)
+class _SeamlessCopies:
+    """Copies of a tokenizer that add nothing around a text.
+
+    Attributes:
+        trusted: with all added tokens.
+        plain: without the control tokens, whose text it tokenizes like any other.
+    """
+
+    trusted: Tokenizer
+    plain: Tokenizer
+
+
+_copies: WeakValueDictionary[tuple[bytes, frozenset[int]], _SeamlessCopies] = WeakValueDictionary()
+
+
+def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> _SeamlessCopies:
     """Copies of a tokenizer that add nothing around a text, so that a prompt can be tokenized run by run.
 
-    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation.
+    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation. Codecs
+    of equal tokenizers share their copies, since making them takes most of the time of a kernel on a loaded model.
 
     Args:
         backend: the tokenizer.
         control_ids: ids of added tokens that only trusted text may become.
-
-    Returns:
-        A copy with all added tokens, and one without the control tokens, whose text it tokenizes like any other.
     """
-    spec = json.loads(backend.to_str())
+    saved = backend.to_str()
+    key = xxhash.xxh3_128_digest(saved.encode()), control_ids
+    found = _copies.get(key)
+    return found or _copies.setdefault(key, _make_seamless(saved, control_ids))
+
+
+def _make_seamless(saved: str, control_ids: frozenset[int]) -> _SeamlessCopies:
+    spec = json.loads(saved)
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
     for part in _parts(spec["pre_tokenizer"], "pretokenizers"):
         if part["type"] == "Metaspace":
@@ -265,7 +289,7 @@ def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenize
         spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
     trusted = Tokenizer.from_str(json.dumps(spec))
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in control_ids]
-    return trusted, Tokenizer.from_str(json.dumps(spec))
+    return _SeamlessCopies(trusted, Tokenizer.from_str(json.dumps(spec)))
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
