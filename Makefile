@@ -181,25 +181,25 @@ examples: $(READY) ## run every example, two at a time
 		'said=$$($(BIN)/python EXAMPLE 2>&1); failed=$$?; printf "== EXAMPLE\n%s\n" "$$said"; exit $$failed'
 
 bench: $(READY) ## measure speed on the CPU against the rivals
-	$(BIN)/python benchmarks/cpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-gpu: $(READY) ## measure speed on a GPU against the rivals
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-readings: $(READY) ## measure what a kept reading saves, and many users at once
-	$(BIN)/python benchmarks/readings.py $(ARGS)
+	$(BIN)/python -m benchmarks.readings $(ARGS)
 
 bench-volumes: $(READY) ## measure which volume an answer should stand behind
-	$(BIN)/python benchmarks/volumes.py $(ARGS)
+	$(BIN)/python -m benchmarks.volumes $(ARGS)
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
-	$(BIN)/python benchmarks/relevance.py $(ARGS)
+	$(BIN)/python -m benchmarks.relevance $(ARGS)
 
 bench-chat: $(READY) ## measure what hosted chat models cost, on a provider on this machine
-	$(BIN)/python benchmarks/chat.py $(ARGS)
+	$(BIN)/python -m benchmarks.chat $(ARGS)
 
 bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL --tokenizer FOLDER")
-	$(BIN)/python benchmarks/server.py $(ARGS)
+	$(BIN)/python -m benchmarks.server $(ARGS)
 
 clean: ## remove .venv, the servers' environments, the caches and what was built
 	rm -rf $(VENV) $(VLLM) $(LLAMACPP) $(SGLANG) $(LIGHT)* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
