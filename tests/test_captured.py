@@ -42,6 +42,7 @@ BRIEF = {
     "answer_config": config(4),
     "prompts": PROMPTS,
     "threshold": 0,
+    "relevance": "likelihood",  # in the pass of the margins' prompts; the default makes passes of its own
 }
 
 
@@ -384,13 +385,17 @@ def test_a_reading_made_with_the_kernels_serves_without_them_and_the_other_way_r
         "kernels": kernels("narrow"),
         "parts": WimKernel(tiny_model("narrow"), smollm2[1], attention="parts", frame=FRAME),
     }
-    wanted = ways["parts"].read(CHUNKS).ask("Who?", **BRIEF)
+    options = {**BRIEF, "relevance": "combined"}
+    wanted = ways["parts"].read(CHUNKS).ask("Who?", **options)
     for writer, reader in (("kernels", "parts"), ("parts", "kernels")):
         reading = ways[writer].read(CHUNKS)
         reading.prefill()
         reading.save(tmp_path / writer)
         ways[reader].cache.clear()
-        found = ways[reader].load(tmp_path / writer).ask("Who?", **BRIEF)
+        found = ways[reader].load(tmp_path / writer).ask("Who?", **options)
         assert found.usage.prefill_tokens == 0
         assert found.token_ids == wanted.token_ids
         assert [m.token_ids for m in found.margins] == [m.token_ids for m in wanted.margins]
+        assert [m.relevance for m in found.margins] == pytest.approx(
+            [m.relevance for m in wanted.margins], abs=1e-4
+        )

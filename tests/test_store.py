@@ -56,6 +56,8 @@ def expected(make):
 
 
 def test_the_store_keeps_its_promises(make, expected):
+    size = make().engine.prefix_bytes(100)
+
     class Store(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
@@ -66,7 +68,6 @@ def test_the_store_keeps_its_promises(make, expected):
             self.start()
 
         def start(self) -> None:
-            size = make().engine.prefix_bytes(100)
             self.kernel = make(
                 budget_bytes=2 * size,
                 host_budget_bytes=2 * size,
