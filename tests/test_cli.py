@@ -341,7 +341,7 @@ def long_run(tmp_path: Path, tiny_folder: Path) -> Iterator[subprocess.Popen[str
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_one_interrupt_answers_from_what_was_read(long_run: subprocess.Popen[str]) -> None:
+def test_first_interrupt_answers_from_the_chunks_read(long_run: subprocess.Popen[str]) -> None:
     long_run.send_signal(signal.SIGINT)
     output, errors = long_run.communicate(timeout=120)
     assert long_run.returncode == 0, errors
@@ -354,7 +354,7 @@ def test_one_interrupt_answers_from_what_was_read(long_run: subprocess.Popen[str
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_two_interrupts_leave_at_once(long_run: subprocess.Popen[str]) -> None:
+def test_second_interrupt_exits_at_once(long_run: subprocess.Popen[str]) -> None:
     assert long_run.stderr is not None
     long_run.send_signal(signal.SIGINT)
     while "no more is read" not in long_run.stderr.readline():
@@ -366,7 +366,7 @@ def test_two_interrupts_leave_at_once(long_run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_a_reader_that_goes_away_is_no_error(long_run: subprocess.Popen[str]) -> None:
+def test_closed_output_pipe_is_no_error(long_run: subprocess.Popen[str]) -> None:
     assert long_run.stdout is not None
     assert long_run.stderr is not None
     long_run.stdout.close()

@@ -90,7 +90,7 @@ def test_filled_in_values_are_warned_of(kernel: WimKernel) -> None:
         )
 
 
-def test_the_real_model_fills_it_in(real_kernel: WimKernel) -> None:
+def test_real_model_fills_in_a_schema(real_kernel: WimKernel) -> None:
     class Bought(BaseModel):
         owner: str
         year: int

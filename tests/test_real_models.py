@@ -56,7 +56,7 @@ def test_relevance_finds_the_passage(real_kernel, score, at_least):
     assert sorted(relevance)[len(relevance) // 2] < 0.5
 
 
-def test_a_verbatim_margin_is_in_the_text_where_it_says(real_kernel):
+def test_spans_of_verbatim_margins_hold_their_text(real_kernel):
     text = STORY[TOLD - 1500 : TOLD + 1500]
     reading = real_kernel.read(text, chunk_tokens=256)
     events = list(reading.stream_margins(QUESTION, margin_style="verbatim"))

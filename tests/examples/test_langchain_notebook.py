@@ -24,7 +24,7 @@ def printed(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
-def test_it_shows_what_it_is_stored_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_prints_its_stored_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(NOTEBOOK.parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
     stored = nbformat.read(NOTEBOOK, as_version=4)
@@ -38,7 +38,7 @@ def test_it_shows_what_it_is_stored_with(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [float(number) for number in NUMBER.findall(shown)] == pytest.approx(numbers, abs=0.11)
 
 
-def test_it_is_read_in_two_minutes() -> None:
+def test_notebook_is_short() -> None:
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     words = sum(len(cell.source.split()) for cell in cells)
     assert words < 480
