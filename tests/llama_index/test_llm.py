@@ -114,8 +114,9 @@ def tools(synthesizer: WimSynthesizer) -> list[QueryEngineTool]:
     ]
 
 
-async def test_a_router_query_engine(real_kernel: WimKernel) -> None:
-    synthesizer = WimSynthesizer(real_kernel, **FEW)
+@pytest.mark.in_process
+async def test_a_router_query_engine(kernel: WimKernel) -> None:
+    synthesizer = WimSynthesizer(kernel, **FEW)
     for selector in (
         LLMSingleSelector.from_defaults(llm=synthesizer.llm),
         LLMMultiSelector.from_defaults(llm=synthesizer.llm, max_outputs=1),
@@ -130,16 +131,21 @@ async def test_a_router_query_engine(real_kernel: WimKernel) -> None:
     assert response.metadata["selector_result"].selections[0].index in (0, 1)
 
 
-async def test_a_condense_question_chat_engine(real_kernel: WimKernel) -> None:
+def test_condense_question_chat_engine_asks_a_whole_question(real_kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(real_kernel, **FEW)
     chat = CondenseQuestionChatEngine.from_defaults(engine(synthesizer, SHIP), llm=synthesizer.llm)
-    first = chat.chat(QUESTION)
+    assert chat.chat(QUESTION).response.strip()
     second = chat.chat("Where did she buy it?")
-    assert first.response.strip()
     assert second.response.strip()
     asked = second.sources[0].raw_input["query"]
     assert "<Chat History>" not in asked
     assert asked.strip()
+
+
+@pytest.mark.in_process
+async def test_condense_question_chat_engine_streams_and_awaits(kernel: WimKernel) -> None:
+    synthesizer = WimSynthesizer(kernel, llm=WimLLM(kernel, max_tokens=16), **FEW)
+    chat = CondenseQuestionChatEngine.from_defaults(engine(synthesizer, SHIP), llm=synthesizer.llm)
     assert (await chat.achat("When?")).response.strip()
     streamed = chat.stream_chat("And then?")
     assert "".join(streamed.response_gen).strip()
