@@ -46,10 +46,9 @@ def test_no_text_becomes_a_control_token(codec, text):
         assert ids == codec.backend.encode(whole, add_special_tokens=False).ids  # ordinary text as ever
 
 
-def test_codecs_share_copies_of_equal_tokenizers_only(smollm2):
+def test_codec_takes_added_tokens_as_they_are_when_it_is_made(smollm2):
     tokenizer = copy.deepcopy(smollm2[1])
     before = ChatCodec(tokenizer)
-    assert ChatCodec(copy.deepcopy(tokenizer)).backend is before.backend
     tokenizer.add_tokens(["<|aside|>"], special_tokens=True)
     after = ChatCodec(tokenizer)
     assert len(before.encode(Text("<|aside|>", trusted=True))) > 1

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
-import xxhash
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.decoders import DecodeStream
 
 from wim_kernel.common.errors import UnsupportedModelError
@@ -55,8 +54,7 @@ class ChatCodec:
                 f"{type(tokenizer).__name__} is no fast tokenizer: load it with use_fast=True."
             )
         self.control_ids = _control_ids(tokenizer)
-        self._copies = _seamless(tokenizer.backend_tokenizer, self.control_ids)
-        self.backend, self._plain = self._copies.trusted, self._copies.plain
+        self.backend, self._plain = _seamless(tokenizer.backend_tokenizer, self.control_ids)
         self._template = _template(tokenizer)
         self._switches = switches(self._template)
         self.seam = self._split_template()
@@ -246,50 +244,41 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(index for index, token in added if token.special or _MARKUP.match(token.content))
 
 
-@dataclass(frozen=True, eq=False)
-class _SeamlessCopies:
-    """Copies of a tokenizer that add nothing around a text.
-
-    Attributes:
-        trusted: with all added tokens.
-        plain: without the control tokens, whose text it tokenizes like any other.
-    """
-
-    trusted: Tokenizer
-    plain: Tokenizer
-
-
-_copies: WeakValueDictionary[tuple[bytes, frozenset[int]], _SeamlessCopies] = WeakValueDictionary()
-
-
-def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> _SeamlessCopies:
+def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
     """Copies of a tokenizer that add nothing around a text, so that a prompt can be tokenized run by run.
 
-    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation. Codecs
-    of equal tokenizers share their copies, since making them takes most of the time of a kernel on a loaded model.
+    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation. The
+    copies share the tokenizer's model: to write out and read back a vocabulary takes seconds.
 
     Args:
         backend: the tokenizer.
         control_ids: ids of added tokens that only trusted text may become.
+
+    Returns:
+        A copy with all added tokens, and one without the control tokens, whose text it tokenizes like any other.
     """
-    saved = backend.to_str()
-    key = xxhash.xxh3_128_digest(saved.encode()), control_ids
-    found = _copies.get(key)
-    return found or _copies.setdefault(key, _make_seamless(saved, control_ids))
-
-
-def _make_seamless(saved: str, control_ids: frozenset[int]) -> _SeamlessCopies:
-    spec = json.loads(saved)
-    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    parts = Tokenizer(models.BPE())
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        setattr(parts, name, getattr(backend, name))
+    spec = json.loads(parts.to_str())
     for part in _parts(spec["pre_tokenizer"], "pretokenizers"):
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
     if spec["normalizer"] is not None:
         kept = [part for part in _parts(spec["normalizer"], "normalizers") if part["type"] != "Prepend"]
         spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
-    trusted = Tokenizer.from_str(json.dumps(spec))
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in control_ids]
-    return _SeamlessCopies(trusted, Tokenizer.from_str(json.dumps(spec)))
+    added = sorted(backend.get_added_tokens_decoder().items())
+    ordinary = [token for index, token in added if index not in control_ids]
+    return _made(spec, backend, [token for _, token in added]), _made(spec, backend, ordinary)
+
+
+def _made(spec: dict[str, Any], backend: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer:
+    """A tokenizer of a description without a vocabulary, with another's model."""
+    made = Tokenizer.from_str(json.dumps(spec))
+    made.model = backend.model
+    for special, tokens in itertools.groupby(added, key=lambda token: token.special):
+        (made.add_special_tokens if special else made.add_tokens)(list(tokens))
+    return made
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
