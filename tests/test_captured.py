@@ -38,8 +38,8 @@ FRAME = Frame(
 PROMPTS = Prompts(question="\n{question}", margin="\nCopy.", answer="\n{question}", notes="\n{margins}")
 BRIEF = {
     "margin_style": "free",
-    "margin_config": config(4),
-    "answer_config": config(4),
+    "margin_config": config(3),
+    "answer_config": config(3),
     "prompts": PROMPTS,
     "threshold": 0,
     "relevance": "likelihood",  # in the pass of the margins' prompts; the default makes passes of its own

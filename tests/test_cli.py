@@ -175,7 +175,8 @@ def test_margins_only_writes_no_answer(wim: Callable[..., Result], facts: str) -
 
 
 def test_quiet_writes_the_answer_alone(wim: Callable[..., Result], facts: str) -> None:
-    loud, quiet = wim(QUESTION, facts), wim(QUESTION, facts, "--quiet")
+    asked = (QUESTION, facts, "--max-answer-tokens", "12")
+    loud, quiet = wim(*asked), wim(*asked, "--quiet")
     assert quiet.exit_code == 0
     assert quiet.stderr == ""
     assert loud.stdout.split("\nAnswer:\n")[1].rsplit("\n\n", 1)[0].strip() == quiet.stdout.strip() != ""
@@ -192,7 +193,7 @@ def test_quiet_margins_are_the_kept_texts(wim: Callable[..., Result], facts: str
 
 def test_a_piped_document_is_read(wim: Callable[..., Result]) -> None:
     for files in ((), ("-",)):
-        result = wim(QUESTION, *files, "--json", stdin=FACTS.encode())
+        result = wim(QUESTION, *files, "--json", "--max-answer-tokens", "4", stdin=FACTS.encode())
         assert result.exit_code == 0
         margin = events_in(result.stdout)[-1]["result"]["margins"][0]
         assert {span["source_id"] for span in margin["chunk"]["spans"]} == {"-"}
