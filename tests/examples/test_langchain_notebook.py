@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks import execute
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "langchain.ipynb"
 NUMBER = re.compile(r"\d+\.\d+")
@@ -30,8 +30,7 @@ def test_notebook_prints_its_stored_outputs(monkeypatch: pytest.MonkeyPatch) -> 
     stored = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(stored)
     run = nbformat.from_dict(stored)
-    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(run, timeout=500, kernel_name="python3", resources=where).execute()
+    execute(run, NOTEBOOK.parent)
     for shown, wanted in zip(printed(run), printed(stored), strict=True):
         assert NUMBER.sub("#", shown) == NUMBER.sub("#", wanted)
         numbers = [float(number) for number in NUMBER.findall(wanted)]
