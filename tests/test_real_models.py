@@ -19,8 +19,8 @@ TOLD = STORY.index("Run home this moment")
 OPTIONS = {
     "threshold": 0,
     "margin_style": "free",
-    "margin_config": config(12),
-    "answer_config": config(16),
+    "margin_config": config(8),
+    "answer_config": config(12),
 }
 
 
