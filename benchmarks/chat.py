@@ -6,7 +6,7 @@ for each question the first look chooses three chunks to ask about. Cost is in t
 to the cache counts 1.25 (1.0 where writes are free), one read from it 0.1. Output is left out: it is much the same for
 both.
 
-    python benchmarks/chat.py
+    python -m benchmarks.chat
 
 Prints a table and writes docs/benchmarks/chat.json.
 """
@@ -14,25 +14,20 @@ Prints a table and writes docs/benchmarks/chat.json.
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+from langchain_anthropic import ChatAnthropic
+from langchain_classic.chains.question_answering import load_qa_chain
+from langchain_core.documents import Document
+from langchain_openai import ChatOpenAI
 
-from langchain_anthropic import ChatAnthropic  # noqa: E402
-from langchain_classic.chains.question_answering import load_qa_chain  # noqa: E402
-from langchain_core.documents import Document  # noqa: E402
-from langchain_openai import ChatOpenAI  # noqa: E402
-
-from benchmarks.provider import Bill, Provider, Rules  # noqa: E402
-from benchmarks.report import ROOT, Goal, table, write_json  # noqa: E402
-from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
+from benchmarks.provider import Bill, Provider, Rules
+from benchmarks.report import ROOT, Goal, table, write_json
+from wim_integrations.langchain import create_wim_map_reduce_chain
+from wim_kernel import WimKernel
 
 CHUNKS, CHUNK_TOKENS = 8, 4096
 FILLER = (

@@ -8,8 +8,8 @@ Rivals (see `rivals`): (a) the published recipe, (b) the document read and answe
 forward pass or by chunks, whichever is quicker, (c) one call a chunk. They are given the very ids that the
 kernel read, and (a) the very prompts, so its margins must come out as the kernel's do.
 
-    python benchmarks/cpu.py                     # about six minutes on two cores
-    python benchmarks/cpu.py --tokens 512 --chunks 4 --margin-tokens 8 --out /tmp/smoke
+    python -m benchmarks.cpu                     # about six minutes on two cores
+    python -m benchmarks.cpu --tokens 512 --chunks 4 --margin-tokens 8 --out /tmp/smoke
 
 Peak memory is the resident memory of a process of its own for each path, counted from when the model is
 loaded. Writes ``cpu.json`` and ``cpu.png``; exits with 1 where a ratio misses its target.
@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import peak_bytes, reset_peak
-from report import ROOT, Goal, machine, table, write_json
-from rivals import RIVALS, Run
-from workload import Workload, ask, document_texts, rival_task, run_kernel
 
+from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.report import ROOT, Goal, machine, table, write_json
+from benchmarks.rivals import RIVALS, Run
+from benchmarks.workload import Workload, ask, document_texts, rival_task, run_kernel
 from wim_kernel import WimKernel, WimResult
 
 KERNEL, SECOND = "kernel", "kernel_second_question"
@@ -101,12 +101,13 @@ def peak_memory(name: str, workload: Workload, model: str, threads: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "workload.json"
         workload.save(file)
-        command = [sys.executable, __file__, "--model", model, "--threads", str(threads)]
+        command = [sys.executable, "-m", "benchmarks.cpu", "--model", model, "--threads", str(threads)]
         done = subprocess.run(
             [*command, "--child", name, "--workload", str(file)],
             check=True,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
         )
     peak: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return peak

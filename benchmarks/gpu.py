@@ -10,8 +10,8 @@ First it checks what it is going to time: in float32 every margin and answer aga
 token, with every way of computing attention that the GPU has; in bfloat16 the logits, against a float32 run, beside
 those of the model's own code.
 
-    python benchmarks/gpu.py                          # about nine minutes on an H100
-    python benchmarks/gpu.py --contexts 16384 --no-rivals
+    python -m benchmarks.gpu                          # about nine minutes on an H100
+    python -m benchmarks.gpu --contexts 16384 --no-rivals
 
 Writes ``gpu.json`` and ``gpu.png``; exits with 1 where a figure misses its target or a check fails.
 """
@@ -28,12 +28,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
-
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+from transformers import (
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
@@ -41,10 +37,10 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
 )
 
-from benchmarks.report import ROOT, Goal, machine, table, write_json  # noqa: E402
-from benchmarks.rivals import RIVALS, Task, generated  # noqa: E402
-from benchmarks.shapes import SHAPES, synthetic_tokenizer  # noqa: E402
-from wim_kernel import AnswerToken, Frame, MarginWritten, Prompts, Reading, WimKernel  # noqa: E402
+from benchmarks.report import ROOT, Goal, machine, table, write_json
+from benchmarks.rivals import RIVALS, Task, generated
+from benchmarks.shapes import SHAPES, synthetic_tokenizer
+from wim_kernel import AnswerToken, Frame, MarginWritten, Prompts, Reading, WimKernel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU only to try the script itself
 VOCABULARY = 128_256

@@ -1,7 +1,7 @@
 """A map-reduce chain of LangChain's against its replacement: same model object, documents and token limits, one run.
 
-    python benchmarks/langchain.py                       # on the CPU, the embedded model
-    python benchmarks/langchain.py --shape 8b --tokenizer FOLDER --document-tokens 4096 --documents 8   # on a GPU
+    python -m benchmarks.langchain                       # on the CPU, the embedded model
+    python -m benchmarks.langchain --shape 8b --tokenizer FOLDER --document-tokens 4096 --documents 8   # on a GPU
 
 The old chain is ``load_qa_chain(chain_type="map_reduce")`` of langchain-classic. Its language model calls
 ``model.generate``, once with prompts one by one, as wrappers without batches do, and once with all of a step's
@@ -13,25 +13,20 @@ speed is that of a trained one.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# This file has the name of a package that others may import: nothing is to be found beside it under that name.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+import torch
+from langchain_classic.chains.question_answering import load_qa_chain
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from transformers import GenerationConfig, PreTrainedModel
 
-import torch  # noqa: E402
-from langchain_classic.chains.question_answering import load_qa_chain  # noqa: E402
-from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402
-from langchain_core.documents import Document  # noqa: E402
-from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
-
-from benchmarks.report import ROOT, machine, table  # noqa: E402
-from benchmarks.shapes import (  # noqa: E402
+from benchmarks.report import ROOT, machine, table
+from benchmarks.shapes import (
     Run,
     add_model_options,
     count_then_time,
@@ -40,10 +35,10 @@ from benchmarks.shapes import (  # noqa: E402
     split_texts,
     timed,
 )
-from wim_integrations.evaluation.generation import Generator  # noqa: E402
-from wim_integrations.evaluation.langchain_chain import GenerateLLM  # noqa: E402
-from wim_integrations.langchain import create_wim_map_reduce_chain  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
+from wim_integrations.evaluation.generation import Generator
+from wim_integrations.evaluation.langchain_chain import GenerateLLM
+from wim_integrations.langchain import create_wim_map_reduce_chain
+from wim_kernel import WimKernel
 
 
 class FirstSign(BaseCallbackHandler):

@@ -1,7 +1,7 @@
 """LlamaIndex's own response synthesizers against `WimSynthesizer`: same model object, nodes and token limits, one run.
 
-    python benchmarks/llama_index.py                     # on the CPU, the embedded model
-    python benchmarks/llama_index.py --shape 8b --tokenizer FOLDER --node-tokens 2048    # on a GPU
+    python -m benchmarks.llama_index                     # on the CPU, the embedded model
+    python -m benchmarks.llama_index --shape 8b --tokenizer FOLDER --node-tokens 2048    # on a GPU
 
 The rivals are tree_summarize, refine, compact and accumulate through `HuggingFaceLLM` on the kernel's own model. Every
 text has a fixed number of tokens. Margins are all written and kept (``threshold=0``). Rivals that pack several nodes
@@ -12,25 +12,20 @@ random weights, whose speed is that of a trained one.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# This file has the name of a package that others may import: nothing is to be found beside it under that name.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+import torch
+from llama_index.core import set_global_tokenizer
+from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.llms.huggingface import HuggingFaceLLM
+from transformers import GenerationConfig
 
-import torch  # noqa: E402
-from llama_index.core import set_global_tokenizer  # noqa: E402
-from llama_index.core.indices.prompt_helper import PromptHelper  # noqa: E402
-from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer  # noqa: E402
-from llama_index.core.schema import NodeWithScore, TextNode  # noqa: E402
-from llama_index.llms.huggingface import HuggingFaceLLM  # noqa: E402
-from transformers import GenerationConfig  # noqa: E402
-
-from benchmarks.report import ROOT, machine, table  # noqa: E402
-from benchmarks.shapes import (  # noqa: E402
+from benchmarks.report import ROOT, machine, table
+from benchmarks.shapes import (
     Run,
     add_model_options,
     count_then_time,
@@ -39,8 +34,8 @@ from benchmarks.shapes import (  # noqa: E402
     split_texts,
     timed,
 )
-from wim_integrations.llama_index import WimSynthesizer  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
+from wim_integrations.llama_index import WimSynthesizer
+from wim_kernel import WimKernel
 
 MODES = ("tree_summarize", "refine", "compact", "accumulate")
 

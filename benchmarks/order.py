@@ -4,8 +4,8 @@ Workload: ``order_sets.jsonl``, 36 sets of three passages on one subject, as a r
 each; one passage holds the answer. A third of the questions are easy, a third are in other words than the passage that
 answers them, and in a third another passage repeats the question's words. Each set is read in all six orders.
 
-    python benchmarks/order.py
-    python benchmarks/order.py --model FOLDER --dtype bfloat16 --device cuda
+    python -m benchmarks.order
+    python -m benchmarks.order --model FOLDER --dtype bfloat16 --device cuda
 
 Reports by kind of question: how often the passage with the answer is kept and how often it is the most relevant (over
 all orders), for how many sets the same passages are kept in every order, and how many passages are kept on average.
@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from report import ROOT, machine, table, write_json
-
+from benchmarks.report import ROOT, machine, table, write_json
 from wim_integrations.evaluation.loading import load_kernel
 from wim_kernel import WimKernel
 

@@ -3,8 +3,8 @@
 Workload: a document of 4,096 tokens in 8 chunks (a text that is begun again where it is too short), every margin of 32
 forced tokens written and kept, an answer of 32. Questions differ from run to run; the reading is the same.
 
-    python benchmarks/readings.py                      # about three minutes on two cores
-    python benchmarks/readings.py --shape 8b --tokenizer FOLDER --tokens 32768 --new-tokens 64
+    python -m benchmarks.readings                      # about three minutes on two cores
+    python -m benchmarks.readings --shape 8b --tokenizer FOLDER --tokens 32768 --new-tokens 64
 
 Writes ``readings-cpu.json`` or ``readings-gpu.json``, and a plot beside it.
 """
@@ -12,7 +12,6 @@ Writes ``readings-cpu.json`` or ``readings-gpu.json``, and a plot beside it.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import threading
 import time
@@ -23,16 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+import torch
+from transformers import GenerationConfig
 
-import torch  # noqa: E402
-from transformers import GenerationConfig  # noqa: E402
-
-from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
-from benchmarks.shapes import add_model_options, load, split_texts  # noqa: E402
-from wim_kernel import WimKernel, WimResult  # noqa: E402
+from benchmarks.report import ROOT, machine, table, write_json
+from benchmarks.shapes import add_model_options, load, split_texts
+from wim_kernel import WimKernel, WimResult
 
 QUESTIONS = [
     "What prize was Alice given after the race, and by whom?",

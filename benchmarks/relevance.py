@@ -4,8 +4,8 @@ Workload: JSONL files with one question a line: ``question``, ``chunks`` (paragr
 (indices of the paragraphs that hold the evidence). Paragraphs are joined, in order, to chunks of at most 512
 tokens; a chunk is gold if it holds a gold paragraph.
 
-    python benchmarks/relevance.py questions.jsonl...
-    python benchmarks/relevance.py questions.jsonl --n 3 --relevance decision --dump scores.jsonl
+    python -m benchmarks.relevance questions.jsonl...
+    python -m benchmarks.relevance questions.jsonl --n 3 --relevance decision --dump scores.jsonl
 
 Reports for each file: how often a gold chunk is the most relevant (hits@1) or among the two most relevant
 (hits@2), the area under the curve within a question, and how ``relevance >= 0.5`` does as a classifier.
@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from report import ROOT, machine, table, write_json
 
+from benchmarks.report import ROOT, machine, table, write_json
 from wim_kernel import Chunk, WimKernel
 from wim_kernel.run.relevance import BY_NAME, Evidence, Relevance
 

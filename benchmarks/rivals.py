@@ -9,7 +9,7 @@ All decode greedily in a bare loop, which is quicker than `model.generate`, with
 that would end a text are masked, as ``min_new_tokens`` does. They work on token ids, so that every path is
 given the same ones.
 
-``python benchmarks/rivals.py --check`` compares each of them with `model.generate` on a tiny random model.
+``python -m benchmarks.rivals --check`` compares each of them with `model.generate` on a tiny random model.
 """
 
 from __future__ import annotations

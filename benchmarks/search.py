@@ -4,9 +4,9 @@ Workload: documents of so many tokens, made of the sentences of one text in a ra
 quoted margins for one question, the kernel's default. With ``--shape``, a Llama with random weights: time does not
 depend on them. Each document is read twice, once without a question, in turn.
 
-    python benchmarks/search.py --shape 1.5b --tokenizer FOLDER --tokens 16384 --chunk-tokens 1024
-    python benchmarks/search.py --shape 8b --tokenizer FOLDER --tokens 32768 --chunk-tokens 4096
-    python benchmarks/search.py --model embedded --tokens 4096 --chunk-tokens 512
+    python -m benchmarks.search --shape 1.5b --tokenizer FOLDER --tokens 16384 --chunk-tokens 1024
+    python -m benchmarks.search --shape 8b --tokenizer FOLDER --tokens 32768 --chunk-tokens 4096
+    python -m benchmarks.search --model embedded --tokens 4096 --chunk-tokens 512
 
 Reports medians over the documents: seconds of the prefill, of prefill and margins, and what margins add in percent.
 Writes ``search.json``; ``--at-most 8`` makes it exit with 1 where they add more.
@@ -21,17 +21,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.report import ROOT, machine, write_json  # noqa: E402
-from benchmarks.shapes import add_model_options, load, timed  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
-from wim_kernel.run.relevance.calibration import Calibration  # noqa: E402
-from wim_kernel.text.sentences import sentence_spans  # noqa: E402
+from benchmarks.report import ROOT, machine, write_json
+from benchmarks.shapes import add_model_options, load, timed
+from wim_kernel import WimKernel
+from wim_kernel.run.relevance.calibration import Calibration
+from wim_kernel.text.sentences import sentence_spans
 
 
 def shuffled(text: str, tokens: int, kernel: WimKernel, seed: int) -> str:

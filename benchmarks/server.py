@@ -8,10 +8,10 @@ counts, where the server can be asked for that. Tokens are compared with the ide
 own prompt once.
 
     vllm serve MODEL --max-model-len 8192 --enable-prompt-tokens-details
-    python benchmarks/server.py --server http://localhost:8000/v1 --tokenizer MODEL
+    python -m benchmarks.server --server http://localhost:8000/v1 --tokenizer MODEL
 
     llama-server -m MODEL.gguf --parallel 4 -c 32768 --slot-save-path FOLDER --metrics
-    python benchmarks/server.py --server http://localhost:8080/v1 --tokenizer FOLDER
+    python -m benchmarks.server --server http://localhost:8080/v1 --tokenizer FOLDER
 
 ``--quality questions.jsonl`` scores chunks on the server and in this process, where the kernel does without attention,
 too, and compares the areas under the curve (the workload of ``benchmarks/relevance.py``).
@@ -26,7 +26,6 @@ import argparse
 import asyncio
 import re
 import statistics
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -35,16 +34,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+from transformers import AutoTokenizer, GenerationConfig
 
-from transformers import AutoTokenizer, GenerationConfig  # noqa: E402
-
-from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
-from benchmarks.shapes import split_texts  # noqa: E402
-from wim_kernel import WimKernel, WimResult  # noqa: E402
-from wim_kernel.engines.server.engine import ServerEngine  # noqa: E402
+from benchmarks.report import ROOT, machine, table, write_json
+from benchmarks.shapes import split_texts
+from wim_kernel import WimKernel, WimResult
+from wim_kernel.engines.server.engine import ServerEngine
 
 DOCUMENT = ROOT / "examples" / "data" / "alice-chapters-3-4.txt"
 QUESTIONS = ["What prize was Alice given after the race, and by whom?", "Who went down the chimney?"]
@@ -170,7 +165,6 @@ class Bench:
 
 def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
     """The area under the curve of relevance in a question: on the server, and in this process without attention."""
-    sys.path.append(str(HERE))  # where that benchmark looks, behind everything else
     from benchmarks.relevance import Scored, questions
 
     here = WimKernel.from_pretrained("embedded")

@@ -1,6 +1,6 @@
 """How the code is built: files and lines a folder, import circles, and how far a note and a token travel.
 
-Run it in two checkouts to compare them: ``python benchmarks/structure.py``.
+Run it in two checkouts to compare them: ``python -m benchmarks.structure``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wim_kernel", "wim_integrations")
-sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 
 def sources() -> dict[str, Path]:

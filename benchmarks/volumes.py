@@ -4,8 +4,8 @@ Workload: JSONL files with one question a line: ``question``, ``answers`` (any o
 answer, whatever its case) and ``chunks`` (paragraphs, in order). Paragraphs are joined to chunks of at most 256
 tokens, the model's window is cut to 2,048, and each document is read in volumes. Both ways share every margin.
 
-    python benchmarks/volumes.py questions.jsonl... --n 20
-    python benchmarks/volumes.py questions.jsonl --margin-style free
+    python -m benchmarks.volumes questions.jsonl... --n 20
+    python -m benchmarks.volumes questions.jsonl --margin-style free
 
 Prints a table: how many answers were right, by file and way.
 """
@@ -14,20 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-# Beside this file are names of packages that others may import: nothing is to be found there under those names.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.report import ROOT, machine, table, write_json  # noqa: E402
-from wim_kernel import WimKernel  # noqa: E402
+from benchmarks.report import ROOT, machine, table, write_json
+from wim_kernel import WimKernel
 
 WAYS = ("last", "most-relevant")
 

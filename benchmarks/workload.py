@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rivals import Ids, Task
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from benchmarks.rivals import Ids, Task
 from wim_kernel import Chunk, Reading, WimKernel, WimResult
 
 

@@ -28,7 +28,7 @@ Question = Annotated[str, Query(pattern=r"\S", max_length=2000)]
 def create_app(reading: Reading | None = None, **options: Any) -> FastAPI:
     """The application: ``GET /ask?question=...`` about one document, which is read at the first question only."""
     if reading is None:
-        text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+        text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:3500]
         reading = WimKernel.from_pretrained("embedded").read(text, chunk_tokens=400)
         options = {"margin_style": "verbatim", "answer_tokens": 48, **options}
     document, app = reading, FastAPI(title="Margins")

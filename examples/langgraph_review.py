@@ -31,7 +31,7 @@ def review(state: State) -> State:
     return {"margins": reviewed(state["margins"], reply)}
 
 
-text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:3500]
 kernel = WimKernel.from_pretrained("embedded")
 
 builder = StateGraph(State)

@@ -51,7 +51,7 @@ class Scripted(MockLLM, FunctionCallingLLM):
 
 async def main() -> None:
     """Run the agent and show what its tool does meanwhile."""
-    text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+    text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:3500]
     kernel = WimKernel.from_pretrained("embedded")
     tool = create_wim_tool(kernel, text, chunk_tokens=400, margin_style="verbatim", answer_tokens=48)
     handler = AgentWorkflow(agents=[FunctionAgent(tools=[tool], llm=Scripted())]).run("Find out.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from llama_index.core import Document
 from llama_index.core.schema import NodeWithScore
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from wim_integrations.llama_index import WimSynthesizer
 from wim_kernel import WimKernel
@@ -16,10 +16,10 @@ class Errand(BaseModel):
 
     told_by: str
     told_to: str
-    things_to_fetch: list[str]
+    things_to_fetch: list[str] = Field(max_length=3)
 
 
-text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[10_500:15_000]
+text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[10_500:13_500]
 kernel = WimKernel.from_pretrained("embedded")
 synthesizer = WimSynthesizer(kernel, output_cls=Errand, chunk_tokens=400, margin_style="verbatim")
 response: Any = synthesizer.synthesize(

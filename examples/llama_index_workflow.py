@@ -89,7 +89,7 @@ def judge(shown: MarginsToJudge) -> Judged:
 
 async def main() -> None:
     """Run the workflow and be its person."""
-    text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+    text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:3500]
     kernel = WimKernel.from_pretrained("embedded")
     workflow = ReadWithAPerson(kernel, text, answer_tokens=48, citations=True)
     handler = workflow.run(start_event=Question(question="What is the driest thing the Mouse knows?"))

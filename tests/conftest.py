@@ -17,12 +17,23 @@ MODELS = {"smollm2", "gemma3", "tiny_model", "real_kernel"}
 LONGEST = (
     "served",
     "test_captured.py",
+    "test_real_models.py",
     "test_code_blocks.py",
     "test_relevance.py",
+    "test_store.py",
     "test_cli.py",
-    "test_exactness.py",
+    "test_langchain_notebook.py",
+    "test_notebook_example.py",
+    "test_llm.py",
     "test_kernels.py",
+    "test_exactness.py",
+    "test_page.py",
     "test_imports.py",
+    "test_storage.py",
+    "test_grammar.py",
+    "test_loading.py",
+    "test_prompt_probe.py",
+    "test_compilation.py",
 )
 """The folders and files that take longest, which go first: at the end, no process waits for another's."""
 

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 
-# Two threads in all, whatever the number of workers: two processes of two threads slow each other tenfold.
-torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# Two threads in all, whatever the number of workers: two processes of two threads slow each other tenfold. The same
+# for the programs that tests start.
+THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(THREADS)
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
 transformers.utils.logging.disable_progress_bar()
 
 

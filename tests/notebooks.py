@@ -35,4 +35,5 @@ def execute(notebook: Any, folder: Path, hear: Callable[[dict[str, Any], int], N
         display_name="Python",
         language="python",
     )
-    Client(notebook, km=manager, timeout=500).execute(cwd=str(folder))
+    # Without `cleanup_kc`, a process whose manager is given would live until the tests end.
+    Client(notebook, km=manager, timeout=500).execute(cwd=str(folder), cleanup_kc=True)

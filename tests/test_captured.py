@@ -39,10 +39,11 @@ FRAME = Frame(
 PROMPTS = Prompts(question="\n{question}", margin="\nCopy.", answer="\n{question}", notes="\n{margins}")
 BRIEF = {
     "margin_style": "free",
-    "margin_config": config(4),
-    "answer_config": config(4),
+    "margin_config": config(3),
+    "answer_config": config(3),
     "prompts": PROMPTS,
     "threshold": 0,
+    "relevance": "likelihood",  # in the pass of the margins' prompts; the default makes passes of its own
 }
 
 
@@ -132,7 +133,7 @@ def decoded(kernel: WimKernel, prefix, asked: list[Branch]) -> list[tuple[int, .
     return [found[index] for index in range(len(asked))]
 
 
-def test_the_next_step_is_under_way_and_none_is_run_for_nothing(kernels, monkeypatch):
+def test_steps_run_ahead_and_none_is_wasted(kernels, monkeypatch):
     kernel = kernels("narrow")
     prefix, watched = prefix_of(kernel), Watched(monkeypatch)
     together = decoded(kernel, prefix, branches(kernel, prefix, [4, 4, 4]))
@@ -142,7 +143,7 @@ def test_the_next_step_is_under_way_and_none_is_run_for_nothing(kernels, monkeyp
         assert decoded(kernel, prefix, [branch]) == [together[index]]
 
 
-def test_rows_that_end_leave_and_the_others_go_on(kernels, monkeypatch):
+def test_steps_shrink_as_rows_end(kernels, monkeypatch):
     kernel = kernels("narrow")
     prefix = prefix_of(kernel)
     asked = branches(kernel, prefix, [6, 2, 4, 3])
@@ -152,7 +153,7 @@ def test_rows_that_end_leave_and_the_others_go_on(kernels, monkeypatch):
     assert watched.loaded == [4, 2, 1]  # the step shrinks with its rows
 
 
-def test_a_row_that_does_not_take_the_likeliest_token_is_not_run_ahead(kernels, monkeypatch):
+def test_rows_with_other_tokens_than_the_likeliest_are_not_run_ahead(kernels, monkeypatch):
     kernel = kernels("narrow")
     prefix, watched = prefix_of(kernel), Watched(monkeypatch)
     asked = branches(kernel, prefix, [5, 5])
@@ -165,7 +166,7 @@ def test_a_row_that_does_not_take_the_likeliest_token_is_not_run_ahead(kernels, 
     assert found == decoded(reference, prefix_of(reference), asked)
 
 
-def test_two_batches_take_turns_at_one_graph(kernels):
+def test_batches_on_two_prefixes_share_a_graph(kernels):
     kernel = kernels("narrow")
     first, other = prefix_of(kernel), kernel.read(["Fog lay on the harbour for nine nights."])
     other.prefill()
@@ -183,7 +184,7 @@ def test_two_batches_take_turns_at_one_graph(kernels):
 
 
 @pytest.mark.invariant(3)
-def test_batches_that_began_at_different_times_make_steps_together(kernels):
+def test_joint_steps_equal_single_steps(kernels):
     """By hand: what each of them is told is what it is told alone, also where a step of one is under way already."""
     kernel = kernels("narrow")
     prefix = prefix_of(kernel)
@@ -218,7 +219,7 @@ def test_batches_that_began_at_different_times_make_steps_together(kernels):
 
 @pytest.mark.invariant(3)
 @pytest.mark.invariant(7)
-def test_callers_in_threads_share_passes(kernels, monkeypatch):
+def test_threads_share_passes(kernels, monkeypatch):
     kernel = kernels("narrow")
     prefix, together = prefix_of(kernel), []
     sets = [
@@ -240,7 +241,7 @@ def test_callers_in_threads_share_passes(kernels, monkeypatch):
 
 
 @pytest.mark.invariant(2)
-def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
+def test_prefix_grows_while_a_batch_decodes(kernels):
     kernel = kernels("narrow")
     prefix = prefix_of(kernel)
     asked = branches(kernel, prefix, [5, 5])
@@ -253,7 +254,7 @@ def test_a_prefix_may_grow_while_a_batch_reads_it(kernels):
     assert [found[0], found[1]] == wanted
 
 
-def test_graphs_are_taken_anew_when_the_model_changes(kernels):
+def test_graphs_are_captured_again_when_hooks_or_dtype_change(kernels):
     kernel = kernels("narrow")
     passes, layers = CapturedPasses(kernel.engine.runner), [0, 1]
     passes.refresh()
@@ -273,7 +274,7 @@ def test_graphs_are_taken_anew_when_the_model_changes(kernels):
     assert passes.decode_step(4, layers, torch.bfloat16) is not graph
 
 
-def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
+def test_graphs_are_captured_again_when_module_attributes_change(kernels, monkeypatch):
     kernel = kernels("narrow")
     passes, norm = CapturedPasses(kernel.engine.runner), kernel.model.model.norm
     norm.scaling = {"default": 1.0}  # as adapters keep theirs
@@ -292,7 +293,7 @@ def test_graphs_see_what_code_may_branch_on(kernels, monkeypatch):
     del norm.scaling, norm.table
 
 
-def test_kernels_that_do_not_run_give_way_to_plain_pytorch(tiny_model, smollm2, monkeypatch):
+def test_failing_kernels_fall_back_to_pytorch(tiny_model, smollm2, monkeypatch):
     def fails(*_args, **_kwargs):
         raise RuntimeError("out of resource: shared memory")
 
@@ -307,7 +308,7 @@ def test_kernels_that_do_not_run_give_way_to_plain_pytorch(tiny_model, smollm2, 
     assert list(result.token_ids) == generated(reading, result, BRIEF["answer_config"])
 
 
-def test_a_reading_of_another_type_is_refused(kernels):
+def test_prefix_of_another_dtype_is_refused(kernels):
     kernel = kernels("narrow")
     prefix = prefix_of(kernel)
     batch = prefix.branch([prefix.tokens], 4)
@@ -321,7 +322,7 @@ def test_graph_sizes(rows, size):
     assert graph_size(rows) == size
 
 
-def test_an_empty_prefix_takes_the_plain_way(kernels):
+def test_empty_prefix_gets_rows_in_pytorch(kernels):
     kernel = kernels("narrow")
     assert not isinstance(kernel.engine.open().branch([0], 4), TritonRows)
 
@@ -344,7 +345,7 @@ def test_unavailable_attention_backend_is_refused(tiny_model, smollm2, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
-def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypatch, kind):
+def test_cudnn_parts_are_merged_exactly(tiny_model, smollm2, monkeypatch, kind):
     tiles, own = [], []
 
     def by_library(query, keys, values, scale, *, causal=False):
@@ -377,21 +378,23 @@ def test_long_runs_by_a_library_are_merged_exactly(tiny_model, smollm2, monkeypa
     kernel.engine.runner.uninstall()
 
 
-def test_a_reading_made_with_the_kernels_serves_without_them_and_the_other_way_round(
-    kernels, tiny_model, smollm2, tmp_path
-):
+def test_saved_readings_move_between_kernels_and_pytorch(kernels, tiny_model, smollm2, tmp_path):
     """Their layouts differ: one is token by token, the other head after head."""
     ways = {
         "kernels": kernels("narrow"),
         "parts": WimKernel(tiny_model("narrow"), smollm2[1], attention="parts", frame=FRAME),
     }
-    wanted = ways["parts"].read(CHUNKS).ask("Who?", **BRIEF)
+    options = {**BRIEF, "relevance": "combined"}
+    wanted = ways["parts"].read(CHUNKS).ask("Who?", **options)
     for writer, reader in (("kernels", "parts"), ("parts", "kernels")):
         reading = ways[writer].read(CHUNKS)
         reading.prefill()
         reading.save(tmp_path / writer)
         ways[reader].cache.clear()
-        found = ways[reader].load(tmp_path / writer).ask("Who?", **BRIEF)
+        found = ways[reader].load(tmp_path / writer).ask("Who?", **options)
         assert found.usage.prefill_tokens == 0
         assert found.token_ids == wanted.token_ids
         assert [m.token_ids for m in found.margins] == [m.token_ids for m in wanted.margins]
+        assert [m.relevance for m in found.margins] == pytest.approx(
+            [m.relevance for m in wanted.margins], abs=1e-4
+        )

@@ -175,7 +175,8 @@ def test_margins_only_writes_no_answer(wim: Callable[..., Result], facts: str) -
 
 
 def test_quiet_writes_the_answer_alone(wim: Callable[..., Result], facts: str) -> None:
-    loud, quiet = wim(QUESTION, facts), wim(QUESTION, facts, "--quiet")
+    asked = (QUESTION, facts, "--max-answer-tokens", "12")
+    loud, quiet = wim(*asked), wim(*asked, "--quiet")
     assert quiet.exit_code == 0
     assert quiet.stderr == ""
     assert loud.stdout.split("\nAnswer:\n")[1].rsplit("\n\n", 1)[0].strip() == quiet.stdout.strip() != ""
@@ -192,7 +193,7 @@ def test_quiet_margins_are_the_kept_texts(wim: Callable[..., Result], facts: str
 
 def test_a_piped_document_is_read(wim: Callable[..., Result]) -> None:
     for files in ((), ("-",)):
-        result = wim(QUESTION, *files, "--json", stdin=FACTS.encode())
+        result = wim(QUESTION, *files, "--json", "--max-answer-tokens", "4", stdin=FACTS.encode())
         assert result.exit_code == 0
         margin = events_in(result.stdout)[-1]["result"]["margins"][0]
         assert {span["source_id"] for span in margin["chunk"]["spans"]} == {"-"}
@@ -341,7 +342,7 @@ def long_run(tmp_path: Path, tiny_folder: Path) -> Iterator[subprocess.Popen[str
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_one_interrupt_answers_from_what_was_read(long_run: subprocess.Popen[str]) -> None:
+def test_first_interrupt_answers_from_the_chunks_read(long_run: subprocess.Popen[str]) -> None:
     long_run.send_signal(signal.SIGINT)
     output, errors = long_run.communicate(timeout=120)
     assert long_run.returncode == 0, errors
@@ -354,7 +355,7 @@ def test_one_interrupt_answers_from_what_was_read(long_run: subprocess.Popen[str
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_two_interrupts_leave_at_once(long_run: subprocess.Popen[str]) -> None:
+def test_second_interrupt_exits_at_once(long_run: subprocess.Popen[str]) -> None:
     assert long_run.stderr is not None
     long_run.send_signal(signal.SIGINT)
     while "no more is read" not in long_run.stderr.readline():
@@ -366,7 +367,7 @@ def test_two_interrupts_leave_at_once(long_run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent this way on POSIX only")
-def test_a_reader_that_goes_away_is_no_error(long_run: subprocess.Popen[str]) -> None:
+def test_closed_output_pipe_is_no_error(long_run: subprocess.Popen[str]) -> None:
     assert long_run.stdout is not None
     assert long_run.stderr is not None
     long_run.stdout.close()

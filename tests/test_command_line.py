@@ -141,7 +141,7 @@ def test_full_output_while_answering(
     assert result.stderr.endswith("wim: standard output cannot be written: No space left on device.\n")
 
 
-def test_full_standard_error_costs_no_answer(
+def test_full_standard_error_keeps_the_answer(
     wim: Callable[..., Result], facts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import click
@@ -177,7 +177,7 @@ def test_terminal_of_no_size_shows_the_answer(size: dict[str, str], monkeypatch:
 
 
 @posix
-def test_model_that_is_not_there_is_told_without_trying_again(facts: str) -> None:
+def test_missing_model_is_reported_without_retries(facts: str) -> None:
     closed = "http://127.0.0.1:9"
     for environment in ({"HF_ENDPOINT": closed}, {"HF_HUB_OFFLINE": "1"}):
         begun = time.monotonic()

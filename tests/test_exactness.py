@@ -61,7 +61,7 @@ def test_margins_and_answer_equal_generate(kernels, kind):
 
 @pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", [*ALSO_SHARED, *ALSO_SNAPSHOT, *DECODERS])
-def test_many_architectures_take_the_path_that_is_said_of_them(kernels, kind):
+def test_architectures_get_their_cache_mode_and_are_exact(kernels, kind):
     kernel = kernels(kind)
     assert kernel.engine.cache_mode == ("shared" if kind in ALSO_SHARED else "snapshot")
     check(kernel, [" ".join(WORDS), "A zebra.", " ".join(WORDS[6:])], "Which zebra kept the ledger?")
@@ -92,7 +92,7 @@ def test_the_slower_path_is_taken_and_said(tiny_model, smollm2, kind):
     new=st.integers(1, 7),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_chunking_any_batch(kernels, kind, sizes, question, batch, new):
+def test_exactness_for_any_chunking_and_batch(kernels, kind, sizes, question, batch, new):
     kernel = kernels(kind)
     chunks = [" ".join(WORDS[(size + i) % len(WORDS)] for i in range(size)) for size in sizes]
     most, kernel.engine.max_branches = kernel.engine.max_branches, batch

@@ -90,13 +90,12 @@ def test_filled_in_values_are_warned_of(kernel: WimKernel) -> None:
         )
 
 
-def test_the_real_model_fills_it_in(smollm2: Loaded) -> None:
+def test_real_model_fills_in_a_schema(real_kernel: WimKernel) -> None:
     class Bought(BaseModel):
         owner: str
         year: int
 
-    kernel = WimKernel(*smollm2)
-    answer = kernel.ask(
+    answer = real_kernel.ask(
         QUESTION, TEXTS, answer_schema=Bought.model_json_schema(), margin_style="verbatim"
     ).answer
     bought = Bought.model_validate_json(answer)

@@ -51,10 +51,9 @@ def test_summary_counts_outcomes(tmp_path: Path, workers: list[str]) -> None:
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = invariant(n): one\n")
     (tmp_path / "test_sample.py").write_text(SAMPLE)
-    command = [sys.executable, "-m", "pytest", "-q", *workers]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    for name in [name for name in environment if name.startswith("PYTEST_")]:
-        del environment[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist.plugin", *workers]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("invariant ")]
     assert lines == [

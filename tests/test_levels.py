@@ -71,7 +71,7 @@ def test_the_host_has_a_budget_too_and_without_a_folder_the_oldest_is_read_again
     assert other > 0
 
 
-def test_down_to_disk_and_back_and_after_a_restart(make, tmp_path):
+def test_readings_return_from_disk_also_after_a_restart(make, tmp_path):
     kernel = make(engine=1, host=1, folder=tmp_path, disk=10)
     first = answers(kernel, [0, 1, 2, 3])
     assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 2
@@ -123,7 +123,7 @@ def test_one_document_that_is_too_large_is_refused(make, tmp_path):
         kernel.read(document(0) * 3).prefill()
 
 
-def test_none_in_use_is_moved(make):
+def test_moving_spares_readings_in_use(make):
     kernel = make(engine=1, host=10)
     stream = kernel.read(document(0)).stream(QUESTION, **OPTIONS)
     next(stream)

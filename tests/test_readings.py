@@ -64,7 +64,7 @@ def test_a_fork_is_a_copy_and_both_stay_right(kernel):
 
 
 @pytest.mark.invariant(2)
-def test_two_readers_part_ways_in_the_middle(kernel):
+def test_readings_that_differ_in_the_middle_fork(kernel):
     first, second = kernel.read([A, B, C]), kernel.read([A, B, D])
     with spying(kernel.model) as spy:
         streams = [reading.stream("Who?", threshold=0, **FREE) for reading in (first, second)]
@@ -85,7 +85,7 @@ def test_two_readers_part_ways_in_the_middle(kernel):
     assert [result.answer for result in results.values()] == answers
 
 
-def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
+def test_eviction_takes_the_least_recently_used(kernel, tiny_model, smollm2):
     one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(2.7 * one))
     for chunk in (A, B):
@@ -98,7 +98,7 @@ def test_least_recently_used_goes_first(kernel, tiny_model, smollm2):
     assert prefilled(small, [B]) > 0
 
 
-def test_never_one_in_use(kernel, tiny_model, smollm2):
+def test_eviction_spares_readings_in_use(kernel, tiny_model, smollm2):
     one = kernel.engine.prefix_bytes(len(kernel._head) + size(kernel, [A]))
     small = WimKernel(tiny_model("qwen2"), smollm2[1], budget_bytes=int(1.5 * one))
     expected = small.read([A]).ask("Who?", threshold=0, **FREE)

@@ -55,7 +55,9 @@ def expected(make):
     return answer
 
 
-def test_the_store_keeps_its_promises(make, expected):
+def test_store_agrees_with_a_simple_model(make, expected):
+    size = make().engine.prefix_bytes(100)
+
     class Store(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
@@ -66,7 +68,6 @@ def test_the_store_keeps_its_promises(make, expected):
             self.start()
 
         def start(self) -> None:
-            size = make().engine.prefix_bytes(100)
             self.kernel = make(
                 budget_bytes=2 * size,
                 host_budget_bytes=2 * size,
@@ -187,7 +188,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.invariant(7)
-def test_two_hundred_questions_at_once(make, expected):
+def test_store_serves_200_concurrent_questions(make, expected):
     """16 threads and 50 tasks over 12 documents that share beginnings, some of which give up or fail on the way."""
     size = make().engine.prefix_bytes(110)
     kernel = make(budget_bytes=5 * size, host_budget_bytes=40 * size)

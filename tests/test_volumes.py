@@ -99,7 +99,7 @@ def test_off_by_one_and_exactly_full(kernel):
         assert "".join(margin.chunk.text for margin in result.margins) == " zebra" * reading.tokens
 
 
-def test_a_hundred_windows(kernel):
+def test_document_of_a_hundred_windows_is_read(kernel):
     text = "".join(f"The gull sat on mast {n}. " for n in range(3200))
     reading = kernel.read(text, chunk_tokens=80)
     assert reading.tokens > 100 * WINDOW

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks import execute
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "langchain.ipynb"
 NUMBER = re.compile(r"\d+\.\d+")
@@ -24,21 +24,20 @@ def printed(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
-def test_it_shows_what_it_is_stored_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_prints_its_stored_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(NOTEBOOK.parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
     stored = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(stored)
     run = nbformat.from_dict(stored)
-    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(run, timeout=500, kernel_name="python3", resources=where).execute()
+    execute(run, NOTEBOOK.parent)
     for shown, wanted in zip(printed(run), printed(stored), strict=True):
         assert NUMBER.sub("#", shown) == NUMBER.sub("#", wanted)
         numbers = [float(number) for number in NUMBER.findall(wanted)]
         assert [float(number) for number in NUMBER.findall(shown)] == pytest.approx(numbers, abs=0.11)
 
 
-def test_it_is_read_in_two_minutes() -> None:
+def test_notebook_is_short() -> None:
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     words = sum(len(cell.source.split()) for cell in cells)
     assert words < 480

@@ -57,7 +57,7 @@ def make(example: Callable[[str], ModuleType]) -> Callable[[WimKernel], Any]:
 FILES = [file("log.txt", LOG), file("empty.txt", None), file("register.txt", REGISTER)]
 
 
-async def test_it_emits_status_then_citations_then_the_answer(
+async def test_pipe_emits_status_citations_and_answer(
     real_kernel: WimKernel, make: Callable[[WimKernel], Any]
 ) -> None:
     events = Emitted()
@@ -94,7 +94,7 @@ async def test_it_emits_status_then_citations_then_the_answer(
         ([{"type": "image_url", "image_url": {"url": "data:"}}], FILES, "question"),
     ],
 )
-async def test_what_it_cannot_answer_it_says(
+async def test_pipe_reports_errors_in_its_reply(
     kernel: WimKernel, make: Callable[[WimKernel], Any], content: Any, files: Any, said: str
 ) -> None:
     events = Emitted()
@@ -126,7 +126,7 @@ async def test_stopping_frees_the_reading(kernel: WimKernel, make: Callable[[Wim
     assert [piece async for piece in make(kernel).pipe(body(), Emitted().emit, FILES)]
 
 
-def test_its_first_lines_are_the_settings_that_open_webui_reads() -> None:
+def test_pipe_header_holds_open_webuis_settings() -> None:
     source = (Path(__file__).parents[2] / "examples" / "open_webui_pipe.py").read_text()
     assert source.startswith('"""\ntitle: ')
     lines = (ast.get_docstring(ast.parse(source)) or "").splitlines()

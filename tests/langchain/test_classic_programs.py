@@ -134,7 +134,9 @@ async def test_programs_whose_retriever_finds_nothing(kernel: WimKernel, found: 
 # -- the chain is one of theirs ----------------------------------------------------------------------------------------
 
 
-async def test_it_is_a_chain_that_combines_documents(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_classic_chain_is_a_combine_documents_chain(
+    kernel: WimKernel, documents: list[Document]
+) -> None:
     chain = create_wim_map_reduce_chain(
         kernel, input_key="papers", output_key="said", return_intermediate_steps=True, **FEW
     )
@@ -190,7 +192,7 @@ WAYS = [Ways.invoke, Ways.ainvoke, Ways.stream, Ways.astream, Ways.batch, Ways.a
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-async def test_memory_and_callbacks_take_part_in_every_way_to_call_it(
+async def test_memory_and_callbacks_work_in_every_call(
     way: Any, kernel: WimKernel, documents: list[Document]
 ) -> None:
     memory = ConversationBufferMemory(input_key="question", output_key="output_text")
@@ -208,7 +210,7 @@ async def test_memory_and_callbacks_take_part_in_every_way_to_call_it(
     assert QUESTION in again["history"]
 
 
-async def test_what_is_missing_is_said(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_missing_inputs_are_named(kernel: WimKernel, documents: list[Document]) -> None:
     chain = create_wim_map_reduce_chain(kernel, **FEW)
     with pytest.raises(MissingInputError, match="nothing called input_documents"):
         chain.invoke({"question": QUESTION})
@@ -220,7 +222,7 @@ async def test_what_is_missing_is_said(kernel: WimKernel, documents: list[Docume
         chain.combine_docs([], question=QUESTION)
 
 
-def test_without_langchain_classic_it_stays_a_runnable(
+def test_chain_without_langchain_classic_is_a_runnable(
     kernel: WimKernel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"input_documents": documents, "question": QUESTION}

@@ -41,7 +41,7 @@ def margins(kernel: WimKernel, documents: list[Document]) -> list[Any]:
     return list(chain.invoke({"question": QUESTION, "documents": documents})["margins"])
 
 
-def test_the_request_is_the_middlewares(margins: list[Any]) -> None:
+def test_review_request_has_the_middlewares_shape(margins: list[Any]) -> None:
     request = review_request(margins)
     assert TypeAdapter(HITLRequest).validate_python(request) == request
     assert len(request["action_requests"]) == len(request["review_configs"]) == 3
@@ -56,7 +56,7 @@ def test_the_request_is_the_middlewares(margins: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("in_answer", [False, True])
-def test_each_decision_does_what_its_name_says(
+def test_decisions_change_margins_by_their_type(
     kernel: WimKernel, documents: list[Document], margins: list[Any], in_answer: bool
 ) -> None:
     decisions = [
@@ -127,7 +127,7 @@ def test_an_edit_may_drop_a_margin_and_cannot_move_it(margins: list[Any]) -> Non
         ([{"type": "reject", "message": 3}, APPROVE, APPROVE], "message is a string"),
     ],
 )
-def test_what_is_no_decision_is_said(
+def test_invalid_decisions_are_named(
     kernel: WimKernel, documents: list[Document], margins: list[Any], decisions: Any, said: str
 ) -> None:
     with pytest.raises(MarginsError, match=said):

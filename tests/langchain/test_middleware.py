@@ -249,7 +249,7 @@ def test_texts_and_files_are_read_and_images_stay(middleware: WimMiddleware, blo
     assert "<script>" not in str(message.content)
 
 
-def test_what_has_no_text_stays(middleware: WimMiddleware) -> None:
+def test_results_without_text_stay(middleware: WimMiddleware) -> None:
     for block in (
         IMAGE,
         {
@@ -273,7 +273,7 @@ def test_margins_as_search_results(kernel: WimKernel) -> None:
     assert message.content[0]["text"].startswith("fetch returned")  # type: ignore[index]
 
 
-def test_the_content_is_bounded(kernel: WimKernel) -> None:
+def test_content_is_bounded(kernel: WimKernel) -> None:
     middleware = WimMiddleware(kernel, over_tokens=60, max_output_chars=50, **FEW)
     message = answered(middleware, LONG)
     text = str(message.content).split("\n\n", 1)[1]
@@ -349,7 +349,7 @@ def test_a_checkpoint_keeps_what_was_read(middleware: WimMiddleware) -> None:
 # -- how it is made ----------------------------------------------------------------------------------------------------
 
 
-def test_wrong_arguments_are_said(kernel: WimKernel) -> None:
+def test_wrong_arguments_are_refused(kernel: WimKernel) -> None:
     with pytest.raises(UnknownOptionError, match="answer_tokens"):
         WimMiddleware(kernel, answer_token=3)
     with pytest.raises(UnknownOptionError, match="question_key"):

@@ -203,7 +203,7 @@ def test_an_agents_messages_are_its_own_models(agent: Callable[[], Any]) -> None
 # -- where langgraph is not installed ----------------------------------------------------------------------------------
 
 
-def test_a_part_that_needs_more_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformer_without_langgraph_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langgraph.stream", None)
     monkeypatch.delitem(sys.modules, "wim_integrations.langchain.transformer")
     with pytest.raises(ImportError, match=r"WimTransformer needs langgraph>=1\.2: pip install 'langgraph"):

@@ -48,7 +48,7 @@ def test_the_output_is_plain_json_and_says_where_margins_stand(
     assert output["stopped_early"] is False
 
 
-async def test_every_way_to_call_it_gives_the_same(runnable: WimRunnable, documents: list[Document]) -> None:
+async def test_runnable_calls_agree(runnable: WimRunnable, documents: list[Document]) -> None:
     given = asked(documents)
     wanted = without_times(runnable.invoke(given))
     assert without_times(await runnable.ainvoke(given)) == wanted
@@ -88,14 +88,14 @@ def test_the_first_margin_is_streamed_before_the_last_chunk_is_read(
         {"question": "query", "documents": "input_documents"},
     ],
 )
-def test_inputs_go_by_the_names_that_langchain_knows(
+def test_inputs_take_langchains_names(
     runnable: WimRunnable, documents: list[Document], names: dict[str, str]
 ) -> None:
     given = {names.get(name, name): value for name, value in asked(documents).items()}
     assert runnable.invoke(given)["answer"] == runnable.invoke(asked(documents))["answer"]
 
 
-def test_inputs_go_by_names_of_the_callers_own(kernel: WimKernel, documents: list[Document]) -> None:
+def test_inputs_take_the_callers_names(kernel: WimKernel, documents: list[Document]) -> None:
     runnable = WimRunnable(
         kernel=kernel, question_key="ask", documents_key="of", answer_tokens=2, margin_tokens=2
     )
@@ -519,7 +519,9 @@ def test_relevance_is_of_the_question_whatever_else_its_prompt_holds(
 # -- margins, a person, the answer ------------------------------------------------------------------------------------
 
 
-async def test_margins_then_answer_is_the_whole(runnable: WimRunnable, documents: list[Document]) -> None:
+async def test_margins_then_answer_equals_the_whole_run(
+    runnable: WimRunnable, documents: list[Document]
+) -> None:
     fields = {"kernel": runnable.kernel, "threshold": 0, "margin_tokens": 5, "answer_tokens": 6}
     margins, answer = WimMargins(**fields), WimAnswer(**fields)
     wanted = runnable.invoke(asked(documents))

@@ -101,7 +101,7 @@ async def test_content_is_bounded_and_the_artifact_plain(kernel: WimKernel) -> N
 
 
 @pytest.mark.in_process
-async def test_what_goes_wrong_is_the_tools_message(kernel: WimKernel) -> None:
+async def test_errors_become_the_tools_message(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, {"log": [SHIP], "blank": " "})
     for args in (
         {"question": " ", "document": "log"},
@@ -115,7 +115,7 @@ async def test_what_goes_wrong_is_the_tools_message(kernel: WimKernel) -> None:
     assert called(tool, question=QUESTION, document="log").status == "success"
 
 
-def test_it_needs_documents_or_a_folder(kernel: WimKernel, tmp_path: Path) -> None:
+def test_tool_needs_documents_or_a_folder(kernel: WimKernel, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="either"):
         create_wim_tool(kernel)
     with pytest.raises(TypeError, match="either"):
@@ -274,7 +274,7 @@ async def test_an_agents_usage_counts_the_tools_model(kernel: WimKernel) -> None
     assert usage["output_tokens"] == message.artifact["usage"]["output_tokens"] > 0
 
 
-def test_an_agent_lives_on_when_the_tool_cannot(kernel: WimKernel) -> None:
+def test_agent_goes_on_after_a_tools_error(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, [" "])
     result = agent_with(tool, QUESTION).invoke(ASK)
     (message,) = (message for message in result["messages"] if isinstance(message, ToolMessage))

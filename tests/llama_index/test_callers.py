@@ -432,7 +432,7 @@ def test_wrong_options_are_refused_at_once(kernel: WimKernel) -> None:
         WimSynthesizer(kernel, top_k=0)
 
 
-def test_it_is_a_synthesizer_for_every_task(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+def test_synthesizer_takes_every_task(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     summary = WimSynthesizer(kernel, task="summarise", margin_tokens=3, answer_tokens=5)
     assert isinstance(summary, BaseSynthesizer)
     assert str(summary.synthesize("", nodes))

@@ -93,9 +93,7 @@ async def test_margins_are_the_context_of_a_chat(
 
 
 @ENGINES
-def test_where_nothing_is_kept_llama_index_answers_nothing(
-    kernel: WimKernel, nodes: list[NodeWithScore], kind: Any
-) -> None:
+def test_chat_without_kept_margins_is_empty(kernel: WimKernel, nodes: list[NodeWithScore], kind: Any) -> None:
     engine = chat_engine(kind, kernel, nodes, keep=lambda margin: False)
     assert engine.chat(QUESTION).response == "Empty Response"
     assert HEARD == []

@@ -41,7 +41,7 @@ def generated(kernel: WimKernel, messages: list[dict[str, str]], tokens: int) ->
 # -- it is the model ---------------------------------------------------------------------------------------------------
 
 
-def test_it_says_what_the_model_says(real_kernel: WimKernel) -> None:
+def test_wim_llm_equals_generate(real_kernel: WimKernel) -> None:
     llm = WimSynthesizer(real_kernel).llm
     assert isinstance(llm, CustomLLM)
     system = {"role": "system", "content": "You are a helpful assistant."}
@@ -61,7 +61,7 @@ def test_it_says_what_the_model_says(real_kernel: WimKernel) -> None:
     assert said.message.role == MessageRole.ASSISTANT
 
 
-async def test_every_way_to_call_it_says_the_same(kernel: WimKernel) -> None:
+async def test_wim_llm_calls_agree(kernel: WimKernel) -> None:
     llm = WimLLM(kernel, max_tokens=8)
     messages = [ChatMessage(role=MessageRole.USER, content="Hello")]
     text = llm.complete("Hello").text
@@ -81,7 +81,7 @@ async def test_every_way_to_call_it_says_the_same(kernel: WimKernel) -> None:
 
 
 @pytest.mark.in_process
-def test_its_metadata_and_its_options(kernel: WimKernel) -> None:
+def test_wim_llm_metadata_and_options(kernel: WimKernel) -> None:
     llm = WimLLM(kernel, max_tokens=8)
     assert llm.metadata.context_window == kernel.engine.window
     assert llm.metadata.is_chat_model
@@ -95,7 +95,7 @@ def test_its_metadata_and_its_options(kernel: WimKernel) -> None:
     assert not any(live.in_use for live in kernel.cache.held)
 
 
-def test_a_stream_that_is_closed_stops(kernel: WimKernel) -> None:
+def test_closed_stream_stops(kernel: WimKernel) -> None:
     with contextlib.closing(WimLLM(kernel, max_tokens=500).stream_complete("Hello")) as pieces:  # type: ignore[type-var]
         assert next(pieces).delta
     assert WimLLM(kernel, max_tokens=2).complete("Hello").text
@@ -114,8 +114,9 @@ def tools(synthesizer: WimSynthesizer) -> list[QueryEngineTool]:
     ]
 
 
-async def test_a_router_query_engine(real_kernel: WimKernel) -> None:
-    synthesizer = WimSynthesizer(real_kernel, **FEW)
+@pytest.mark.in_process
+async def test_a_router_query_engine(kernel: WimKernel) -> None:
+    synthesizer = WimSynthesizer(kernel, **FEW)
     for selector in (
         LLMSingleSelector.from_defaults(llm=synthesizer.llm),
         LLMMultiSelector.from_defaults(llm=synthesizer.llm, max_outputs=1),
@@ -130,16 +131,21 @@ async def test_a_router_query_engine(real_kernel: WimKernel) -> None:
     assert response.metadata["selector_result"].selections[0].index in (0, 1)
 
 
-async def test_a_condense_question_chat_engine(real_kernel: WimKernel) -> None:
+def test_condense_question_chat_engine_asks_a_whole_question(real_kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(real_kernel, **FEW)
     chat = CondenseQuestionChatEngine.from_defaults(engine(synthesizer, SHIP), llm=synthesizer.llm)
-    first = chat.chat(QUESTION)
+    assert chat.chat(QUESTION).response.strip()
     second = chat.chat("Where did she buy it?")
-    assert first.response.strip()
     assert second.response.strip()
     asked = second.sources[0].raw_input["query"]
     assert "<Chat History>" not in asked
     assert asked.strip()
+
+
+@pytest.mark.in_process
+async def test_condense_question_chat_engine_streams_and_awaits(kernel: WimKernel) -> None:
+    synthesizer = WimSynthesizer(kernel, llm=WimLLM(kernel, max_tokens=16), **FEW)
+    chat = CondenseQuestionChatEngine.from_defaults(engine(synthesizer, SHIP), llm=synthesizer.llm)
     assert (await chat.achat("When?")).response.strip()
     streamed = chat.stream_chat("And then?")
     assert "".join(streamed.response_gen).strip()
@@ -180,7 +186,7 @@ async def test_structured_predictions_fit(kernel: WimKernel) -> None:
 @pytest.mark.parametrize(
     "make", [WimSynthesizer, WimNodePostprocessor, WimLLM, lambda kernel: create_wim_tool(kernel, "A text.")]
 )
-def test_what_is_no_kernel_is_said_at_once(make: Any, wrong: Any) -> None:
+def test_objects_that_are_no_kernel_are_refused(make: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"WimKernel, not a \w+: make one with"):
         make(wrong)
 

@@ -34,7 +34,7 @@ def texts(notebook: Any) -> list[list[str]]:
     return found
 
 
-def test_the_notebook_says_what_it_says_in_the_repository() -> None:
+def test_notebook_prints_its_stored_outputs() -> None:
     kept = nbformat.read(ROOT / "examples" / "llama_index.ipynb", as_version=4)
     fresh = nbformat.from_dict({**kept, "cells": [dict(cell) for cell in kept.cells]})
     execute(fresh, ROOT)

@@ -65,7 +65,7 @@ async def test_the_answer_reads_nothing_again(kernel: WimKernel) -> None:
     assert (await handler).usage.prefill_tokens == 0
 
 
-async def test_a_run_goes_on_from_what_was_saved_while_the_person_thinks(kernel: WimKernel) -> None:
+async def test_saved_run_goes_on_after_a_person_has_judged(kernel: WimKernel) -> None:
     handler, _, shown = await started(kernel)
     saved = json.loads(json.dumps(handler.ctx.to_dict()))
     page = json.loads(shown.model_dump_json())  # what the person is shown, in another program
@@ -103,7 +103,7 @@ async def test_a_cancelled_run_stops_reading(kernel: WimKernel) -> None:
     raise AssertionError("the reading is still in use")
 
 
-def test_the_examples_person_keeps_one_and_says_why() -> None:
+def test_example_person_keeps_one_margin_with_a_remark() -> None:
     shown = MarginsToJudge(question="?", margins=[{"text": "the driest thing"}, {"text": "a"}], chunks_read=2)
     assert [(each["kept"], each["note"]) for each in judge(shown).margins] == [
         (True, "this is the one"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, closing, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from contextlib import aclosing, closing
 from inspect import signature
 from typing import Any
 
@@ -20,26 +18,21 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType, TextNode
+from llama_index.core.schema import NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from typing_extensions import Unpack
 
 from wim_integrations.llama_index.chat_model import as_kernel
-from wim_integrations.llama_index.citing import citation_blocks
 from wim_integrations.llama_index.events import Emitter, paced
 from wim_integrations.llama_index.llm import WimLLM
 from wim_integrations.llama_index.nodes import NodeReading, Order, check_reading_options, scored_nodes
 from wim_integrations.llama_index.prompts import ANSWER, MARGIN, Templates
+from wim_integrations.llama_index.synthesis import SynthesisState, current_synthesis, synthesis, synthesis_of
 from wim_integrations.options import OPTION_NAMES, check_kernel, check_names
 from wim_kernel import (
     PROMPTS,
-    Answered,
     AnswerToken,
     EmptyDocumentError,
-    Event,
-    Margin,
-    MarginRevised,
-    MarginWritten,
     Options,
     WimKernel,
 )
@@ -51,26 +44,6 @@ from wim_kernel.run.options import parse_options
 dispatcher = get_dispatcher(__name__)
 
 
-@dataclass
-class SynthesisState:
-    """The state of one call of ``synthesize``, which ``get_response`` needs and does not get as arguments.
-
-    Attributes:
-        owner: the synthesizer that was called.
-        nodes: the nodes.
-        source: the nodes' reading; None before it is made.
-        margins: the margins so far.
-        metadata: the response's metadata besides the node map; filled during the call.
-    """
-
-    owner: BaseSynthesizer
-    nodes: Sequence[NodeWithScore]
-    source: NodeReading | None = None
-    margins: list[Margin] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=lambda: {"margins": [], "usage": {}, "timings": {}})
-
-
-_state: ContextVar[SynthesisState | None] = ContextVar("wim_synthesis", default=None)
 _synthesize: Any = getattr(BaseSynthesizer.synthesize, "__wrapped__", BaseSynthesizer.synthesize)
 _asynthesize: Any = getattr(BaseSynthesizer.asynthesize, "__wrapped__", BaseSynthesizer.asynthesize)
 
@@ -161,7 +134,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer a query from nodes."""
-        with _synthesis(self, nodes):  # the undecorated method, since a span is open already
+        with synthesis(self, nodes):  # the undecorated method, since a span is open already
             response: RESPONSE_TYPE = _synthesize(
                 self, query, nodes, additional_source_nodes, **response_kwargs
             )
@@ -175,7 +148,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """See `synthesize`."""
-        with _synthesis(self, nodes):
+        with synthesis(self, nodes):
             coroutine = _asynthesize(self, query, nodes, additional_source_nodes, **response_kwargs)
             response: RESPONSE_TYPE = await coroutine
             return response
@@ -185,7 +158,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """Answer a query; returns the answer's text, a generator of its pieces, or an object of ``output_cls``."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        state, streams = self._state_for(text_chunks), self._streams
+        state, streams = synthesis_of(self, text_chunks), self._streams
         try:
             state.source = self._read(state.nodes)
         except EmptyDocumentError:
@@ -205,7 +178,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """See `get_response`."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        state, streams = self._state_for(text_chunks), self._streams
+        state, streams = synthesis_of(self, text_chunks), self._streams
         try:
             state.source = await in_thread(self._read, state.nodes)
         except EmptyDocumentError:
@@ -223,7 +196,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
     def _prepare_response_output(
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
     ) -> RESPONSE_TYPE:
-        state = _state.get()
+        state = current_synthesis()
         assert state is not None, "responses are made within synthesize"
         scored = scored_nodes(state.source, state.margins, source_nodes)
         if state.source is None and self._shape is not None:
@@ -292,7 +265,7 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         emitter = Emitter(self._callback_manager, state.source, question, options)
         with closing(relay(stream, emitter)) as events:
             for event in events:
-                _record(state, event)
+                state.record(event)
                 if isinstance(event, AnswerToken):
                     yield event.text
 
@@ -305,53 +278,9 @@ class WimSynthesizer(HoldsShared, BaseSynthesizer):
         emitter = Emitter(self._callback_manager, state.source, question, options)
         async with aclosing(arelay(stream, emitter)) as events:
             async for event in events:
-                _record(state, event)
+                state.record(event)
                 if isinstance(event, AnswerToken):
                     yield event.text
-
-    def _state_for(self, texts: Sequence[str]) -> SynthesisState:
-        """The current call's state if ``texts`` are its nodes' texts; otherwise a new one, with a node per text."""
-        state = _state.get()
-        is_own = state is not None and state.owner is self and state.source is None
-        if (
-            state
-            and is_own
-            and list(texts) == [item.node.get_content(MetadataMode.LLM) for item in state.nodes]
-        ):
-            return state
-        nodes = [TextNode(text=text, id_=str(index)) for index, text in enumerate(texts)]
-        return SynthesisState(self, [NodeWithScore(node=node) for node in nodes])
-
-
-@contextmanager
-def _synthesis(owner: BaseSynthesizer, nodes: Sequence[NodeWithScore]) -> Generator[None, None, None]:
-    """A context in which ``get_response`` finds the nodes of its texts."""
-    token = _state.set(SynthesisState(owner, nodes))
-    try:
-        yield
-    finally:
-        _state.reset(token)
-
-
-def _record(state: SynthesisState, event: Event) -> None:
-    assert state.source is not None
-    if isinstance(event, MarginWritten):
-        state.margins.append(event.margin)
-        state.metadata["margins"].append(state.source.margin_data(event.margin))
-        state.metadata["margins"].sort(key=lambda data: data["index"])
-    elif isinstance(event, MarginRevised):
-        position = [margin.index for margin in state.margins].index(event.margin.index)
-        state.margins[position] = event.margin
-        data = state.source.margin_data(event.margin)
-        state.metadata["margins"] = [
-            data if other["index"] == data["index"] else other for other in state.metadata["margins"]
-        ]
-    elif isinstance(event, Answered):
-        state.margins = list(event.result.margins)
-        state.metadata.update(state.source.result_data(event.result))
-        if event.result.citations:
-            blocks = citation_blocks(event.result, state.source)
-            state.metadata["citations"] = [block.model_dump() for block in blocks]
 
 
 def _after(first: str, rest: Generator[str, None, None]) -> Generator[str, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.decoders import DecodeStream
 
 from wim_kernel.common.errors import UnsupportedModelError
@@ -246,7 +247,8 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenizer, Tokenizer]:
     """Copies of a tokenizer that add nothing around a text, so that a prompt can be tokenized run by run.
 
-    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation.
+    SentencePiece's tokenizers put a space before every text, but here a text is in the middle of a conversation. The
+    copies share the tokenizer's model: to write out and read back a vocabulary takes seconds.
 
     Args:
         backend: the tokenizer.
@@ -255,17 +257,28 @@ def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenize
     Returns:
         A copy with all added tokens, and one without the control tokens, whose text it tokenizes like any other.
     """
-    spec = json.loads(backend.to_str())
-    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    parts = Tokenizer(models.BPE())
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        setattr(parts, name, getattr(backend, name))
+    spec = json.loads(parts.to_str())
     for part in _parts(spec["pre_tokenizer"], "pretokenizers"):
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
     if spec["normalizer"] is not None:
         kept = [part for part in _parts(spec["normalizer"], "normalizers") if part["type"] != "Prepend"]
         spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
-    trusted = Tokenizer.from_str(json.dumps(spec))
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in control_ids]
-    return trusted, Tokenizer.from_str(json.dumps(spec))
+    added = sorted(backend.get_added_tokens_decoder().items())
+    ordinary = [token for index, token in added if index not in control_ids]
+    return _made(spec, backend, [token for _, token in added]), _made(spec, backend, ordinary)
+
+
+def _made(spec: dict[str, Any], backend: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer:
+    """A tokenizer of a description without a vocabulary, with another's model."""
+    made = Tokenizer.from_str(json.dumps(spec))
+    made.model = backend.model
+    for special, tokens in itertools.groupby(added, key=lambda token: token.special):
+        (made.add_special_tokens if special else made.add_tokens)(list(tokens))
+    return made
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
