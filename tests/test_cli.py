@@ -36,6 +36,7 @@ from wim_kernel.common.events import (
     MarginWritten,
 )
 from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
+from wim_kernel.common.result_page import live_fragment
 from wim_kernel.kernel import WimKernel
 
 pytestmark = pytest.mark.slow
@@ -586,3 +587,25 @@ def test_nothing_a_terminal_obeys_gets_through() -> None:
         shown.encode()
     assert json.loads(json_line(every)) == every
     assert harmless("tab\tline\nkept — naïve 船") == "tab\tline\nkept — naïve 船"
+
+
+def test_every_display_shows_the_same_margins(capsys: pytest.CaptureFixture[str]) -> None:
+    (written, *_) = (event.margin for event in some_events() if isinstance(event, MarginWritten))
+    lost = {"located": 0.0}
+    cases = [
+        (replace(written, text="a note"), "a note"),
+        (replace(written, text="", note="see there"), "see there"),
+        (replace(written, text="a note", note="see there"), "a note\n    see there"),
+        (replace(written, text=" ", note=""), None),
+        (replace(written, text="a note", kept=False), None),
+        (replace(written, text="", note="see there", kept=False), None),
+        (replace(written, text="a note", kept=False, evidence=lost), "a note"),
+        (replace(written, text=" ", kept=False, evidence=lost), None),
+    ]
+    for margin, shown in cases:
+        assert margin.is_shown == (shown is not None)
+        PlainDisplay().show(MarginWritten(margin))
+        lines = capsys.readouterr().out.splitlines()[1:]
+        assert lines == ([] if shown is None else f"    {shown}".splitlines())
+        result = WimResult("", (margin,), Usage(), Timings())
+        assert ("<aside" in live_fragment(result, "Reading", "x")) == margin.is_shown
