@@ -22,6 +22,7 @@ from helpers import TinyModel
 from rich.console import Console
 
 from wim_kernel.cli import main as cli
+from wim_kernel.cli import models
 from wim_kernel.cli.display import PlainDisplay, QuietDisplay, TerminalDisplay
 from wim_kernel.cli.format import harmless, json_line, place
 from wim_kernel.common.chunk import Chunk, Span
@@ -35,6 +36,7 @@ from wim_kernel.common.events import (
     MarginWritten,
 )
 from wim_kernel.common.margins import Margin, Timings, Usage, WimResult
+from wim_kernel.common.result_page import live_fragment
 from wim_kernel.kernel import WimKernel
 
 pytestmark = pytest.mark.slow
@@ -63,7 +65,7 @@ def kernel(real_kernel: WimKernel) -> WimKernel:
 @pytest.fixture
 def wim(kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run `wim ask` in this process with the model loaded already."""
-    monkeypatch.setattr(cli, "_load", lambda model, gguf_file: kernel)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file: kernel)
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
         result = CliRunner().invoke(cli.main, ["ask", "--no-cache", *arguments], input=stdin)
@@ -306,7 +308,7 @@ def test_a_document_longer_than_the_window_is_read_in_volumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = WimKernel(tiny_model("llama"), kernel.tokenizer, window=1024)
-    monkeypatch.setattr(cli, "_load", lambda model, gguf_file: small)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file: small)
     path = tmp_path / "long.txt"
     path.write_text(LONG_WAY)
     *_, answered = events_in(wim(QUESTION, str(path), "--json", "--max-answer-tokens", "8").stdout)
@@ -586,3 +588,25 @@ def test_nothing_a_terminal_obeys_gets_through() -> None:
         shown.encode()
     assert json.loads(json_line(every)) == every
     assert harmless("tab\tline\nkept — naïve 船") == "tab\tline\nkept — naïve 船"
+
+
+def test_every_display_shows_the_same_margins(capsys: pytest.CaptureFixture[str]) -> None:
+    (written, *_) = (event.margin for event in some_events() if isinstance(event, MarginWritten))
+    lost = {"located": 0.0}
+    cases = [
+        (replace(written, text="a note"), "a note"),
+        (replace(written, text="", note="see there"), "see there"),
+        (replace(written, text="a note", note="see there"), "a note\n    see there"),
+        (replace(written, text=" ", note=""), None),
+        (replace(written, text="a note", kept=False), None),
+        (replace(written, text="", note="see there", kept=False), None),
+        (replace(written, text="a note", kept=False, evidence=lost), "a note"),
+        (replace(written, text=" ", kept=False, evidence=lost), None),
+    ]
+    for margin, shown in cases:
+        assert margin.is_shown == (shown is not None)
+        PlainDisplay().show(MarginWritten(margin))
+        lines = capsys.readouterr().out.splitlines()[1:]
+        assert lines == ([] if shown is None else f"    {shown}".splitlines())
+        result = WimResult("", (margin,), Usage(), Timings())
+        assert ("<aside" in live_fragment(result, "Reading", "x")) == margin.is_shown

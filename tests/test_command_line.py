@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from wim_kernel import WimKernel
 from wim_kernel.cli import checks as cli_checks
-from wim_kernel.cli import console
+from wim_kernel.cli import console, models
 from wim_kernel.cli import main as cli
 from wim_kernel.cli.display import TerminalDisplay
 from wim_kernel.common.errors import ServerError
@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wim(kernel: WimKernel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     """Run `wim ask` in this process on a tiny model that is loaded already, with nothing read."""
-    monkeypatch.setattr(cli, "_load", lambda model, gguf_file: kernel)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file: kernel)
     budget = kernel.cache.budget
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -91,6 +91,11 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams are closed this w
         ("wim ask '' FILE --task summarise --margin-style verbatim", 2, "need a question"),
         ("wim ask q FILE --tokenizer x", 2, "belongs to --server"),
         ("wim ask q FILE --cache-dir x --no-cache", 2, "not both"),
+        ("wim ask q FILE --chat-model openai:m --server http://x/v1", 2, "--chat-model or --server"),
+        ("wim ask q FILE --chat-model openai:m --model m", 2, "--chat-model or --model"),
+        ("wim ask q FILE --chat-model openai:m --gguf-file m", 2, "--chat-model or --gguf-file"),
+        ("wim ask q FILE --chat-model openai:m --cache-dir x", 2, "no use with --server and --chat-model"),
+        ("wim ask q FILE --chat-model ''", 1, "write PROVIDER:NAME"),
         ("wim ask q FILE --cache-dir FILE", 1, "it is no folder. Name another folder"),
         ("wim ask q FILE --cache-dir FILE/deeper", 1, "is no folder. Name another folder"),
         ("wim ask q FILE --server nonsense", 2, "is no address"),

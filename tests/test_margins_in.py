@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wim_kernel import Chunk, ChunkError, Margin, MarginsError, OptionError, WimError, WimKernel
 from wim_kernel.run.given_margins import is_approval, margins_in
+from wim_kernel.run.quoting import locate_quotes
 
 TEXTS = ["The gull sat on the mast.", "Elsa Brandt owned the ship.", "The fog was thick."]
 QUESTION = "Who owned the ship?"
@@ -97,6 +98,55 @@ def test_an_approval_is_the_margins_that_were_written(reply: Any) -> None:
     written = margins_in(["one", "two"], CHUNKS)
     assert is_approval(reply)
     assert margins_in(reply, CHUNKS, written=written) == written
+
+
+NOTE = {"lexical": 0.2, "support": 0.0, "located": 0.0}
+QUOTED = {"lexical": 0.2, "located": 0.0}
+
+
+@pytest.mark.parametrize("before", [NOTE, QUOTED])
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("Elsa Brandt owned the ship.", 1.0),
+        ("elsa  brandt owned the ship", 1.0),
+        ("A whale swallowed the anchor chain. [not in the text]", 0.0),
+        (" ", None),
+    ],
+)
+def test_an_edited_margin_is_located_again(before: dict[str, float], text: str, share: float | None) -> None:
+    data = Margin(1, "A whale sang below. [not in the text]", 0.5, True, CHUNKS[1], evidence=before).to_dict()
+    (margin,) = margins_in([{**data, "text": text}], CHUNKS)
+    assert margin.evidence.get("located") == share
+    assert margin.found_nowhere == (share == 0)
+    assert margin.evidence["lexical"] == 0.2
+    assert ("support" in margin.evidence) == ("support" in before and share is not None)
+
+
+def test_a_margin_that_comes_back_as_it_was_keeps_its_evidence(kernel: WimKernel) -> None:
+    reading = kernel.read(TEXTS)
+    short = {"threshold": 0, "margin_style": "free", "margin_config": SHORT["margin_config"]}
+    written = reading.margins(QUESTION, **short)  # type: ignore[arg-type]
+    assert any("support" in margin.evidence for margin in written)
+    again = margins_in([margin.to_dict() for margin in written], CHUNKS, question=QUESTION)
+    assert [margin.evidence for margin in again] == [margin.evidence for margin in written]
+
+
+def test_quotations_of_a_chat_model_are_located_as_before() -> None:
+    quotes = ["Elsa Brandt owned the ship.", "A whale sang below."]
+    for some, share in ((quotes, 0.5), (quotes[:1], 1.0), (quotes[1:], 0.0)):
+        found = locate_quotes(CHUNKS[1], some)
+        margin = Margin(1, found.text, 0.5, True, CHUNKS[1], evidence={"located": share})
+        assert found.located == share
+        assert margins_in([margin], CHUNKS) == [margin]
+        assert margins_in([margin.to_dict()], CHUNKS)[0].evidence == {"located": share}
+
+
+@pytest.mark.parametrize(("text", "kept"), [("Elsa Brandt owned the ship.", 1), ("Nobody did.", 0)])
+def test_spans_are_of_the_margins_own_text(text: str, kept: int) -> None:
+    spans = CHUNKS[1].spans
+    data = Margin(1, CHUNKS[1].text, 0.5, True, CHUNKS[1], spans=spans).to_dict()
+    assert len(margins_in([{**data, "text": text}], CHUNKS)[0].spans) == kept
 
 
 anything = st.recursive(

@@ -166,13 +166,15 @@ class WimKernel(Shared):
         here: see `wim_kernel.engines.chat.codec`.
 
         Args:
-            llm: the chat model.
+            llm: the chat model, or its name for LangChain's ``init_chat_model``, such as ``"openai:gpt-5.6"``, for
+                which the extra ``chat-model`` and the provider's package are needed.
             chunk_tokens: see `KernelOptions`.
             frame: see `KernelOptions`.
             options: options of `wim_kernel.engines.chat.engine.ChatEngine`: ``provider``, ``window``,
                 ``max_concurrency``, ``max_calls``, ``first_look``, ``structured``.
 
         Raises:
+            ModelNotFoundError: for a name of which no chat model can be made: a package or a key is missing.
             TypeError: for something that is no chat model.
 
         Example:

@@ -132,7 +132,7 @@ class Reading(Shared, ReadingCalls):
         self, request: Request, given: MarginsLike, chunks_read: int | None
     ) -> Work[list[WimResult]]:
         """Step two alone, from given margins; chunks that are not cached are read again."""
-        margins = margins_in(given, self.chunks)
+        margins = margins_in(given, self.chunks, question=request.questions[0])
         if chunks_read is None:
             chunks_read = self._chunks_read.get(request.questions[0], len(self.chunks))
         chunks_read = chunks_in(chunks_read, len(self.chunks))

@@ -55,6 +55,17 @@ def test_review_request_has_the_middlewares_shape(margins: list[Any]) -> None:
         assert config["allowed_decisions"] == ["approve", "edit", "reject", "respond"]
 
 
+@pytest.mark.parametrize(
+    "decision", [edit(text="Elsa Brandt owned it."), {"type": "respond", "message": WORDS}]
+)
+def test_another_text_leaves_out_what_was_found_of_the_old_one(decision: dict[str, Any]) -> None:
+    written = {"text": "A whale.", "kept": True, "evidence": {"lexical": 0.1, "support": 0.0, "located": 0.0}}
+    (changed,) = reviewed([written], {"decisions": [decision]})
+    assert changed["evidence"] == {"lexical": 0.1}
+    assert reviewed([written], {"decisions": [APPROVE]}) == [written]
+    assert reviewed([written], {"decisions": [edit(text="A whale.")]}) == [written]
+
+
 @pytest.mark.parametrize("in_answer", [False, True])
 def test_decisions_change_margins_by_their_type(
     kernel: WimKernel, documents: list[Document], margins: list[Any], in_answer: bool

@@ -356,6 +356,8 @@ def test_wrong_arguments_are_refused(kernel: WimKernel) -> None:
         WimMiddleware(kernel, question_key="q")
     with pytest.raises(ValueError, match="over_tokens"):
         WimMiddleware(kernel, over_tokens=0)
+    with pytest.raises(ValueError, match="over_message_tokens"):
+        WimMiddleware(kernel, over_message_tokens=0)
     with pytest.raises(ValueError, match="max_output_chars"):
         WimMiddleware(kernel, max_output_chars=3)
     with pytest.raises(ValueError, match="content is one of"):

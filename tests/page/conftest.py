@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -23,6 +26,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from wim_integrations.page.server import Site, mount
 from wim_kernel import WimKernel
 
+ROOT = Path(__file__).parents[2]
 PICTURES = os.environ.get("WIM_PICTURES")
 """Where pictures of the states are kept; without it they are made, and thrown away."""
 _FLAGS = (
@@ -69,6 +73,37 @@ def site(address: str) -> Iterator[Callable[..., tuple[Site, str]]]:
         each.close()
 
 
+@pytest.fixture
+def command() -> Iterator[Callable[..., str]]:
+    """Runs `wim ui` on a free port, with variables of its environment; returns the page's address.
+
+    At the end it is interrupted, and must end without a traceback.
+    """
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, **environment: str) -> str:
+        code = "from wim_integrations.page.cli import show; show()"
+        program = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, "--port", "0"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(program)
+        assert program.stdout is not None
+        said = program.stdout.readline()
+        assert said.startswith("The page is at http://127.0.0.1:"), program.communicate()
+        return said.split()[4]
+
+    yield run
+    for program in running:
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=60)
+        assert "Traceback" not in errors
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, without a window. (For a module: while Playwright runs, no test can run an event loop.)"""
@@ -83,19 +118,21 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def tab(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
+def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens an address in a tab of its own. At the end nothing was asked of other hosts, and no script had failed."""
     wrong: list[str] = []
     contexts = []
 
-    def reach(route: Route) -> None:
-        if route.request.url.startswith(f"{address}/"):
-            route.continue_()
-        else:
-            wrong.append(f"asked {route.request.url}")
-            route.abort()
-
     def open_tab(url: str, **settings: Any) -> Page:
+        own = "/".join(url.split("/")[:3])
+
+        def reach(route: Route) -> None:
+            if route.request.url.startswith(f"{own}/"):
+                route.continue_()
+            else:
+                wrong.append(f"asked {route.request.url}")
+                route.abort()
+
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 820}, **settings})
         contexts.append(context)
         context.route("**/*", reach)

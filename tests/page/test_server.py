@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,25 +73,11 @@ def test_a_kernel_and_options_are_checked_before_anything_is_served(kernel: WimK
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, command: Callable[..., str]) -> None:
     document = tmp_path / "log.txt"
     document.write_text("The gull sat on the mast.")
     with chat_server() as server:
-        command = ["ui", str(document), "--server", server.url, "--model", MODEL, "--port", "0"]
-        program = subprocess.Popen(
-            [sys.executable, "-c", "from wim_integrations.page.cli import show; show()", *command[1:]],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert program.stdout is not None
-        said = program.stdout.readline()
-        assert said.startswith("The page is at http://127.0.0.1:"), program.communicate()
-        assert status_of(said.split()[4])[0] == 200
-        program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=60)
-        assert "Traceback" not in errors
+        assert status_of(command(str(document), "--server", server.url, "--model", MODEL))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -101,6 +86,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         (["missing.txt"], "missing.txt cannot be read"),
         (["--tokenizer", "t"], "--tokenizer belongs to --server"),
         (["--server", "http://127.0.0.1:9/v1"], "nobody answers there"),
+        (["--chat-model", "nobody:model"], "Write PROVIDER:NAME"),
+        (["--chat-model", "openai:m", "--server", "http://127.0.0.1:9/v1"], "--chat-model or --server"),
+        (["--cache-dir", __file__], "it is no folder"),
         (["--port", "70000"], "Invalid value for '--port'"),
         (["--threshold", "2"], "Invalid value for '--threshold'"),
     ],

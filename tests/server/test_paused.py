@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,14 @@ from chat_server import chat_server
 from helpers import config
 
 from wim_kernel import MarginWritten, WimKernel, WimResult
+from wim_kernel.engines.base import Branch
+from wim_kernel.engines.server.branch_state import BranchState
+from wim_kernel.engines.server.deciding import BranchGate
 from wim_kernel.run.relevance.scores import Decision, Evidence
 
 TEXTS = [f"Leaf {number} of the log. The gull sat on the mast." for number in range(24)]
 OPTIONS: dict[str, Any] = {"margin_config": config(4), "answer_config": config(4)}
+STATE = BranchState(0, Branch(0, ()), ())
 caller = contextvars.ContextVar("caller", default="nobody")
 
 
@@ -98,3 +103,32 @@ def test_a_score_that_raises_stop_iteration_ends_the_call(kernels) -> None:
         return "it went on"
 
     assert "StopIteration" in in_time(asks)
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.parametrize("error", [None, LookupError("no score")])
+async def test_a_cancelled_request_waits_for_its_gate(error: Exception | None) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def gate(indices: Any, scores: Any) -> list[bool]:
+        begun.set()
+        assert may_end.wait(60)
+        ended.set()
+        if error is not None:
+            raise error
+        return [True]
+
+    asked = BranchGate(gate)
+    task = asyncio.ensure_future(asked.lets(STATE))
+    other = asyncio.ensure_future(asked.lets(STATE))
+    await asyncio.to_thread(begun.wait, 60)
+    for _ in range(5):  # a request that ends is cancelled by whoever closes it, and by its group
+        task.cancel()
+        other.cancel()
+        await asyncio.sleep(0)
+    assert other.cancelled()  # it had not asked yet
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()

@@ -10,10 +10,10 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, SecretStr
 
 from wim_kernel import WimKernel
-from wim_kernel.common.errors import status_of
+from wim_kernel.common.errors import ModelNotFoundError, status_of
 from wim_kernel.engines.chat.backend import Billed, ChatRequest, Piece, UnreadableReplyError, closed
 
 # The kernel's own run reports the whole call: these requests are no runs of their own.
@@ -46,6 +46,32 @@ class LangChainChat:
         # not every protocol of a class knows the argument.
         has_field = "stream_usage" in type(llm).model_fields
         self._asks_usage = llm.model_copy(update={"stream_usage": True}) if has_field else None
+
+    @classmethod
+    def from_name(cls, name: str) -> LangChainChat:
+        """Make a chat model as LangChain's ``init_chat_model`` names it: ``"openai:gpt-5.6"``.
+
+        Raises:
+            ModelNotFoundError: if the provider is unknown, or its package or key is missing.
+        """
+        lead = f"The chat model {name!r} cannot be made"
+        try:
+            from langchain.chat_models import init_chat_model
+        except ImportError as error:
+            raise ModelNotFoundError(f"{lead}: pip install 'wim-integrations[chat-model]'.") from error
+        if not all(part.strip() for part in name.split(":", 1)):
+            raise ModelNotFoundError(f"{lead}: write PROVIDER:NAME, such as openai:gpt-5.6.")
+        try:
+            llm = init_chat_model(name)
+        except ValueError as error:  # an unknown provider, or fields that its class refuses
+            hint = "Write PROVIDER:NAME, such as openai:gpt-5.6."
+            raise ModelNotFoundError(f"{lead}: {_first_lines(error)} {hint}") from error
+        except Exception as error:  # a missing package, or whatever a provider's client raises without a key
+            raise ModelNotFoundError(f"{lead}: {_first_lines(error)}") from error
+        missing = _missing_keys(llm)
+        if missing:
+            raise ModelNotFoundError(f"{lead}: it has no key. Set {' and '.join(missing)}.")
+        return cls(llm)
 
     def stream(self, request: ChatRequest) -> Generator[Piece, None, None]:
         """Send a request; yields the reply as it comes. Closing the generator closes the request."""
@@ -173,4 +199,20 @@ def _host(llm: BaseChatModel) -> str:
         found = getattr(llm, name, None)
         if isinstance(found, str) and found:
             return urlsplit(found).hostname or ""
-    return ""
+    client = getattr(llm, "root_client", None)  # OpenAI's, which reads an address from the environment itself
+    return urlsplit(str(getattr(client, "base_url", ""))).hostname or ""
+
+
+def _missing_keys(llm: BaseChatModel) -> list[str]:
+    """The environment variables of a model's keys that are empty."""
+    found = ((getattr(llm, field, None), variable) for field, variable in llm.lc_secrets.items())
+    return [
+        variable
+        for value, variable in found
+        if isinstance(value, SecretStr) and not value.get_secret_value().strip()
+    ]
+
+
+def _first_lines(error: Exception) -> str:
+    """The first paragraph of an error's message, as one line."""
+    return " ".join(str(error).split("\n\n")[0].split())[:300]

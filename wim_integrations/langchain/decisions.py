@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from wim_kernel import MarginsError
 from wim_kernel.common import plain_data
+from wim_kernel.common.margins import OF_TEXT
 
 ACTION = "use_margin"
 Decision = Literal["approve", "edit", "reject", "respond"]
@@ -103,10 +104,18 @@ def decided(
     margins = [dict(margin) for margin in written]
     for number, (position, decision) in enumerate(zip(positions, decisions, strict=True)):
         try:
-            margins[position].update(_changes(decision, allowed))
+            _change(margins[position], _changes(decision, allowed))
         except plain_data.WrongTypeError as error:
             raise MarginsError(f"Decision {number} is wrong: {error}.") from error
     return margins
+
+
+def _change(margin: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Change a margin's data. What was found of an old text is left out."""
+    evidence = margin.get("evidence")
+    if changes.get("text", margin["text"]) != margin["text"] and isinstance(evidence, Mapping):
+        margin["evidence"] = {name: each for name, each in evidence.items() if name not in OF_TEXT}
+    margin.update(changes)
 
 
 def _shown(margins: Sequence[Any]) -> list[int]:

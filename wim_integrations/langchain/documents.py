@@ -109,17 +109,22 @@ class DocumentReading:
             "quotes": [Quote(start=start, end=end) for start, end in quotes],
         }
 
-    def margins(self, given: object, written: Sequence[Margin] | None = None) -> list[Margin]:
+    def margins(
+        self, given: object, question: str = "", written: Sequence[Margin] | None = None
+    ) -> list[Margin]:
         """Parse margins that `margin_data` wrote and a person may have changed; see `margins_in`.
 
         Args:
             given: the margins, or an approval of ``written``.
+            question: the question that they were written for.
             written: the margins that the person was shown, if they are known.
 
         Raises:
             MarginsError: for an item that is no margin, or a margin written on other chunks.
         """
-        return margins_in(given, self.reading.chunks, written=written, find_spans=self._checked_spans)
+        return margins_in(
+            given, self.reading.chunks, question=question, written=written, find_spans=self._checked_spans
+        )
 
     def _checked_spans(self, index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
         place = self._place(index)

@@ -1,4 +1,4 @@
-"""Results of tools: the texts and files in a tool's message, and the message that stands in its place."""
+"""Results of tools: the texts and files in a message, and the message that stands in its place."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LongResult:
     @property
     def name(self) -> str:
         """The tool's name."""
-        return _name(self.message)
+        return name_of(self.message)
 
     def replaced(
         self,
@@ -77,13 +77,18 @@ def read_result(message: BaseMessage) -> dict[str, Any] | None:
     return None
 
 
-def documents_in(message: ToolMessage) -> tuple[list[Document], list[Block]]:
-    """The texts and files of a message as documents, and the blocks that have no text."""
+def documents_in(message: BaseMessage, source: str) -> tuple[list[Document], list[Block]]:
+    """The texts and files of a message as documents, and the blocks that have no text.
+
+    Args:
+        message: the message.
+        source: the source of texts without a name of their own.
+    """
     if isinstance(message.content, str):
-        return [Document(message.content, metadata={"source": _name(message)})], []
+        return [Document(message.content, metadata={"source": source})], []
     documents, rest = [], []
     for block in message.content:
-        found = _document(block, _name(message))
+        found = _document(block, source)
         if found is None:
             rest.append(block)
         else:
@@ -91,9 +96,9 @@ def documents_in(message: ToolMessage) -> tuple[list[Document], list[Block]]:
     return documents, rest
 
 
-def _document(block: Block, tool: str) -> Document | None:
+def _document(block: Block, default: str) -> Document | None:
     if isinstance(block, str):
-        return Document(block, metadata={"source": tool})
+        return Document(block, metadata={"source": default})
     kind, text = block.get("type"), block.get("text")
     if kind == "search_result":
         parts = [part.get("text", "") for part in block.get("content") or () if isinstance(part, Mapping)]
@@ -105,7 +110,7 @@ def _document(block: Block, tool: str) -> Document | None:
     if not isinstance(text, str):
         return None
     source = block.get("source") if kind == "search_result" else _file_name(block)
-    metadata = {"source": source or tool, "title": block.get("title")}
+    metadata = {"source": source or default, "title": block.get("title")}
     return Document(text, metadata={name: item for name, item in metadata.items() if item})
 
 
@@ -131,5 +136,6 @@ def _file_name(block: Mapping[Any, Any]) -> str | None:
     return next((str(name) for name in names if name), None)
 
 
-def _name(message: ToolMessage) -> str:
+def name_of(message: ToolMessage) -> str:
+    """The name of the tool that a message is from."""
     return message.name or "the tool"

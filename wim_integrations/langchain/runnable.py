@@ -285,5 +285,5 @@ class WimAnswer(WimRunnable):
                     "reviewed() makes of decisions."
                 )
             given = reviewed(request.margins_data(written), given)
-        margins = request.source.margins(given, written)
+        margins = request.source.margins(given, request.question, written)
         return margins, request.inputs.get("chunks_read")

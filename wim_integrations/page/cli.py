@@ -9,14 +9,7 @@ import click
 
 from wim_kernel.cli.checks import Fraction
 from wim_kernel.cli.console import quietened
-from wim_kernel.cli.models import (
-    cached_in,
-    check_model_options,
-    connect,
-    load,
-    model_options,
-    readings_folder,
-)
+from wim_kernel.cli.models import ModelChoice, cached_in, model_options
 from wim_kernel.common.errors import WimError
 from wim_kernel.text.files import FileError, read_document
 
@@ -42,12 +35,7 @@ EXIT_USAGE = 2
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in your browser.")
 def show(
     files: tuple[str, ...],
-    model: str,
-    gguf_file: str | None,
-    servers: tuple[str, ...],
-    tokenizer: str | None,
-    cache_dir: str | None,
-    no_cache: bool,
+    chosen: ModelChoice,
     chunk_tokens: int | None,
     host: str,
     port: int,
@@ -65,23 +53,19 @@ def show(
     except ImportError as error:
         raise click.UsageError(str(error)) from error
     given = {name: value for name, value in options.items() if value is not None}
-    check_model_options(servers, tokenizer, cache_dir, no_cache)
-    folder = readings_folder(servers, cache_dir, no_cache)
     with quietened(show_downloads=True):
         try:
+            chosen.check()
             documents = read_document(files)
-            if servers:
-                kernel = connect(servers, None if model == "embedded" else model, tokenizer)
-            else:
-                click.echo(f"Loading the model {model}", err=True)
-                kernel = load(model, gguf_file)
+            click.echo(chosen.action, err=True)
+            kernel = chosen.kernel()
             kernel.chunk_tokens = chunk_tokens or kernel.chunk_tokens
             if host not in LOOPBACK:
                 click.echo(
                     "wim: anybody who can reach this address can ask questions and read these documents",
                     err=True,
                 )
-            with cached_in(kernel, folder, default=not cache_dir):
+            with cached_in(kernel, chosen):
                 serve(
                     kernel,
                     documents,

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from wim_kernel.cli.format import Pace, cost, harmless, is_shown, json_line, margin_head
+from wim_kernel.cli.format import Pace, cost, harmless, json_line, margin_head, shown_note
 from wim_kernel.common.events import (
     Answered,
     AnswerToken,
@@ -148,8 +148,9 @@ class PlainDisplay:
                 say(self._pace.line(event))
             case MarginWritten(margin) | MarginRevised(margin) if self._margins.is_news(margin):
                 click.echo(margin_head(margin, revised=isinstance(event, MarginRevised)))
-                if is_shown(margin):
-                    click.echo("    " + harmless(margin.text).replace("\n", "\n    "))
+                note = shown_note(margin)
+                if note is not None:
+                    click.echo("    " + note.replace("\n", "\n    "))
             case AnswerToken():
                 if not self._answering:
                     self._answering = True
@@ -240,10 +241,10 @@ class TerminalDisplay:
     def _margin(self, margin: Margin, *, revised: bool) -> None:
         head = margin_head(margin, revised=revised)
         self._console.print(Text(head, style="bold" if margin.kept else "dim"))
-        if is_shown(margin):
-            style = "" if margin.kept else "dim"
-            note = Text(harmless(margin.text), style=style)
-            self._console.print(Padding(note, (0, 0, 0, 4), expand=False))
+        note = shown_note(margin)
+        if note is not None:
+            text = Text(note, style="" if margin.kept else "dim")
+            self._console.print(Padding(text, (0, 0, 0, 4), expand=False))
 
 
 def _console() -> Console:
@@ -263,7 +264,7 @@ class ShownMargins:
 
     def is_news(self, margin: Margin) -> bool:
         """Whether a margin's note was not shown yet; records it as shown. A changed relevance alone is no news."""
-        note = margin.text if is_shown(margin) else None
+        note = shown_note(margin)
         news = margin.index not in self._notes or self._notes[margin.index] != note
         self._notes[margin.index] = note
         return news

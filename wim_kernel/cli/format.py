@@ -43,9 +43,11 @@ def margin_head(margin: Margin, *, revised: bool = False) -> str:
     return f"{line}  [not found in the text]" if margin.found_nowhere else line
 
 
-def is_shown(margin: Margin) -> bool:
-    """Whether a margin's note is shown: if it is kept, and if it was dropped because it was found nowhere."""
-    return bool(margin.text) and (margin.kept or margin.found_nowhere)
+def shown_note(margin: Margin) -> str | None:
+    """A margin's note and a reader's remark on it, a line each at least; None if they are not shown."""
+    if not margin.is_shown:
+        return None
+    return harmless("\n".join(text for text in (margin.text, margin.note) if text.strip()))
 
 
 def place(margin: Margin) -> str:

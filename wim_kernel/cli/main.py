@@ -36,8 +36,7 @@ from wim_kernel.cli.console import (
     set_encoding,
 )
 from wim_kernel.cli.display import Display, make_display
-from wim_kernel.cli.models import cached_in, check_model_options, connect, model_options, readings_folder
-from wim_kernel.cli.models import load as _load
+from wim_kernel.cli.models import ModelChoice, cached_in, model_options
 from wim_kernel.common.errors import WimError
 from wim_kernel.common.events import AnswerToken, ChunkRead, Event, MarginsDone
 from wim_kernel.run.relevance.scores import BY_NAME
@@ -96,12 +95,7 @@ def ask(
     files: tuple[str, ...],
     more: tuple[str, ...],
     chat: bool,
-    model: str,
-    gguf_file: str | None,
-    servers: tuple[str, ...],
-    tokenizer: str | None,
-    cache_dir: str | None,
-    no_cache: bool,
+    chosen: ModelChoice,
     chunk_tokens: int | None,
     margins_only: bool,
     as_json: bool,
@@ -124,25 +118,19 @@ def ask(
             files = (question, *files)
             question = None
         questions = [*([question] if question is not None else []), *more]
-        folder = readings_folder(servers, cache_dir, no_cache)
         check_use(questions, files, chat, options["task"])
-        check_model_options(servers, tokenizer, cache_dir, no_cache)
+        chosen.check()
         check_options(questions, _kernel_options(options))
         document = read_document(files or (STDIN,))
         check_room()
-        if servers:
-            display.status(f"Asking {', '.join(servers)}")
-            kernel = connect(servers, None if model == "embedded" else model, tokenizer)
-            if options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
-                raise click.UsageError(
-                    "Of servers only SGLang can choose verbatim margins, given --tokenizer."
-                )
-        else:
+        if chosen.is_local:
             check_settings(questions, _kernel_options(options))
-            display.status(f"Loading the model {model}")
-            kernel = _load(model, gguf_file)
+        display.status(chosen.action)
+        kernel = chosen.kernel()
+        if chosen.servers and options["margin_style"] == "verbatim" and not kernel.engine.measures_likelihood:
+            raise click.UsageError("Of servers only SGLang can choose verbatim margins, given --tokenizer.")
         _check_engine(options, kernel)
-        with cached_in(kernel, folder, default=not cache_dir):
+        with cached_in(kernel, chosen):
             display.status(f"Reading {', '.join(files) or 'standard input'}")
             reading = kernel.read(document, chunk_tokens=chunk_tokens or kernel.chunk_tokens)
             named = chat or len(questions) > 1

@@ -11,6 +11,9 @@ from wim_kernel.common.chunk import Chunk, Span, spans_in
 from wim_kernel.common.citations import Citation
 from wim_kernel.common.errors import ChunkError, MarginsError
 
+OF_TEXT = ("support", "located")
+"""The signals of `Margin.evidence` that are about the margin's text, and not about its chunk."""
+
 
 @dataclass(frozen=True)
 class BranchRecord:
@@ -70,9 +73,14 @@ class Margin:
         """Whether nothing of the note was found in its chunk: not word for word, not nearly, not in other words."""
         return self.evidence.get("located") == 0
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether people see the note: it is used, or it was left out because it was found nowhere."""
+        return self.is_used or (bool(self.text.strip()) and self.found_nowhere)
+
     def edited(self, text: str) -> Margin:
         """A copy with another text, kept, as after a person's edit. What was found of the old text is left out."""
-        evidence = {name: each for name, each in self.evidence.items() if name not in ("support", "located")}
+        evidence = {name: each for name, each in self.evidence.items() if name not in OF_TEXT}
         return replace(self, text=text, kept=True, spans=(), token_ids=(), evidence=evidence)
 
     def to_dict(self) -> dict[str, Any]:

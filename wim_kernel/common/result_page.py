@@ -161,8 +161,7 @@ class _Live(_Fragment):
 
     def live_html(self, progress: str) -> str:
         """Progress, the notes, and the answer."""
-        shown = [each for each in self.result.margins if each.is_used or (each.text and each.found_nowhere)]
-        cards = "\n".join(map(self._card, shown))
+        cards = "\n".join(self._card(margin) for margin in self.result.margins if margin.is_shown)
         answer = f"<h2>Answer</h2>\n<p>{''.join(self._answer())}</p>" if self.result.answer else ""
         return (
             f'<div class="wim-result">\n<style>{_STYLE}</style>\n<div class="wim-about" role="status">'

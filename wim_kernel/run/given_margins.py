@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from wim_kernel.common import plain_data
 from wim_kernel.common.chunk import Chunk, Span, spans_in
 from wim_kernel.common.errors import ChunkError, MarginsError
-from wim_kernel.common.margins import Margin, evidence_in
+from wim_kernel.common.margins import OF_TEXT, Margin, evidence_in
+from wim_kernel.run.grounding import found_share, support
+from wim_kernel.run.quoting import quoted_share
 
 MarginsLike = Sequence[Margin | Mapping[str, Any] | str]
 FindSpans = Callable[[int, Mapping[str, Any]], tuple[Span, ...]]
@@ -24,16 +27,20 @@ def margins_in(
     given: object,
     chunks: Sequence[Chunk],
     *,
+    question: str = "",
     written: Iterable[Margin] | None = None,
     find_spans: FindSpans | None = None,
 ) -> list[Margin]:
     """Parse the margins that a person or a program gave for an answer.
+
+    What was found of a margin's text in its chunk is measured again, since the text may have been changed.
 
     Args:
         given: a list. Each item is a `Margin`; a dict with ``text`` and, optionally, the other keys that
             `Margin.to_dict` writes; or a string, which is a note of one's own. True or ``"approve"`` in place of the
             list approves ``written``.
         chunks: the reading's chunks.
+        question: the question that the margins were written for.
         written: the margins that an approval stands for; None if they are not known.
         find_spans: a callback that reads the spans of a dict; by default it reads ``"spans"`` as `Margin.to_dict`
             writes them.
@@ -53,7 +60,8 @@ def margins_in(
             f"Margins are a list, each item {_FORMS}; this is {_described(given)}. To answer without any, give []."
         )
     find = find_spans or _own_spans
-    return [_margin(index, item, chunks, find) for index, item in enumerate(given)]
+    margins = [_margin(index, item, chunks, find) for index, item in enumerate(given)]
+    return [_measured_again(margin, question) for margin in margins]
 
 
 def chunks_in(given: object, chunks: int) -> int:
@@ -104,6 +112,21 @@ def _margin(position: int, item: object, chunks: Sequence[Chunk], find_spans: Fi
         raise MarginsError(f"The margin at position {position} is wrong: {error}.") from error
 
 
+def _measured_again(margin: Margin, question: str) -> Margin:
+    """A margin whose ``"support"`` and ``"located"`` are those of the text that it has now."""
+    before = margin.evidence
+    if not any(name in before for name in OF_TEXT):
+        return margin
+    text, chunk = margin.text, margin.chunk.text
+    if "support" in before:  # a note
+        shares = {"support": support(text, chunk, question), "located": found_share(text, chunk, question)}
+    else:  # quotations by a chat model
+        shares = {"located": quoted_share(text, chunk)}
+    evidence = {name: each for name, each in before.items() if name not in OF_TEXT}
+    evidence |= {name: share for name, share in shares.items() if share is not None}
+    return margin if evidence == before else replace(margin, evidence=evidence)
+
+
 def _check_names(position: int, item: Mapping[Any, Any]) -> None:
     """Check that no key is missing or misspelt. Keys that are not a margin's are the caller's own, and ignored."""
     for name in item:
@@ -137,11 +160,13 @@ def _chunk(position: int, data: object) -> Chunk:
 
 
 def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
-    """The spans as `Margin.to_dict` writes them; empty without the chunk that they belong to."""
+    """The spans as `Margin.to_dict` writes them; empty without the chunk that they belong to, or for another text."""
     if data.get("chunk") is None or data.get("spans") is None:
         return ()
     try:
-        return spans_in(data["spans"])
+        spans, text = spans_in(data["spans"]), _chunk(index, data["chunk"]).text
+        sentences = (text[span.offset : span.offset + span.length] for span in spans)
+        return spans if all(sentence in str(data["text"]) for sentence in sentences) else ()
     except plain_data.WrongTypeError as error:
         raise MarginsError(
             f"The 'spans' of margin {index} are not what Margin.to_dict wrote: leave them out."

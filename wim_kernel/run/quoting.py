@@ -212,6 +212,13 @@ def locate_quotes(chunk: Chunk, quotes: Sequence[str]) -> Located:
     )
 
 
+def quoted_share(text: str, chunk: str) -> float | None:
+    """The share of the quotations in a margin's text that a chunk has, 0 to 1; None without quotations."""
+    quotes = [quote.removesuffix(NOT_FOUND).strip() for quote in text.split(GAP)]
+    found = [locate(quote, chunk) is not None for quote in quotes if quote]
+    return sum(found) / len(found) if found else None
+
+
 def reads(text: str, sentences: Sequence[str]) -> bool:
     """Whether a text consists of these sentences, with only white space, gaps and added quotation marks between."""
     between = rf"{ADDED}(?:\s*|{regex.escape(GAP)}){ADDED}"

@@ -13,6 +13,13 @@ READ_RESULT = (
     "Below are the answer and the passages it was written from, not the result itself."
 )
 UNREAD_RESULT = "{name} returned {tokens:,} tokens, too many to show, and they could not be read: {error}"
+READ_MESSAGE = (
+    "[Here the user gave a text of {tokens:,} tokens, which was read to its end for this question: {question}\n"
+    "Below are the answer and the passages it was written from, not the text itself.]"
+)
+UNREAD_MESSAGE = (
+    "[Here the user gave a text of {tokens:,} tokens, too many to show, and it could not be read: {error}]"
+)
 TRUNCATED = "\n[truncated]"
 
 

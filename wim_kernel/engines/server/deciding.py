@@ -8,6 +8,7 @@ server's work. If it is yes and the reply begins as a decided one does, the rest
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,11 +95,23 @@ class BranchGate:
         self._turn = asyncio.Lock()
 
     async def lets(self, state: BranchState) -> bool:
-        """Whether a branch whose scores are known goes on."""
+        """Whether a branch whose scores are known goes on.
+
+        Being cancelled it waits for the gate, which no thread can be made to leave: once a stream is closed, nothing
+        scores or changes its margins any more.
+        """
         if self._gate is None:
             return True
         async with self._turn:
-            return await asyncio.to_thread(self._context.run, self._ask, state)
+            asked = asyncio.ensure_future(asyncio.to_thread(self._context.run, self._ask, state))
+            try:
+                return await asyncio.shield(asked)
+            except asyncio.CancelledError:
+                while not asked.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([asked])
+                asked.exception()  # nobody else will take it
+                raise
 
     def _ask(self, state: BranchState) -> bool:
         assert self._gate is not None

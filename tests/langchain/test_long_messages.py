@@ -1,0 +1,259 @@
+"""Long messages of people: an agent's model sees their words, and what was read in the place of what they pasted."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+
+from wim_integrations.langchain import WimMiddleware
+from wim_integrations.langchain.own_words import ends_of, parted, words_of
+from wim_kernel import WimKernel
+
+QUESTION = "Who owned the ship?"
+FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5, "chunk_tokens": 40}
+FILLER = "The gull sat on the mast, and it rained on the harbour all night. "
+LONG = (FILLER * 12 + "Elsa Brandt owned the ship Aurora. " + FILLER * 12).strip()
+IMAGE = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
+FILE = {"type": "file", "base64": base64.b64encode(LONG.encode()).decode(), "mime_type": "text/plain"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
+
+
+class Scripted(FakeMessagesListChatModel):
+    """Answers, and records what it saw."""
+
+    seen: list[list[BaseMessage]] = []
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **options: Any) -> Any:
+        self.seen.append(list(messages))
+        return super()._generate(messages, *args, **options)
+
+
+def agent_with(
+    middleware: WimMiddleware, *others: Any, **options: Any
+) -> tuple[Any, list[list[BaseMessage]]]:
+    """An agent, and the list of what its model sees."""
+    seen: list[list[BaseMessage]] = []
+    model = Scripted(responses=[AIMessage("Elsa Brandt."), AIMessage("Nobody.")])
+    model.seen = seen
+    return create_agent(model, [], middleware=[*others, middleware], **options), seen
+
+
+@pytest.fixture
+def middleware(kernel: WimKernel) -> WimMiddleware:
+    return WimMiddleware(kernel, over_message_tokens=60, **FEW)
+
+
+def said(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": [HumanMessage(content, **fields)]}
+
+
+# -- the person's own words --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after", "asks"),
+    [
+        (f"{QUESTION}\n\n{LONG}", QUESTION, "", True),
+        (f"{LONG}\n\n{QUESTION}", "", QUESTION, True),
+        (f"{LONG}\n{QUESTION}\n", "", QUESTION, True),
+        (f"{LONG} {QUESTION}", "", QUESTION, True),
+        (f"{QUESTION} {LONG}", QUESTION, "", True),
+        (f"Summarise this:\n{LONG}", "Summarise this:", "", True),
+        (f"Hello!\n\n{QUESTION}\n\n{LONG}\n\n{LONG}", f"Hello!\n\n{QUESTION}", "", True),
+        (f"{QUESTION}\n\n{LONG}\n\nAnd when?", QUESTION, "And when?", True),
+        (f"Find the owner.\n\n{LONG}\n\nThank you.", "Find the owner.", "Thank you.", False),
+        (f"谁拥有这艘船？\n\n{LONG}", "谁拥有这艘船？", "", True),
+        (LONG, "", "", False),
+        ("x" * 5000, "", "", False),
+    ],
+)
+def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, asks: bool) -> None:
+    found = parted(HumanMessage(text))
+    assert found is not None
+    assert (found.before, found.after, found.asks) == (before, after, asks)
+    (document,) = found.documents
+    start, end, _ = ends_of(text)
+    assert text[start:end] == document.page_content
+    assert "".join((before, document.page_content, after)).replace("\n", "").replace(" ", "") == text.replace(
+        "\n", ""
+    ).replace(" ", "")
+
+
+@pytest.mark.parametrize("text", ["", " ", "?", "a?\n\nb?", QUESTION, "\n\n\n"])
+def test_a_message_of_words_has_no_text(text: str) -> None:
+    message = HumanMessage(text)
+    found = parted(message)
+    assert found is None or found.documents[0].page_content.strip()
+    assert words_of(message) == (text.strip(), True)
+
+
+def test_blocks_are_words_or_texts_by_their_length() -> None:
+    text = {"type": "text", "text": QUESTION}
+    for blocks in (
+        [text, FILE],
+        [FILE, text],
+        [text, {"type": "text", "text": LONG}],
+        [QUESTION, LONG, IMAGE],
+    ):
+        found = parted(HumanMessage(blocks))
+        assert found is not None
+        assert (found.question, found.asks) == (QUESTION, True)
+        assert [document.page_content for document in found.documents] == [LONG]
+        assert found.rest == [block for block in blocks if block is IMAGE]
+    whole = parted(HumanMessage([{"type": "text", "text": f"{LONG}\n\n{QUESTION}"}, IMAGE]))
+    assert whole is not None
+    assert (whole.before, whole.after) == ("", QUESTION)
+    alone = parted(HumanMessage([FILE]))
+    assert alone is not None
+    assert (alone.question, alone.asks) == ("", False)
+    assert parted(HumanMessage([IMAGE])) is None
+
+
+# -- in an agent -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_model_sees_words_and_what_was_read(middleware: WimMiddleware) -> None:
+    for wait in (False, True):
+        agent, seen = agent_with(middleware)
+        asked = said(f"{LONG}\n\n{QUESTION}", id="m1")
+        state = await agent.ainvoke(asked) if wait else agent.invoke(asked)
+        data = state["wim_messages"]["m1"]
+        ((shown,),) = seen
+        assert shown.content == data["shown"]
+        assert LONG not in shown.content
+        assert shown.content.startswith("[Here the user gave a text of ")
+        assert data["answer"].strip() in shown.content
+        assert shown.content.endswith(f"\n\n{QUESTION}")
+        assert data["question"] == QUESTION
+        assert "".join(LONG[m["start"] : m["end"]] for m in data["margins"]) == LONG
+        assert json.loads(json.dumps(data)) == data
+        assert state["messages"][0].content == f"{LONG}\n\n{QUESTION}"
+        assert state["messages"][-1].content == "Elsa Brandt."
+
+
+@pytest.mark.in_process
+def test_the_passage_that_answers_is_quoted_with_its_place(real_kernel: WimKernel) -> None:
+    reads = WimMiddleware(
+        real_kernel, over_message_tokens=60, chunk_tokens=60, margin_style="verbatim", answer_tokens=16
+    )
+    agent, seen = agent_with(reads)
+    agent.invoke(said(f"{QUESTION}\n\n{FILLER * 5}Elsa Brandt owned the ship Aurora. {FILLER * 4}"))
+    assert "Elsa Brandt owned the ship Aurora. (the message, characters" in seen[0][0].content
+
+
+def test_by_default_and_when_short_messages_stay(kernel: WimKernel, middleware: WimMiddleware) -> None:
+    for reads, text in ((WimMiddleware(kernel, **FEW), LONG), (middleware, QUESTION)):
+        agent, seen = agent_with(reads)
+        state = agent.invoke(said(text))
+        assert seen[0][0].content == text
+        assert "wim_messages" not in state
+
+
+def test_files_are_read_and_images_stay(middleware: WimMiddleware) -> None:
+    agent, seen = agent_with(middleware)
+    state = agent.invoke(said([{"type": "text", "text": QUESTION}, FILE, IMAGE], id="m1"))
+    words, read, image = seen[0][0].content
+    assert (words["text"], image) == (QUESTION, IMAGE)
+    assert state["wim_messages"]["m1"]["answer"].strip() in read["text"]
+
+
+def test_a_text_is_asked_anew_and_not_read_anew_for_the_next_question(middleware: WimMiddleware) -> None:
+    thread = {"configurable": {"thread_id": "1"}}
+    agent, seen = agent_with(middleware, checkpointer=InMemorySaver())
+    first = agent.invoke(said(f"{QUESTION}\n\n{LONG}", id="m1"), thread)["wim_messages"]["m1"]
+    later = agent.invoke(said("What sat on the mast?", id="m2"), thread)["wim_messages"]
+    assert list(later) == ["m1"]
+    assert (first["question"], later["m1"]["question"]) == (QUESTION, "What sat on the mast?")
+    assert later["m1"]["usage"]["prefill_tokens"] == 0
+    assert [message.content for message in seen[1]] == [
+        later["m1"]["shown"],
+        "Elsa Brandt.",
+        "What sat on the mast?",
+    ]
+
+
+def test_a_message_is_read_once_for_a_question(middleware: WimMiddleware, kernel: WimKernel) -> None:
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent, seen = agent_with(middleware, checkpointer=InMemorySaver())
+    state = agent.invoke(said(f"{QUESTION}\n\n{LONG}", id="m1"), thread)
+    kernel.cache.clear()
+    again = agent.invoke({"messages": [AIMessage("Well?")]}, thread)
+    assert again["wim_messages"] == state["wim_messages"]
+    assert not kernel.cache.held
+    assert seen[1][0].content == seen[0][0].content
+
+
+def test_words_before_a_text_alone_are_its_question(middleware: WimMiddleware) -> None:
+    agent, _ = agent_with(middleware)
+    given = [HumanMessage("I will paste a log. Who owned the ship?", id="m1"), HumanMessage(LONG, id="m2")]
+    state = agent.invoke({"messages": given})
+    assert state["wim_messages"]["m2"]["question"] == "I will paste a log. Who owned the ship?"
+
+
+def test_a_text_without_words_is_summarised(middleware: WimMiddleware) -> None:
+    agent, seen = agent_with(middleware)
+    state = agent.invoke(said(LONG, id="m1"))
+    data = state["wim_messages"]["m1"]
+    assert (data["question"], bool(data["answer"])) == ("", True)
+    assert "none, a summary" in str(seen[0][0].content)
+
+
+@pytest.mark.in_process
+def test_what_cannot_be_read_is_said(tiny_kernel: WimKernel) -> None:
+    agent, seen = agent_with(WimMiddleware(tiny_kernel, over_message_tokens=60, **FEW))
+    words = [{"type": "text", "text": "word " * 100}] * 90  # more than fits the model's window
+    state = agent.invoke(said([*words, FILE], id="m1"))
+    assert "it could not be read: " in str(seen[0][0].content)
+    assert state["wim_messages"]["m1"]["error"] in str(seen[0][0].content)
+    assert state["messages"][-1].content == "Elsa Brandt."
+
+
+def test_margins_reach_an_agents_streams(middleware: WimMiddleware) -> None:
+    asked = said(f"{QUESTION}\n\n{LONG}")
+    agent, _ = agent_with(middleware)
+    names = [data["event"] for data in agent.stream(asked, stream_mode="custom")]
+    agent, _ = agent_with(middleware)
+    run = agent.stream_events(asked, version="v3")
+    for found in (Counter(names), Counter(item["event"] for item in run.extensions["wim"])):
+        assert found["wim_margin"] == found["wim_chunk"] > 2
+        assert found["wim_answer"] == 1
+
+
+def test_a_message_that_another_middleware_cut_is_read_whole(middleware: WimMiddleware) -> None:
+    @wrap_model_call
+    def cut(request: Any, handler: Any) -> Any:
+        (message,) = request.messages
+        return handler(request.override(messages=[message.model_copy(update={"content": "cut"})]))
+
+    agent, seen = agent_with(middleware, cut)
+    state = agent.invoke(said(f"{QUESTION}\n\n{LONG}", id="m1"))
+    assert seen[0][0].content == state["wim_messages"]["m1"]["shown"]
+    assert str(seen[0][0].content).startswith(QUESTION)
+
+
+@pytest.mark.slow
+def test_in_a_deep_agent_messages_are_read(kernel: WimKernel) -> None:
+    deepagents = pytest.importorskip("deepagents")
+    text = FILLER * 3100  # deep agents move messages of more than 200,000 characters to a file
+    options = {**FEW, "threshold": None, "top_k": 1, "chunk_tokens": 8000}
+    reads = WimMiddleware(kernel, over_message_tokens=2000, **options)
+    model = Scripted(responses=[AIMessage("Elsa Brandt.")])
+    model.seen = []
+    agent = deepagents.create_deep_agent(model, [], middleware=[reads])
+    state = agent.invoke(said(f"{text}\n\n{QUESTION}", id="m1"))
+    shown = model.seen[0][-1]
+    assert shown.content == state["wim_messages"]["m1"]["shown"]
+    assert str(shown.content).endswith(QUESTION)
