@@ -7,8 +7,9 @@ import itertools
 
 import pytest
 import torch
+from helpers import spying
 
-from wim_kernel.engines.base import AttentionProbe, Branch
+from wim_kernel.engines.base import AttentionProbe, Branch, Scores
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.text.run_text import Text
 
@@ -56,6 +57,40 @@ def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
         wanted = [float(weights[start:end].sum()) for start, end in itertools.pairwise(cuts)]
         assert mass[row].tolist() == pytest.approx(wanted, abs=1e-5)
     assert float(mass.sum(1).max()) > 0.2
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.parametrize("kind", ["lfm2", "qwen3_next"])
+def test_layers_with_states_measure_prompts_of_all_lengths_in_one_pass(tiny_model, smollm2, kind):
+    engine = LocalEngine(copy.deepcopy(tiny_model(kind)), smollm2[1])
+    assert engine.cache_mode == "shared"
+    ids = [*engine.head("You read.", "Document:\n"), *engine.encode(Text(DOCUMENT))]
+    prefix = engine.open()
+    engine.extend(prefix, [ids[:20]], 0)
+    engine.extend(prefix, [ids[20:]], 20)
+    probe = AttentionProbe((0, 5, 12, 20), engine.heads)
+    texts = [" Who?", QUESTION, " Who bought the brig Halcyon, and in which month did it leave?"]
+    branches = [
+        Branch(at, (Text("\n\nQuestion:"), Text(text)), scored=1, probe=probe)
+        for at in (len(ids), 20)
+        for text in texts
+    ]
+
+    def measured(some: list[Branch]) -> list[Scores]:
+        found = {}
+        for step in engine.decode(prefix, some):
+            found.update({item.branch: item.done.scores for item in step if item.done is not None})
+        return [found[index] for index in range(len(some))]
+
+    with spying(engine.model) as spy:
+        together = measured(branches)
+    assert len(spy.batches) == 1
+    for branch, scores in zip(branches, together, strict=True):
+        (alone,) = measured([branch])
+        assert scores.likelihood == pytest.approx(alone.likelihood, abs=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(scores.attention), torch.tensor(alone.attention), rtol=1e-3, atol=1e-5
+        )
 
 
 def test_models_own_cache_reports_no_attention(tiny_model, smollm2):

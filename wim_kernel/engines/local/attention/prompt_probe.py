@@ -97,6 +97,15 @@ class PromptProbe:
             ]
         )
 
+    def aligned_left(self) -> PromptProbe:
+        """A probe for a pass in which the rows' padding stands behind their tokens."""
+        return PromptProbe(
+            [
+                replace(row, pad=0, queries=range(row.queries.start - row.pad, row.queries.stop - row.pad))
+                for row in self.rows
+            ]
+        )
+
     def take(self, part: PromptProbe, first: int) -> None:
         """Take what a `part` has measured, whose first row is row ``first`` here."""
         self._mass |= {(row + first, layer, head): mass for (row, layer, head), mass in part._mass.items()}

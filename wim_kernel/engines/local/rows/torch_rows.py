@@ -21,7 +21,8 @@ class TorchRows:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
 
     Rows are left-padded, so that all rows write to the same slot of their own buffers at each step. Layers that keep
-    states would take padding for text: with them, prompts of different lengths run one length after another, unpadded.
+    states would take padding for text: with them, prompts that no step follows are padded on the right, where it
+    changes nothing that is used, and others run one length after another, unpadded.
 
     Args:
         layers: keys and values of the prefix, by layer; all batches on one prefix share this mapping.
@@ -62,6 +63,8 @@ class TorchRows:
         rows = slice(start, start + len(ids))
         self.pads[rows], padded = left_padded(ids, width)
         self.used = width
+        if self.states is not None and width == self.own.room:
+            return self._prompt_padded_right(ids, width, keep, start, probe)
         if self.states is not None:
             return self._prompt_by_length(ids, width, keep, start, probe)
         context = RowsContext(self.layers, [self._own_tokens(rows, 0, width)], probe)
@@ -90,6 +93,31 @@ class TorchRows:
                 probe.take(part, row)
             row += len(some)
         return torch.cat(logits)
+
+    def _prompt_padded_right(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        keep: Tensor,
+        start: int,
+        probe: PromptProbe | None,
+    ) -> Tensor:
+        """Run prompts in one pass, after which the rows' states are of no use. See `prompt` for the arguments."""
+        rows, pads = slice(start, start + len(ids)), [width - len(row) for row in ids]
+        self.pads[rows] = [0] * len(ids)
+        moved = None if probe is None else probe.aligned_left()
+        context = RowsContext(self.layers, [self._own_tokens(rows, 0, width)], moved)
+        padded = torch.tensor([list(row) + [0] * pad for row, pad in zip(ids, pads, strict=True)])
+        ends = torch.tensor([at + len(row) for at, row in zip(self.lengths[rows], ids, strict=True)])
+        positions = context.positions.clamp(
+            max=ends[:, None] - 1
+        )  # of padding, too, within the model's window
+        slots = (keep[None] - torch.tensor(pads)[:, None]).clamp(min=0)
+        kept, places = torch.unique(slots, return_inverse=True)
+        logits = self.runner.forward(padded, positions, context, kept, self._state_cache(rows))
+        if probe is not None and moved is not None:
+            probe.take(moved, 0)
+        return logits[torch.arange(len(ids))[:, None], places.to(logits.device)]
 
     def _own_tokens(self, rows: slice, slot: int, width: int) -> OwnTokens:
         return OwnTokens(self.own, rows, self.lengths[rows], self.pads[rows], slot, width)
