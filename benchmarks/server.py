@@ -173,7 +173,7 @@ def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
     sys.path.append(str(HERE))  # where that benchmark looks, behind everything else
     from benchmarks.relevance import Scored, questions
 
-    here = WimKernel.from_pretrained("embedded")
+    here = WimKernel.from_pretrained("embedded", dtype="float32")
     areas: dict[str, list[float]] = {"server": [], "here, without attention": []}
     differences = []
     for question in questions(path, here, 512, count):
