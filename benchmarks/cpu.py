@@ -116,7 +116,7 @@ def peak_memory(name: str, workload: Workload, model: str, threads: int) -> dict
 def run_child(name: str, file: Path, model: str) -> None:
     """In a fresh process: load, run one path, and print its peak memory."""
     workload = Workload.load(file)
-    kernel = WimKernel.from_pretrained(model)
+    kernel = WimKernel.from_pretrained(model, dtype="float32")
     path = path_of(name, kernel, workload)
     reset_peak()
     loaded = peak_bytes()
@@ -252,7 +252,7 @@ def main() -> int:
     about = machine()
     if (about["load_before"] or 0) > 0.5:
         print(f"Other processes are busy on this machine (load {about['load_before']}): expect worse ratios.")
-    kernel = WimKernel.from_pretrained(args.model)
+    kernel = WimKernel.from_pretrained(args.model, dtype="float32")
     document = args.document or demo_document()
     texts = document_texts(kernel.tokenizer, document, args.tokens, args.chunks)
     workload = Workload(texts, args.question, args.second_question, args.margin_tokens, args.answer_tokens)

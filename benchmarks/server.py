@@ -167,7 +167,7 @@ def quality(kernel: WimKernel, path: Path, count: int) -> dict[str, float]:
     """The area under the curve of relevance in a question: on the server, and in this process without attention."""
     from benchmarks.relevance import Scored, questions
 
-    here = WimKernel.from_pretrained("embedded")
+    here = WimKernel.from_pretrained("embedded", dtype="float32")
     areas: dict[str, list[float]] = {"server": [], "here, without attention": []}
     differences = []
     for question in questions(path, here, 512, count):

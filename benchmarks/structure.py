@@ -102,7 +102,7 @@ def trip() -> list[str]:
     from wim_kernel import WimKernel
     from wim_kernel.engines.local.decode.sampling import Sampler
 
-    embedded = WimKernel.from_pretrained("embedded")
+    embedded = WimKernel.from_pretrained("embedded", dtype="float32")
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(embedded.tokenizer),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 
+# Every test, and every program that one starts, runs in float32 on whatever machine, unless it asks for more.
+os.environ["WIM_CPU_DTYPE"] = "float32"
 # Two threads in all, whatever the number of workers: two processes of two threads slow each other tenfold. The same
 # for the programs that tests start.
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -39,7 +41,7 @@ def smollm2() -> Loaded:
         load_model,  # only here: tests/gpu run with fewer packages
     )
 
-    return load_model("embedded", device="cpu")
+    return load_model("embedded", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +49,7 @@ def gemma3() -> Loaded:
     """Gemma 3 270M: sliding window and full attention, a base model. The first run takes about a minute."""
     from wim_kernel.engines.loading import load_model
 
-    return load_model(_gemma_file(), device="cpu")
+    return load_model(_gemma_file(), device="cpu", dtype="float32")
 
 
 def _gemma_file() -> Path:

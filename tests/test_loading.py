@@ -379,11 +379,23 @@ def test_folder(folder: Path, tiny_gguf: Path, kept: Path) -> None:
     assert tokenizer.chat_template == TEMPLATE
 
 
-def test_dtype(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config))
-    assert load_model(folder, device="cpu")[0].dtype == torch.float32, "the default on a CPU"
-    assert load_model(folder, device="cpu", dtype="auto")[0].dtype == torch.bfloat16
+def test_dtype(
+    folder: Path, tiny_gguf: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for saved, faster, wanted in (
+        ("bfloat16", "bfloat16", torch.bfloat16),
+        ("bfloat16", "float32", torch.float32),
+        ("float16", "bfloat16", torch.bfloat16),
+        ("float32", "bfloat16", torch.float32),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": saved}))
+        monkeypatch.setenv("WIM_CPU_DTYPE", faster)
+        assert load_model(folder, device="cpu")[0].dtype == wanted
+        assert load_model(folder, device="cpu", dtype="auto")[0].dtype == wanted
+    copies = tmp_path / "copies"
+    assert load_model(tiny_gguf, cache_dir=copies, device="cpu")[0].dtype == torch.bfloat16
+    assert load_model(tiny_gguf, cache_dir=kept, device="cpu", dtype="float32")[0].dtype == torch.float32
     assert load_model(folder, device="cpu", dtype=torch.float16)[0].dtype == torch.float16
     assert load_model(folder, device_map={"": "cpu"}, dtype="float32")[0].dtype == torch.float32
     with pytest.raises(ValueError, match="'float33' is not a dtype"):

@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 from wim_kernel.engines.local.model import onednn as products
 from wim_kernel.engines.local.model.onednn import OneDNNLinears
 
-pytestmark = pytest.mark.skipif(
-    not products._has_onednn(), reason="torch without oneDNN, or no x86 processor"
-)
+pytestmark = pytest.mark.skipif(not products.has_onednn(), reason="torch without oneDNN, or no x86 processor")
 
 
 class Switch:
@@ -33,13 +31,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights: list[torch.Tensor] = []
-        product = products._product
+        product = products.product
 
         def count(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             self.weights.append(weight)
             return product(rows, weight, bias)
 
-        monkeypatch.setattr(products, "_product", count)
+        monkeypatch.setattr(products, "product", count)
 
 
 def fresh(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,7 +18,7 @@ def load_kernel(
     Args:
         model: a hub id, a path, or ``"embedded"``.
         gguf_file: the GGUF file within the model's repository or folder.
-        dtype: one of `DTYPES`; None for the saved type, or one that suits the device.
+        dtype: one of `DTYPES`; None for one that suits the device.
         device: the device; None for the best available one.
 
     Raises:

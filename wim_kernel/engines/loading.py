@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
 from wim_kernel.engines.gguf import convert, copies_folder, kept_copy
 from wim_kernel.engines.hub import EMBEDDED, embedded_file, first_line, hub_options
 from wim_kernel.engines.loading_options import LoadingOptions
+from wim_kernel.engines.local.cpu_dtype import faster_dtype
 from wim_kernel.engines.text_part import is_multimodal, text_part
 
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -82,8 +83,8 @@ def load_model(
     hub = hub_options(name, {key: given.pop(key) for key in _HUB_OPTIONS if key in given})
     if revision is not None:
         hub["revision"] = revision
-    target = _Target(_as_dtype(dtype), *_device_and_kwargs(device, given))
     folder = copies_folder(cache_dir)
+    target = _Target(_as_dtype(dtype), *_device_and_kwargs(device, given), folder.parent)
     name = os.fspath(name)
 
     if name == EMBEDDED and gguf_file is None:
@@ -105,18 +106,26 @@ def load_model(
 
 @dataclass(frozen=True)
 class _Target:
-    """The dtype, device and arguments with which a model is loaded, from whatever source."""
+    """The dtype, device and arguments with which a model is loaded, from whatever source.
 
-    dtype: torch.dtype | str | None
+    Attributes:
+        dtype: the dtype that was asked for; None for one that suits the device.
+        device: the device.
+        model_kwargs: arguments of transformers' ``from_pretrained``.
+        cache: the folder in which results of trials are kept.
+    """
+
+    dtype: torch.dtype | None
     device: torch.device
     model_kwargs: Mapping[str, Any]
+    cache: Path
 
     @property
     def plain_dtype(self) -> torch.dtype:
-        """The dtype for a checkpoint without a config of its own."""
-        if isinstance(self.dtype, torch.dtype):
+        """The dtype for a checkpoint whose weights have at most half precision."""
+        if self.dtype is not None:
             return self.dtype
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return faster_dtype(self.cache) if self.device.type == "cpu" else torch.bfloat16
 
     def dtype_for(self, config: PreTrainedConfig) -> torch.dtype | str:
         """The dtype for a checkpoint with this config."""
@@ -124,13 +133,16 @@ class _Target:
             return self.dtype
         if getattr(config, "quantization_config", None) is not None:
             return "auto"
-        if self.device.type != "cpu" and config.dtype in (torch.float16, torch.bfloat16):
-            return config.dtype
-        return self.plain_dtype
+        half = config.dtype if config.dtype in (torch.float16, torch.bfloat16) else None
+        if self.device.type == "cpu":
+            return torch.float32 if half is None else self.plain_dtype
+        return half or self.plain_dtype
 
 
-def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    if isinstance(dtype, torch.dtype):
         return dtype
     named = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(named, torch.dtype):
@@ -240,5 +252,5 @@ def _gguf_path(name: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path
 def _load_gguf(gguf: Path, kept_dtype: torch.dtype, cache: Path, target: _Target) -> _Loaded:
     copy = kept_copy(gguf, kept_dtype, cache)
     if copy is not None:
-        return _load_pretrained(str(copy), target, {})
+        return _load_pretrained(str(copy), replace(target, dtype=target.plain_dtype), {})
     return convert(gguf, target.plain_dtype, target.model_kwargs)

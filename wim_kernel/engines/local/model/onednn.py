@@ -32,13 +32,13 @@ class OneDNNLinears(ForwardPatch):
     """
 
     def _patch_all(self) -> None:
-        if not _has_onednn():
+        if not has_onednn():
             return
         output = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         for layer in self.model.modules():
             if type(layer) is nn.Linear and "forward" not in vars(layer) and _fits(layer.weight):
-                product = _PackedLinear(layer) if layer is output else functools.partial(_plain, layer)
-                self._patch(layer, product)
+                replacement = _PackedLinear(layer) if layer is output else functools.partial(_plain, layer)
+                self._patch(layer, replacement)
 
     def _forward(self, module: nn.Linear, replacement: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         if not self.enabled() or not _fits(rows) or not _fits(module.weight):
@@ -47,7 +47,7 @@ class OneDNNLinears(ForwardPatch):
 
 
 def _plain(layer: nn.Linear, rows: Tensor) -> Tensor:
-    return _product(rows, layer.weight, layer.bias)
+    return product(rows, layer.weight, layer.bias)
 
 
 class _PackedLinear:
@@ -67,10 +67,11 @@ class _PackedLinear:
         if self._weight is None or self._version != version:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_ROWS)
             self._version = version
-        return _product(rows, self._weight, self.layer.bias)
+        return product(rows, self._weight, self.layer.bias)
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``rows @ weight.T + bias`` by oneDNN; ``weight`` (out, in), plain or in oneDNN's own layout."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
     return result
 
@@ -79,7 +80,8 @@ def _fits(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """Whether this process can multiply by oneDNN on an x86 processor."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
