@@ -25,7 +25,7 @@ class Show(BaseEventHandler):
 
 get_dispatcher().add_event_handler(Show())
 
-text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:6000]
+text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()[:8000]
 nodes = SentenceSplitter(chunk_size=400, chunk_overlap=40).get_nodes_from_documents([Document(text=text)])
 
 kernel = WimKernel.from_pretrained("embedded")
