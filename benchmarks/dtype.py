@@ -1,9 +1,8 @@
 """One question in float32 and in bfloat16 on the CPU, beside the trial by which `dtype="auto"` decides.
 
-    python benchmarks/dtype.py --rounds 2
+    python -m benchmarks.dtype --rounds 2
 
-Seconds are those of the processor, all threads together, so that other work on the machine changes them little. Set
-OMP_NUM_THREADS=1 where there is such work: threads that wait for each other count as busy.
+Reports the best round of each part, in seconds.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from report import ROOT, machine
-from workload import document_texts
-
+from benchmarks.report import ROOT, machine
+from benchmarks.workload import document_texts
 from wim_kernel import WimKernel
 from wim_kernel.engines.local.cpu_dtype import measure
 
@@ -24,8 +22,8 @@ QUESTION = "Whom did the Rabbit take Alice for?"
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    begun = time.process_time()
-    return work(), time.process_time() - begun
+    begun = time.perf_counter()
+    return work(), time.perf_counter() - begun
 
 
 def ask(kernel: WimKernel, texts: Sequence[str], new_tokens: int) -> tuple[float, float, float]:

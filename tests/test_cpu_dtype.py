@@ -31,7 +31,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("share", "dtype"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2.0, torch.float32)]
+    ("share", "dtype"), [(0.5, torch.bfloat16), (0.8, torch.float32), (2.0, torch.float32)]
 )
 def test_the_trial_decides_and_is_made_once_for_a_machine(
     trial: list[float], tmp_path: Path, share: float, dtype: torch.dtype, caplog: pytest.LogCaptureFixture

@@ -28,8 +28,9 @@ from wim_kernel.engines.local.model.onednn import has_onednn, product
 
 logger = logging.getLogger(__name__)
 
-WORTH = 0.9
-"""bfloat16 is taken if a question takes less than this share of the time in float32: its rounding is a price, too."""
+WORTH = 0.7
+"""bfloat16 is taken if a question takes less than this share of the time in float32: its rounding is a price, too, and
+answers that differ from machine to machine are one."""
 FILE = "cpu-dtype.json"
 VARIABLE = "WIM_CPU_DTYPE"
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
