@@ -14,6 +14,7 @@ from wim_kernel.engines.base import AttentionProbe
 from wim_kernel.engines.local.attention import triton_launch
 from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
 from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
+from wim_kernel.engines.local.rows import cuda_graphs
 from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
 from wim_kernel.engines.local.rows.prompt_pass import (
     CAPTURE_PREFIX,
@@ -113,22 +114,81 @@ def test_steps_go_on_behind_a_replayed_prompt(kernel, prefix, runs):
     assert len(runs) == 2
 
 
-def test_a_model_with_a_new_hook_runs_its_own_code(kernel, prefix, runs):
-    at = [prefix.tokens, 7]
+class Graph:
+    """Stands for a captured pass: a replay gives what the capture gave, whatever the model has become."""
+
+    def __init__(self, captured: PromptPass) -> None:
+        captured._forward()
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_replay_counts_only_for_the_model_that_was_captured(kernel, prefix, runs, monkeypatch):
+    at, graphs = [prefix.tokens, 7], []
+
+    def capture(self):
+        self._graph = Graph(self)
+        graphs.append(self._graph)
+
+    monkeypatch.setattr(CapturedPasses, "_can_capture", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(PromptPass, "_capture", capture)
     wanted = run(prefix, at, [3])
-    run(prefix, at, [3])
+    for _ in range(2):
+        torch.testing.assert_close(run(prefix, at, [3]), wanted, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
+    assert graphs[0].replays == 2
     with spying(kernel.model) as spy:
         torch.testing.assert_close(run(prefix, at, [3]), wanted, rtol=1e-4, atol=1e-4)
-    assert spy.batches
-    run(prefix, at, [3])
-    kernel.model.model.norm.weight = torch.nn.Parameter(2 * kernel.model.model.norm.weight.detach())
-    changed = run(prefix, at, [3])
-    assert not torch.allclose(changed, wanted)
-    torch.testing.assert_close(run(prefix, at, [3]), changed, rtol=1e-4, atol=1e-4)
+    assert len(spy.batches) == 1  # the hook has run
+    norm, before = kernel.model.model.norm.weight, kernel.model.model.norm.weight.detach().clone()
+    for _ in range(2):
+        run(prefix, at, [3])
+    norm.data = 2 * before  # elsewhere in memory: nothing may be replayed
+    replays = [graph.replays for graph in graphs]
+    assert not torch.allclose(run(prefix, at, [3]), wanted)
+    assert [graph.replays for graph in graphs] == replays
+    norm.data = before
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), None])
+def test_a_pass_that_cannot_be_captured_runs_launch_by_launch(kernel, prefix, runs, monkeypatch, error):
+    at, tried = [prefix.tokens, 7], []
+
+    def capture(self):
+        tried.append(self)
+        if error is not None:
+            raise error
+        self._pool, self.capture_failed = None, True  # as for code that waits for the device
+
+    monkeypatch.setattr(CapturedPasses, "_can_capture", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(PromptPass, "_capture", capture)
+    wanted = run(prefix, at, [3])
+    monkeypatch.setattr(cuda_graphs, "WAIT", 3)
+    for _ in range(5):
+        torch.testing.assert_close(run(prefix, at, [3]), wanted, rtol=1e-4, atol=1e-4)
+    passes = kernel.engine.backend.passes
+    assert len(tried) == (1 if error is None else 2)  # memory may be free later
+    assert len(passes._prompts) == (1 if error is None else 0)
+    assert passes.decode_step(1, [0, 1], torch.float32)._pool is not None  # steps are captured all the same
+
+
+def test_only_the_sizes_used_last_stay_captured(kernel, prefix, runs, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "MOST_PROMPTS", 2)
+    passes = kernel.engine.backend.passes
+    for at in ([prefix.tokens], [0], [prefix.tokens, 7]):
+        for _ in range(2):
+            width = len(PROMPTS[0])
+            prefix.branch(at, 4).prompt(PROMPTS[: len(at)], width, torch.tensor([3]))
+    assert [key[0].rows for key in passes._prompts] == [1, 2]
 
 
 def test_sizes_are_rounded_so_that_batches_share_a_graph():
-    assert PromptSize.of([0], 1, 1, ()) == PromptSize(1, WIDTH_STEP, KEPT_STEP, 0, ())
+    assert PromptSize.of([0], 1, 1, ()) == PromptSize(1, WIDTH_STEP, 1, 0, ())
+    assert PromptSize.of([0], 1, 2, ()) == PromptSize(1, WIDTH_STEP, KEPT_STEP, 0, ())
     assert PromptSize.of([9, 0], WIDTH_STEP, KEPT_STEP, (4,)) == PromptSize(
         2, WIDTH_STEP, KEPT_STEP, SHORT_PREFIX, (4,)
     )

@@ -11,6 +11,8 @@ from helpers import spying
 
 from wim_kernel.engines.base import AttentionProbe, Branch, Scores
 from wim_kernel.engines.local.engine import LocalEngine
+from wim_kernel.engines.local.rows import torch_rows
+from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.text.run_text import Text
 
 DOCUMENT = "The brig Halcyon left port in May. Old Mrs Fenn bought her for a song. It rained all of June."
@@ -61,7 +63,9 @@ def test_probe_equals_eager_attention(tiny_model, smollm2, kind, attention):
 
 @pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["lfm2", "qwen3_next"])
-def test_layers_with_states_measure_prompts_of_all_lengths_in_one_pass(tiny_model, smollm2, kind):
+def test_layers_with_states_measure_prompts_of_all_lengths_in_one_pass(
+    tiny_model, smollm2, kind, monkeypatch
+):
     engine = LocalEngine(copy.deepcopy(tiny_model(kind)), smollm2[1])
     assert engine.cache_mode == "shared"
     ids = [*engine.head("You read.", "Document:\n"), *engine.encode(Text(DOCUMENT))]
@@ -85,11 +89,22 @@ def test_layers_with_states_measure_prompts_of_all_lengths_in_one_pass(tiny_mode
     with spying(engine.model) as spy:
         together = measured(branches)
     assert len(spy.batches) == 1
-    for branch, scores in zip(branches, together, strict=True):
+    monkeypatch.setattr(torch_rows, "WIDEST", 1)
+    with spying(engine.model) as spy:
+        apart = measured(branches)
+    assert 1 < len(spy.batches) <= len(branches)
+    assert [scores.likelihood for scores in apart] == pytest.approx(
+        [scores.likelihood for scores in together], abs=1e-4
+    )
+    monkeypatch.setattr(TorchRows, "_prompt_padded_right", TorchRows._prompt_by_length)
+    for branch, scores, other in zip(branches, together, apart, strict=True):
         (alone,) = measured([branch])
         assert scores.likelihood == pytest.approx(alone.likelihood, abs=1e-4)
         torch.testing.assert_close(
             torch.tensor(scores.attention), torch.tensor(alone.attention), rtol=1e-3, atol=1e-5
+        )
+        torch.testing.assert_close(
+            torch.tensor(other.attention), torch.tensor(alone.attention), rtol=1e-3, atol=1e-5
         )
 
 

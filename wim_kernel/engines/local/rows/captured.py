@@ -7,6 +7,7 @@ addresses, so that one graph serves every batch of its size.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -17,9 +18,16 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_capturing = threading.Lock()  # one capture at a time in a process
 CAPTURE_PREFIX = 2**20
 """Prefix length for which a captured pass is split into runs; it is correct for every length."""
+
+_capturing = threading.Lock()  # one capture at a time in a process
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which passes are captured: one, since the allocator keeps memory for each stream by itself."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class CapturedPass(ABC):
@@ -57,7 +65,7 @@ class CapturedPass(ABC):
         device, graph, before = self.state.device, torch.cuda.CUDAGraph(), self.state.clone()
         try:
             with _capturing, torch.cuda.device(device):
-                side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                side = _side_stream(device)
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):
                     self._forward()
@@ -66,6 +74,8 @@ class CapturedPass(ABC):
                     self._forward()
             self._graph = graph
         except torch.OutOfMemoryError:
+            torch.cuda.synchronize(device)  # what was launched may still write to the rows' buffers
+            self.state.copy_(before)
             raise
         except RuntimeError as error:
             # the model's code synchronises with the device, as some mixtures of experts do

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from wim_kernel.engines.local.model.patching import ForwardPatch
-from wim_kernel.engines.local.model.runner import ModelRunner
-from wim_kernel.engines.local.rows.captured import CapturedPass
+from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.rows.decode_step import DecodeStep
 from wim_kernel.engines.local.rows.prompt_pass import MOST_TOKENS, PromptPass, PromptSize
+
+MOST_PROMPTS = 16  # most captured passes over prompts
+WAIT = 64  # passes over prompts that run launch by launch after memory was short
 
 
 class CapturedPasses:
@@ -23,18 +24,15 @@ class CapturedPasses:
 
     Args:
         runner: the model.
-
-    Attributes:
-        logits_type: number and dtype of a slot's logits, as the last pass over prompts without a graph had them.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
         self._steps: dict[Hashable, DecodeStep] = {}
-        self._prompts: dict[Hashable, PromptPass] = {}
-        self._uses: Counter[Hashable] = Counter()
-        self.logits_type = 0, torch.float32
-        self._logits: Tensor | None = None  # of all passes over prompts
+        self._prompts: OrderedDict[Hashable, PromptPass] = OrderedDict()  # the one used last at the end
+        self._launched: dict[Hashable, tuple[int, torch.dtype]] = {}
+        self._logits: dict[int, Tensor] = {}
+        self._waits = 0
         self._tensors: list[Tensor] = []  # the model's parameters and buffers
         self._addresses: list[int] = []
         self._fingerprint: int | None = None
@@ -69,10 +67,15 @@ class CapturedPasses:
         size = graph_size(rows)
         key = (size, dtype, torch.is_autocast_enabled(), *layers)
         if key not in self._steps:
-            if self._has_failed:
+            if any(item.capture_failed for item in self._steps.values()):
                 self._pool = None  # do not try to capture this model again
             self._steps[key] = DecodeStep(self.runner, size, layers, dtype, self._pool)
         return self._steps[key]
+
+    def launched(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype, logits: Tensor) -> None:
+        """Note that a pass over prompts ran launch by launch, and what logits it gave; see `prompt` for the rest."""
+        self._launched[self._key(size, layers, dtype)] = logits.shape[-1], logits.dtype
+        self._waits = max(0, self._waits - 1)
 
     def prompt(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype) -> PromptPass | None:
         """The pass over prompts of a size, from the second use of the size on; None if it should run uncaptured.
@@ -84,33 +87,50 @@ class CapturedPasses:
             layers: indices of the model's layers that attend, ascending.
             dtype: dtype of keys and values.
         """
-        key = (size, dtype, torch.is_autocast_enabled(), *layers)
-        self._uses[key] += 1
-        if self._uses[key] == 1 or size.rows * size.width > MOST_TOKENS or self._has_failed:
+        key = self._key(size, layers, dtype)
+        if key not in self._launched or size.rows * size.width > MOST_TOKENS:
             return None
-        if key not in self._prompts:
-            if self._fingerprint is None or self._pool is not None:
-                self.refresh()
-            if self._pool is None and self.runner.device.type == "cuda":
+        if key in self._prompts:
+            self._prompts.move_to_end(key)
+            if self._prompts[key].capture_failed or self._has_moved:
                 return None
-            logits = self._logits_for(size.rows, size.kept)
-            self._prompts[key] = PromptPass(self.runner, size, layers, dtype, logits, self._pool)
-        elif self._addresses != [item.data_ptr() for item in self._tensors]:
-            return None  # weights have moved; a replay would read the memory that they have left
+            return self._prompts[key]
+        if self._waits or any(item.capture_failed for item in self._prompts.values()):
+            return None  # memory is short, or this model's prompts cannot be captured
+        if self._fingerprint is None or self._pool is not None:
+            self.refresh()
+        if self._pool is None and self.runner.device.type == "cuda":
+            return None
+        if len(self._prompts) == MOST_PROMPTS:
+            self._prompts.popitem(last=False)
+        logits = self._logits_for(size, *self._launched[key])
+        self._prompts[key] = PromptPass(self.runner, size, layers, dtype, logits, self._pool)
         return self._prompts[key]
 
-    @property
-    def _has_failed(self) -> bool:
-        passes: Iterable[CapturedPass] = itertools.chain(self._steps.values(), self._prompts.values())
-        return any(item.capture_failed for item in passes)
+    def drop_prompts(self) -> None:
+        """Free the passes over prompts, and capture none for the next `WAIT` passes: memory is short."""
+        self._waits = WAIT
+        self._prompts.clear()
+        self._launched.clear()
+        self._logits.clear()
 
-    def _logits_for(self, rows: int, kept: int) -> Tensor:
-        """A part of one buffer for the logits of all passes over prompts, of which one runs at a time."""
-        vocabulary, dtype = self.logits_type
-        count = rows * kept * vocabulary
-        if self._logits is None or len(self._logits) < count or self._logits.dtype != dtype:
-            self._logits = torch.empty(count, dtype=dtype, device=self.runner.device)
-        return self._logits[:count].view(rows, kept, vocabulary)
+    @property
+    def _has_moved(self) -> bool:
+        """Whether weights have moved: a replay would read the memory that they have left."""
+        return self._addresses != [item.data_ptr() for item in self._tensors]
+
+    def _key(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype) -> Hashable:
+        device = self.runner.device
+        autocast = torch.is_autocast_enabled() and torch.get_autocast_dtype(device.type)
+        return size, dtype, autocast, stream_of(device), *layers
+
+    def _logits_for(self, size: PromptSize, vocabulary: int, dtype: torch.dtype) -> Tensor:
+        """A part of a buffer for the logits of all passes over prompts on a stream, where one runs at a time."""
+        count, stream = size.rows * size.kept * vocabulary, stream_of(self.runner.device)
+        buffer = self._logits.get(stream)
+        if buffer is None or len(buffer) < count or buffer.dtype != dtype:
+            buffer = self._logits[stream] = torch.empty(count, dtype=dtype, device=self.runner.device)
+        return buffer[:count].view(size.rows, size.kept, vocabulary)
 
     def _can_capture(self) -> bool:
         """Whether the model is on one CUDA device and has no hooks or foreign forwards, which a replay would skip."""

@@ -17,7 +17,7 @@ from wim_kernel.engines.local.rows.triton_context import TritonContext
 WIDTH_STEP = 32
 KEPT_STEP = 16
 SHORT_PREFIX = 2048
-MOST_TOKENS = 4096
+MOST_TOKENS = 2048
 """The largest pass, padding included, that is worth a graph: longer ones keep a device busy while the host launches."""
 
 
@@ -45,7 +45,8 @@ class PromptSize:
         longest = max(lengths)
         if longest:
             longest = SHORT_PREFIX if longest <= SHORT_PREFIX else CAPTURE_PREFIX
-        return cls(len(lengths), rounded(width), -(-kept // KEPT_STEP) * KEPT_STEP, longest, tuple(watched))
+        kept = kept if kept == 1 else -(-kept // KEPT_STEP) * KEPT_STEP
+        return cls(len(lengths), rounded(width), kept, longest, tuple(watched))
 
 
 def rounded(width: int) -> int:
@@ -122,19 +123,16 @@ class PromptPass(CapturedPass):
 
         Returns:
             Logits (rows, len(keep), vocabulary).
+
+        Raises:
+            torch.OutOfMemoryError: if a graph, which needs memory of its own, does not fit.
         """
         spare = self.size.kept - len(keep)
         kept = [int(keep[0])] * spare + keep.tolist()
         numbers = [*state, *ids.flatten().tolist(), *kept]
         self._table.copy_(to_device(table, self._table.device))
         self.state.copy_(upload(numbers, torch.int32, self.state.device))
-        try:
-            self._run()
-        except torch.OutOfMemoryError:
-            if self._pool is None:
-                raise
-            self._pool, self.capture_failed = None, True  # a graph takes memory of its own
-            self._run()
+        self._run()
         return self._logits[:, spare:].clone()  # the next run of any pass overwrites them
 
     def _forward(self) -> None:

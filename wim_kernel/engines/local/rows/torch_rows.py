@@ -16,6 +16,9 @@ from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 from wim_kernel.engines.local.rows.own_tokens import OwnBuffers, OwnTokens
 from wim_kernel.engines.local.rows.torch_context import JointContext, RowsContext
 
+WIDEST = 4
+"""Most logits that a pass over prompts padded on the right may return, as a multiple of those that are needed."""
+
 
 class TorchRows:
     """Branches as batch rows, sorted by falling prefix length so that each part of the prefix serves leading rows.
@@ -102,19 +105,30 @@ class TorchRows:
         start: int,
         probe: PromptProbe | None,
     ) -> Tensor:
-        """Run prompts in one pass, after which the rows' states are of no use. See `prompt` for the arguments."""
-        rows, pads = slice(start, start + len(ids)), [width - len(row) for row in ids]
+        """Run prompts in one pass, after which the rows' states are of no use. See `prompt` for the arguments.
+
+        Rows of very different lengths would need logits of too many slots: they run in two passes, or more.
+        """
+        rows, most = slice(start, start + len(ids)), max(map(len, ids))
+        pads = torch.tensor([width - len(row) for row in ids])
+        slots, places = torch.unique((keep[None] - pads[:, None]).clamp(min=0), return_inverse=True)
+        if len(slots) > WIDEST * len(keep):
+            half, halves = len(ids) // 2, []  # rows are sorted by length
+            for part in (range(half), range(half, len(ids))):
+                own = None if probe is None else probe.part(part, 0)
+                some = ids[part.start : part.stop]
+                halves.append(self._prompt_padded_right(some, width, keep, start + part.start, own))
+                if probe is not None and own is not None:
+                    probe.take(own, part.start)
+            return torch.cat(halves)
         self.pads[rows] = [0] * len(ids)
         moved = None if probe is None else probe.aligned_left()
-        context = RowsContext(self.layers, [self._own_tokens(rows, 0, width)], moved)
-        padded = torch.tensor([list(row) + [0] * pad for row, pad in zip(ids, pads, strict=True)])
+        context = RowsContext(self.layers, [self._own_tokens(rows, 0, most)], moved)
+        padded = torch.tensor([list(row) + [0] * (most - len(row)) for row in ids])
         ends = torch.tensor([at + len(row) for at, row in zip(self.lengths[rows], ids, strict=True)])
-        positions = context.positions.clamp(
-            max=ends[:, None] - 1
-        )  # of padding, too, within the model's window
-        slots = (keep[None] - torch.tensor(pads)[:, None]).clamp(min=0)
-        kept, places = torch.unique(slots, return_inverse=True)
-        logits = self.runner.forward(padded, positions, context, kept, self._state_cache(rows))
+        # padding, too, has to stay within the model's window
+        positions = context.positions.clamp(max=ends[:, None] - 1)
+        logits = self.runner.forward(padded, positions, context, slots, self._state_cache(rows))
         if probe is not None and moved is not None:
             probe.take(moved, 0)
         return logits[torch.arange(len(ids))[:, None], places.to(logits.device)]

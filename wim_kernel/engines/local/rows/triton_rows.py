@@ -117,38 +117,47 @@ class TritonRows:
         rows = slice(start, start + len(ids))
         self.pads[rows], padded = left_padded(ids, width)
         self.used = width
-        logits = self._replayed(rows, padded, keep, probed)
+        watched = () if probed is None else probed.layers
+        size = PromptSize.of(self.lengths[rows], width, len(keep), watched)
+        logits = self._replayed(size, rows, padded, keep, probed)
         if logits is None:
-            logits = self._launched(rows, padded, keep, probed)
+            logits = self._launched(size, rows, padded, keep, probed)
             if start == 0 and self.room > width:  # a batch that only measures takes no steps
                 self.passes.refresh()  # some milliseconds of the host, while the device is busy
         if probe is not None and probed is not None:
             probe.take(probed, 0)
         return logits
 
-    def _launched(self, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None) -> Tensor:
+    def _launched(
+        self, size: PromptSize, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None
+    ) -> Tensor:
         """Run prompts launch by launch; returns logits (rows, keep, vocabulary)."""
         lengths, pads = self.lengths[rows], self.pads[rows]
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(ids.shape[1])[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
         table = to_device(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
-        context = TritonContext(table, self.layers, state, max(lengths), False, self._dtype)
+        context = TritonContext(table, self.layers, state, size.longest, False, self._dtype)
         if probe is not None:
             context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
         logits = self.runner.forward(ids, positions, context, keep)
-        self.passes.logits_type = logits.shape[-1], logits.dtype
+        self.passes.launched(size, self.layers, self._dtype, logits)
         return logits
 
-    def _replayed(self, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None) -> Tensor | None:
+    def _replayed(
+        self, size: PromptSize, rows: slice, ids: Tensor, keep: Tensor, probe: PromptProbe | None
+    ) -> Tensor | None:
         """The same by a captured pass; None if there is none, or if the model has changed since its capture."""
-        lengths, pads = self.lengths[rows], self.pads[rows]
-        size = PromptSize.of(lengths, ids.shape[1], len(keep), () if probe is None else probe.layers)
         captured = self.passes.prompt(size, self.layers, self._dtype)
         if captured is None:
             return None
         table = _table([self._addresses], [self.rows[rows]], len(ids))
-        logits = captured.run(table, pack_state(0, lengths, pads, [0] * len(ids)), ids, keep)
+        state = pack_state(0, self.lengths[rows], self.pads[rows], [0] * len(ids))
+        try:
+            logits = captured.run(table, state, ids, keep)
+        except torch.OutOfMemoryError:
+            self.passes.drop_prompts()
+            return None
         if not self.passes.refresh():
             return None
         for layer, (query, key, params) in captured.watched.seen.items():
