@@ -84,7 +84,9 @@ def test_the_shortlist_is_cut_only_where_shared_words_can_be_trusted(question, m
 def test_no_passage_is_read_where_shared_words_leave_one_chunk():
     texts = [f"Page {number}. It was foggy." for number in range(40)]
     assert _shortlist([*texts, "She bought bread. It was fresh."], "Who bought bread?") == []
-    assert _shortlist(["She bought bread. It was fresh."], "Whose property was it?") == []  # nothing to compare
+    assert (
+        _shortlist(["She bought bread. It was fresh."], "Whose property was it?") == []
+    )  # nothing to compare
     assert len(_shortlist([*texts, "She bought bread.", "They bought bread."], "Who bought bread?")) == RIVALS
 
 

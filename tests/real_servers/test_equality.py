@@ -25,7 +25,9 @@ def kernel(server, real_kernel):
 
 
 @pytest.mark.invariant(3)
-@pytest.mark.parametrize("question", [QUESTION, "Whose property was that vessel?"], ids=["words", "other words"])
+@pytest.mark.parametrize(
+    "question", [QUESTION, "Whose property was that vessel?"], ids=["words", "other words"]
+)
 def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(
     kernel, real_kernel, fresh, question
 ):

@@ -12,12 +12,12 @@ from proxy import Proxy, http, proxied
 from wim_kernel import ServerError, WimKernel
 from wim_kernel.engines.server.deciding import Reply
 from wim_kernel.engines.server.deltas import StreamDelta
-from wim_kernel.engines.server.trial import TRIAL
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.likelihoods import Measurement, best_way, find_ways, measure
 from wim_kernel.engines.server.prefixes import Claim
 from wim_kernel.engines.server.reuse import HITS_DUE_BEFORE_WARNING, CacheHits
 from wim_kernel.engines.server.transport import Server
+from wim_kernel.engines.server.trial import TRIAL
 
 IDS = [1, 2, 3, 4, 5]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}}
