@@ -218,8 +218,8 @@ class BranchRequests:
         """The cost of a request by the server's report; without one, by what was sent and ``written``, in tokens."""
         at = state.branch.at
         if claim.apart and usage is not None:
-            found = self.reuse.record(usage, 0) or 0
-            return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
+            apart = self.reuse.record(usage, 0) or 0
+            return Cost(max(0, usage.prompt_tokens - apart), usage.output_tokens)
         found = self._found(prefix, at, len(state.suffix), usage, claim)
         recomputed = claim.recomputed(at, found)
         if usage is None:
