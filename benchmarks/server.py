@@ -13,6 +13,10 @@ own prompt once.
     llama-server -m MODEL.gguf --parallel 4 -c 32768 --slot-save-path FOLDER --metrics
     python -m benchmarks.server --server http://localhost:8080/v1 --tokenizer FOLDER
 
+``--pid`` names the server's process, whose processor time is then told, too: other work on the machine changes it less
+than the seconds. ``--ask`` asks other questions: how much is read and written for a question depends on how many of its
+words the text has.
+
 ``--quality questions.jsonl`` scores chunks on the server and in this process, where the kernel does without attention,
 too, and compares the areas under the curve (the workload of ``benchmarks/relevance.py``).
 
@@ -34,6 +38,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import AutoTokenizer, GenerationConfig
 
 from benchmarks.report import ROOT, machine, table, write_json
@@ -66,6 +71,7 @@ class Measured:
         generated: tokens that it wrote, if it counts them.
         ideal: tokens of the document, if this question was the first, and of each branch's own prompt; for WiM.
         notes: how many chunks got a note.
+        processor: seconds of processor time of the server and its children, if ``--pid`` names it.
     """
 
     seconds: float
@@ -73,6 +79,7 @@ class Measured:
     generated: int | None
     ideal: int | None = None
     notes: int | None = None
+    processor: float | None = None
 
 
 class Bench:
@@ -123,19 +130,27 @@ class Bench:
         computed, generated = (total(name) for name in names) if names else (None, None)
         return None if computed is None or generated is None else (computed, generated)
 
+    def processor(self) -> float:
+        """Seconds of processor time that the server has used so far; 0 if its process is not named."""
+        if self.args.pid is None:
+            return 0.0
+        server = psutil.Process(self.args.pid)
+        times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
     def measure(self, work: Callable[[str], WimResult | None]) -> tuple[list[Measured], list[WimResult]]:
         """Both questions, one after the other."""
         found, results = [], []
-        for question in QUESTIONS:
-            before, begun = self.counters(), time.perf_counter()
+        for question in self.args.ask:
+            before, used, begun = self.counters(), self.processor(), time.perf_counter()
             result = work(question)
-            seconds, after = time.perf_counter() - begun, self.counters()
+            seconds, used, after = time.perf_counter() - begun, self.processor() - used, self.counters()
             told = (
                 (None, None)
                 if before is None or after is None
                 else (after[0] - before[0], after[1] - before[1])
             )
-            found.append(Measured(seconds, *told))
+            found.append(Measured(seconds, *told, processor=used or None))
             results += [result] if result is not None else []
         return found, results
 
@@ -227,13 +242,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--ask", nargs=2, default=QUESTIONS, metavar="QUESTION", help="the two questions")
+    parser.add_argument("--pid", type=int, help="the server's process, on this machine")
     parser.add_argument("--concurrency", type=int, default=32, help="requests at a time of map-reduce")
     parser.add_argument("--quality", type=Path, metavar="JSONL", help="compare relevance on these questions")
     parser.add_argument("--questions", type=int, default=6, help="how many of them")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
     about, bench = machine(), Bench(args)
-    bench.kernel.read(["Nothing pays for first calls."]).ask(QUESTIONS[0], **bench.options)
+    for kernel in (bench.kernel, bench.at_once):  # nothing pays for a kernel's first calls
+        kernel.read(["Nothing of the document."]).ask(QUESTIONS[0], **bench.options)
     found = {"WiM": bench.margins(), "map-reduce": bench.map_reduce()}
     rows = [
         [
@@ -243,15 +261,21 @@ def main() -> None:
             *("" if count is None else f"{count:,}" for count in (measured.computed, measured.ideal)),
             f"{measured.computed / measured.ideal - 1:+.0%}" if measured.computed and measured.ideal else "",
             *("" if count is None else f"{count:,}" for count in (measured.generated, measured.notes)),
+            *(
+                (f"{measured.processor:.1f}", f"{measured.processor / rival.processor:.2f}")
+                if measured.processor and rival.processor
+                else ("", "")
+            ),
         ]
         for name, results in found.items()
         for which, measured, rival in zip(("first", "second"), results, found["map-reduce"], strict=True)
     ]
     names = ["way", "seconds", "of map-reduce's", "computed", "ideal", "over it", "generated", "notes"]
+    names += ["processor", "of map-reduce's"]
     print(table(names, rows), flush=True)
     family = bench.family.name
     workload = {name: getattr(args, name) for name in ("tokens", "chunks", "new_tokens", "concurrency")}
-    workload["forced"] = bench.forces
+    workload |= {"forced": bench.forces, "asked": list(args.ask)}
     report = {
         "machine": about,
         "server": {"family": family, "model": Path(bench.kernel.engine.model_name).name},

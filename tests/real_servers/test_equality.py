@@ -25,11 +25,18 @@ def kernel(server, real_kernel):
 
 
 @pytest.mark.invariant(3)
-def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
+@pytest.mark.parametrize(
+    "question", [QUESTION, "Whose property was that vessel?"], ids=["words", "other words"]
+)
+def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(
+    kernel, real_kernel, fresh, question
+):
     document = fresh()
     there, here = kernel.read(document), real_kernel.read(document)
-    theirs = there.ask(QUESTION, **OPTIONS)
-    ours = here.ask(QUESTION, relevance=relevance(kernel), **OPTIONS)
+    theirs = there.ask(question, **OPTIONS)
+    ours = here.ask(question, relevance=relevance(kernel), **OPTIONS)
+    if kernel.engine.measures_likelihood and question != QUESTION:
+        assert any("passage" in margin.evidence for margin in ours.margins)
     for their, our in zip([*theirs.margins, theirs], [*ours.margins, ours], strict=True):
         assert there.prompt_ids(their) == here.prompt_ids(our)
         assert their.token_ids == our.token_ids

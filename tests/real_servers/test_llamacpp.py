@@ -53,6 +53,25 @@ def test_a_later_question_saves_and_restores_once(program, server, fresh, monkey
     assert [event.margin.index for event in events if isinstance(event, MarginWritten)] == [0, 1, 2, 3]
 
 
+def test_passages_read_alone_in_the_only_slot_do_not_cost_the_document(program, server, fresh, monkeypatch):
+    actions, post = [], Server.post
+
+    async def noting(self: Server, path: str, body: dict) -> tuple:
+        actions.append(path.rpartition("=")[2])
+        return await post(self, path, body)
+
+    reading = server.kernel().read(fresh())
+    reading.ask(QUESTION, **OPTIONS)
+    monkeypatch.setattr(Server, "post", noting)
+    before = server.counted()
+    result = reading.ask("Whose property was that vessel?", **OPTIONS)  # in other words than the text
+    counted = server.counted() - before
+    assert any("passage" in margin.evidence for margin in result.margins)
+    assert actions == ["save", "restore", "restore"]  # behind the passages, and behind the notes
+    assert result.usage.prefill_tokens <= 9
+    assert counted.computed == result.usage.prompt_tokens + result.usage.prefill_tokens
+
+
 def test_without_a_folder_for_it_the_document_is_read_again(program, server, fresh, tmp_path):
     def flags(folder: str, port: int, kept: Path) -> list[str]:
         given = program.flags(folder, port, kept)

@@ -12,12 +12,12 @@ from proxy import Proxy, http, proxied
 from wim_kernel import ServerError, WimKernel
 from wim_kernel.engines.server.deciding import Reply
 from wim_kernel.engines.server.deltas import StreamDelta
-from wim_kernel.engines.server.engine import TRIAL
 from wim_kernel.engines.server.families import FAMILIES
 from wim_kernel.engines.server.likelihoods import Measurement, best_way, find_ways, measure
 from wim_kernel.engines.server.prefixes import Claim
 from wim_kernel.engines.server.reuse import HITS_DUE_BEFORE_WARNING, CacheHits
 from wim_kernel.engines.server.transport import Server
+from wim_kernel.engines.server.trial import TRIAL
 
 IDS = [1, 2, 3, 4, 5]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}}
@@ -116,7 +116,7 @@ def test_a_trial_that_failed_is_made_again(odd, smollm2):
     assert not kernel.engine.measures_likelihood
     odd.answers[b"/v1/completions"] = http(json.dumps(told([-0.5] * 3, ids[-3:])).encode())
     assert not kernel.engine.measures_likelihood  # not at once
-    kernel.engine._next_trial = 0.0  # as half a minute later
+    kernel.engine._trial._next = 0.0  # as half a minute later
     assert kernel.engine.measures_likelihood
     odd.answers.clear()
     assert kernel.engine.measures_likelihood

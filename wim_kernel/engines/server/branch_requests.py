@@ -218,24 +218,25 @@ class BranchRequests:
         """The cost of a request by the server's report; without one, by what was sent and ``written``, in tokens."""
         at = state.branch.at
         if claim.apart and usage is not None:
-            found = self.reuse.record(usage, 0) or 0
-            return Cost(max(0, usage.prompt_tokens - found), usage.output_tokens)
-        recomputed = self._recomputed(prefix, at, len(state.suffix), usage, claim)
+            apart = self.reuse.record(usage, 0) or 0
+            return Cost(max(0, usage.prompt_tokens - apart), usage.output_tokens)
+        found = self._found(prefix, at, len(state.suffix), usage, claim)
+        recomputed = claim.recomputed(at, found)
         if usage is None:
             return Cost(len(state.suffix), written, recomputed, claim.charged)
-        before = at if self.codec.exact else prefix.server_counts.get(at, at)
+        before = max(at, found or 0) if self.codec.exact else prefix.server_counts.get(at, at)
         return Cost(max(0, usage.prompt_tokens - before), usage.output_tokens, recomputed, claim.charged)
 
-    def _recomputed(
+    def _found(
         self, prefix: ServerPrefix, at: int, more: int, usage: UsageReport | None, claim: Claim
-    ) -> int:
-        """Count a request's cache hits; returns how many prefix tokens the server prefilled beyond those counted."""
+    ) -> int | None:
+        """Count a request's cache hits; returns how many tokens of its prompt were in the cache, if that is known."""
         expected = claim.expected
         if not self.codec.exact:
             if usage is not None and at + more:  # as near as can be known
                 prefix.server_counts[at] = usage.prompt_tokens * at // (at + more)
             expected = prefix.server_counts.get(expected, 0)
-        return claim.recomputed(at, self.reuse.record(usage, expected))
+        return self.reuse.record(usage, expected)
 
     async def read(self, prefix: ServerPrefix) -> int:
         """Make the server prefill the whole prefix; returns how many tokens it ran. See `Engine.settle`."""
@@ -245,7 +246,7 @@ class BranchRequests:
                 async with aclosing(self.requests.complete(prefix, at, (), READ, claim)) as deltas:
                     async for delta in deltas:
                         usage = delta.usage or usage
-        return claim.charged + self._recomputed(prefix, at, 0, usage, claim)
+        return claim.charged + claim.recomputed(at, self._found(prefix, at, 0, usage, claim))
 
 
 REPLY_START = CompletionSpec({"max_tokens": 4, "temperature": 0.0})

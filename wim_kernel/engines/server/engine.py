@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from wim_kernel.common.copying import Shared
-from wim_kernel.common.errors import ServerError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Head, Progress, Scores
 from wim_kernel.engines.generation import Generation
@@ -29,16 +26,12 @@ from wim_kernel.engines.server.probing import family_of, window_of
 from wim_kernel.engines.server.requests import Requests
 from wim_kernel.engines.server.reuse import CacheHits
 from wim_kernel.engines.server.starting import chosen_model, chosen_route, first_that_answers
-from wim_kernel.engines.server.transport import COOLDOWN_SECONDS, Server
+from wim_kernel.engines.server.transport import Server
+from wim_kernel.engines.server.trial import LikelihoodTrial
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
-
-TRIAL = "The cat sat on the mat and looked at the door."
-"""A text whose last tokens' likelihoods are measured once, to see whether and how the server does that."""
 
 
 class ServerEngine(Shared):
@@ -124,8 +117,7 @@ class ServerEngine(Shared):
             self.window,
         )
         self._branches = BranchRequests(self._requests, self._reuse)
-        self._measures: bool | None = None
-        self._next_trial = 0.0
+        self._trial = LikelihoodTrial(self._requests, self.encode)
 
     @property
     def measures_likelihood(self) -> bool:
@@ -134,15 +126,7 @@ class ServerEngine(Shared):
         Raises:
             ServerError: if the trial fails for a reason that will pass.
         """
-        if self._measures is None and self.shows_tokens and time.monotonic() >= self._next_trial:
-            try:
-                self._measures = bool(wait_for(self._requests.find_ways(self.encode(Text(TRIAL)))))
-            except ServerError as error:
-                if error.status != 500:
-                    raise
-                self._next_trial = time.monotonic() + COOLDOWN_SECONDS
-                logger.warning("%s So no likelihoods are measured; they are tried again later.", error)
-        return bool(self._measures)
+        return self.shows_tokens and self._trial.succeeds()
 
     @property
     def decides_by(self) -> str:
