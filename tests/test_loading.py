@@ -26,6 +26,7 @@ from wim_kernel.engines import hub
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.loading import load_model
 from wim_kernel.engines.local.cpu_dtype import faster_dtype
+from wim_kernel.engines.local.engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +224,16 @@ def test_cache_folder_from_the_environment(
 ) -> None:
     monkeypatch.setenv("WIM_CACHE_DIR", str(cache))
     load_model(tiny_gguf, device="cpu")
+
+
+@pytest.mark.usefixtures("no_conversion")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_engine_asks_the_trial(
+    tiny_gguf: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("WIM_CACHE_DIR", str(kept))
+    monkeypatch.setenv("WIM_CPU_DTYPE", str(dtype).removeprefix("torch."))
+    assert LocalEngine.from_pretrained(str(tiny_gguf), device="cpu").model.dtype == dtype
 
 
 def asked_for_bfloat16(folder: Path) -> torch.dtype:
