@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,10 +124,19 @@ def test_the_embedded_model_in_bfloat16_has_the_shipped_calibration(real_kernel:
     assert found == pytest.approx(wanted, abs=0.05)
 
 
-def test_a_fresh_process_decides_as_the_variable_says() -> None:
+def test_a_fresh_process_decides_as_the_variable_says(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from wim_kernel.engines.local.cpu_dtype import faster_dtype; "
-        "print(faster_dtype(Path('nowhere')))"
+        "print(faster_dtype(Path('never made')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "torch.float32\n"
+    for name in ("float32", "bfloat16"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), VARIABLE: name},
+        )
+        assert done.stdout == f"torch.{name}\n"
+    assert not list(tmp_path.iterdir())

@@ -25,6 +25,8 @@ from wim_kernel.engines import gguf as gguf_files
 from wim_kernel.engines import hub
 from wim_kernel.engines.hub import load_tokenizer
 from wim_kernel.engines.loading import load_model
+from wim_kernel.engines.local.cpu_dtype import faster_dtype
+from wim_kernel.engines.local.engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +34,11 @@ PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 
 
-def write_tiny_gguf(path: Path) -> None:
-    """A two-layer llama in Q4_1, as the embedded model's file is, that converts within a second."""
+Q4_1, F16, F32 = (gguf.GGMLQuantizationType[name] for name in ("Q4_1", "F16", "F32"))
+
+
+def write_tiny_gguf(path: Path, kind: gguf.GGMLQuantizationType = Q4_1) -> None:
+    """A two-layer llama, by default in Q4_1, as the embedded model's file is, that converts within a second."""
     width, inner, heads, random = 64, 96, 2, np.random.default_rng(0)
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *map(chr, range(33, 127)), "Ġ", "Ċ", "ab", "cd"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -60,7 +65,6 @@ def write_tiny_gguf(path: Path) -> None:
         if len(shape) == 1:
             writer.add_tensor(name, weights)
             return
-        kind = gguf.GGMLQuantizationType.Q4_1
         writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
 
     add("token_embd.weight", len(tokens), width)
@@ -222,6 +226,58 @@ def test_cache_folder_from_the_environment(
     load_model(tiny_gguf, device="cpu")
 
 
+@pytest.mark.usefixtures("no_conversion")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_engine_asks_the_trial(
+    tiny_gguf: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("WIM_CACHE_DIR", str(kept))
+    monkeypatch.setenv("WIM_CPU_DTYPE", str(dtype).removeprefix("torch."))
+    assert LocalEngine.from_pretrained(str(tiny_gguf), device="cpu").model.dtype == dtype
+
+
+def asked_for_bfloat16(folder: Path) -> torch.dtype:
+    return torch.bfloat16
+
+
+@pytest.mark.usefixtures("no_conversion")
+@pytest.mark.parametrize("described", [True, False], ids=["described", "of a former version"])
+def test_one_copy_serves_every_dtype_of_a_cpu(tiny_gguf: Path, cache: Path, described: bool) -> None:
+    manifest = copy_in(cache) / "manifest.json"
+    found = json.loads(manifest.read_text())
+    if not described:
+        del found["mostly float32"]
+        manifest.write_text(json.dumps(found))
+    half, _ = load_model(tiny_gguf, cache_dir=cache, device="cpu", cpu_dtype=asked_for_bfloat16)
+    plain, _ = load_model(tiny_gguf, cache_dir=cache, device="cpu")
+    assert (half.dtype, plain.dtype) == (torch.bfloat16, torch.float32)
+    ours, exact = half.state_dict(), plain.state_dict()
+    assert all(torch.equal(ours[name], exact[name].bfloat16()) for name in exact)
+    copy_in(cache)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(Q4_1, torch.bfloat16), (F16, torch.bfloat16), (F32, torch.float32)]
+)
+@pytest.mark.parametrize("room", [True, False], ids=["kept", "no room"])
+def test_a_gguf_file_in_float32_stays_so(
+    tmp_path: Path, kind: gguf.GGMLQuantizationType, dtype: torch.dtype, room: bool
+) -> None:
+    file, cache = tmp_path / "model.gguf", tmp_path / "cache"
+    write_tiny_gguf(file, kind)
+    if room:
+        for _ in range(2):  # the second time from the copy
+            assert (
+                load_model(file, cache_dir=cache, device="cpu", cpu_dtype=asked_for_bfloat16)[0].dtype
+                == dtype
+            )
+        return
+    cache.write_text("a file where the cache folder would be")
+    with pytest.warns(UserWarning, match="WIM_CACHE_DIR"):
+        model, _ = load_model(file, cache_dir=cache, device="cpu", cpu_dtype=asked_for_bfloat16)
+    assert model.dtype == dtype
+
+
 def test_another_file_of_the_same_name_has_its_own_copy(tiny_gguf: Path, cache: Path, tmp_path: Path) -> None:
     other = tmp_path / tiny_gguf.name
     data = bytearray(tiny_gguf.read_bytes())
@@ -360,6 +416,8 @@ def test_broken_gguf_is_refused(tiny_gguf: Path, tmp_path: Path, length: int) ->
     broken.write_bytes(tiny_gguf.read_bytes()[:length])
     with pytest.raises(UnsupportedModelError, match=r"broken\.gguf"):
         load_model(broken, cache_dir=tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"broken\.gguf"):
+        gguf_files.mostly_float32(broken)
 
 
 # Folders and names
@@ -379,22 +437,19 @@ def test_folder(folder: Path, tiny_gguf: Path, kept: Path) -> None:
     assert tokenizer.chat_template == TEMPLATE
 
 
-def test_dtype(
-    folder: Path, tiny_gguf: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dtype(folder: Path, tiny_gguf: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((folder / "config.json").read_text())
     for saved, faster, wanted in (
         ("bfloat16", "bfloat16", torch.bfloat16),
         ("bfloat16", "float32", torch.float32),
-        ("float16", "bfloat16", torch.bfloat16),
+        ("float16", "bfloat16", torch.float32),
         ("float32", "bfloat16", torch.float32),
     ):
         (folder / "config.json").write_text(json.dumps(config | {"dtype": saved}))
         monkeypatch.setenv("WIM_CPU_DTYPE", faster)
-        assert load_model(folder, device="cpu")[0].dtype == wanted
-        assert load_model(folder, device="cpu", dtype="auto")[0].dtype == wanted
-    copies = tmp_path / "copies"
-    assert load_model(tiny_gguf, cache_dir=copies, device="cpu")[0].dtype == torch.bfloat16
+        assert load_model(folder, device="cpu", cpu_dtype=faster_dtype)[0].dtype == wanted
+        assert load_model(folder, device="cpu", dtype="auto", cpu_dtype=faster_dtype)[0].dtype == wanted
+        assert load_model(folder, device="cpu")[0].dtype == torch.float32
     assert load_model(tiny_gguf, cache_dir=kept, device="cpu", dtype="float32")[0].dtype == torch.float32
     assert load_model(folder, device="cpu", dtype=torch.float16)[0].dtype == torch.float16
     assert load_model(folder, device_map={"": "cpu"}, dtype="float32")[0].dtype == torch.float32

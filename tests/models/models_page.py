@@ -45,9 +45,10 @@ others, found in the template); without one, the block of reasoning is closed at
 answers begin where the reply does.
 
 Weights are loaded in the checkpoint's half-precision dtype on a GPU, or in bfloat16 if it has none. On a CPU they are
-loaded in float32, but checkpoints of half precision and GGUF files in bfloat16 where a short trial finds the processor
-faster in it ([figures](performance.md#float32-or-bfloat16-on-a-cpu)). `dtype="float32"` gives exact results, and the
-environment variable `WIM_CPU_DTYPE` (`float32`, `bfloat16`) decides for every model and command.
+loaded in float32, but checkpoints in bfloat16 and GGUF files whose weights have at most 16 bits are loaded in bfloat16
+where a short trial finds the processor much faster in it ([figures](performance.md#float32-or-bfloat16-on-a-cpu)).
+`dtype="float32"` gives exact results, and the environment variable `WIM_CPU_DTYPE` (`float32`, `bfloat16`) decides in
+place of the trial.
 
 | kind | path | tokens | by `generate` | why |
 |---|---|--:|--:|---|

@@ -11,7 +11,7 @@ from wim_kernel.common.chunk import Chunk, Span, spans_in
 from wim_kernel.common.citations import Citation
 from wim_kernel.common.errors import ChunkError, MarginsError
 
-OF_TEXT = ("support", "located")
+TEXT_SIGNALS = ("support", "located")
 """The signals of `Margin.evidence` that are about the margin's text, and not about its chunk."""
 
 
@@ -80,7 +80,7 @@ class Margin:
 
     def edited(self, text: str) -> Margin:
         """A copy with another text, kept, as after a person's edit. What was found of the old text is left out."""
-        evidence = {name: each for name, each in self.evidence.items() if name not in OF_TEXT}
+        evidence = {name: each for name, each in self.evidence.items() if name not in TEXT_SIGNALS}
         return replace(self, text=text, kept=True, spans=(), token_ids=(), evidence=evidence)
 
     def to_dict(self) -> dict[str, Any]:

@@ -269,10 +269,11 @@ def _seamless(backend: Tokenizer, control_ids: frozenset[int]) -> tuple[Tokenize
         spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
     added = sorted(backend.get_added_tokens_decoder().items())
     ordinary = [token for index, token in added if index not in control_ids]
-    return _made(spec, backend, [token for _, token in added]), _made(spec, backend, ordinary)
+    everything = [token for _, token in added]
+    return _with_model_of(backend, spec, everything), _with_model_of(backend, spec, ordinary)
 
 
-def _made(spec: dict[str, Any], backend: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer:
+def _with_model_of(backend: Tokenizer, spec: dict[str, Any], added: Sequence[AddedToken]) -> Tokenizer:
     """A tokenizer of a description without a vocabulary, with another's model."""
     made = Tokenizer.from_str(json.dumps(spec))
     made.model = backend.model

@@ -14,11 +14,13 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from gguf import GGMLQuantizationType, GGUFReader
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 from transformers import (
@@ -33,6 +35,7 @@ from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.hub import first_line
 
 _MANIFEST = "manifest.json"
+_FLOAT32 = "mostly float32"  # an entry of the manifest
 _FORMAT = 1  # version of the copies' content
 _SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
 _BUFFER = 1 << 20
@@ -90,6 +93,25 @@ def kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
     return copy
 
 
+def mostly_float32(gguf: Path, copy: Path | None = None) -> bool:
+    """Whether most weights of a GGUF file have more than 16 bits; files of quantised weights have some that do.
+
+    Reading it from the file takes seconds, so the converted copy is asked first.
+
+    Raises:
+        UnsupportedModelError: the file cannot be read.
+    """
+    if copy is not None:
+        with suppress(OSError, ValueError, KeyError):
+            return bool(json.loads((copy / _MANIFEST).read_text())[_FLOAT32])
+    try:
+        sizes = [(tensor.tensor_type, int(tensor.n_elements)) for tensor in GGUFReader(gguf).tensors]
+    except Exception as error:  # on a broken file the reader may raise anything
+        raise UnsupportedModelError(f"{str(gguf)!r} cannot be read: {first_line(error)}") from error
+    wide = sum(size for kind, size in sizes if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F64))
+    return 2 * wide > sum(size for _, size in sizes)
+
+
 def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
     """Convert into a temporary folder next to ``copy``, then rename it. The caller holds the lock."""
     unfinished = copy.with_name(f".{copy.name}.unfinished")
@@ -104,7 +126,8 @@ def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
         for file in files:
             file.chmod(0o644)  # safetensors makes files readable for the owner alone
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
-        (unfinished / _MANIFEST).write_text(json.dumps({"source": gguf.name, "files": manifest}, indent=2))
+        described = {"source": gguf.name, _FLOAT32: mostly_float32(gguf), "files": manifest}
+        (unfinished / _MANIFEST).write_text(json.dumps(described, indent=2))
         if copy.exists():
             shutil.rmtree(copy)
         unfinished.replace(copy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
-from wim_kernel.engines.gguf import convert, copies_folder, kept_copy
+from wim_kernel.engines.gguf import convert, copies_folder, kept_copy, mostly_float32
 from wim_kernel.engines.hub import EMBEDDED, embedded_file, first_line, hub_options
 from wim_kernel.engines.loading_options import LoadingOptions
-from wim_kernel.engines.local.cpu_dtype import faster_dtype
 from wim_kernel.engines.text_part import is_multimodal, text_part
 
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -49,6 +48,7 @@ def load_model(
     name: str | os.PathLike[str],
     *,
     cache_dir: Path | None = None,
+    cpu_dtype: Callable[[Path], torch.dtype] | None = None,
     **options: Unpack[LoadingOptions],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, ready for inference.
@@ -63,6 +63,8 @@ def load_model(
             the Hub where it is not installed; a hub id; a local folder; the path of a ``.gguf`` file.
         cache_dir: folder for copies converted from GGUF files. By default the folder that the environment variable
             ``WIM_CACHE_DIR`` names, or the user's cache folder. Downloads from the Hub stay in the Hub's own cache.
+        cpu_dtype: a callback that chooses the dtype ``"auto"`` on a CPU for weights that lose nothing in bfloat16, or
+            hardly anything; it gets the folder in which it may keep what it finds. By default float32.
         options: see `LoadingOptions`.
 
     Returns:
@@ -84,21 +86,24 @@ def load_model(
     if revision is not None:
         hub["revision"] = revision
     folder = copies_folder(cache_dir)
-    target = _Target(_as_dtype(dtype), *_device_and_kwargs(device, given), folder.parent)
+    target = _Target(
+        _as_dtype(dtype),
+        *_device_and_kwargs(device, given),
+        lambda: cpu_dtype(folder.parent) if cpu_dtype is not None else torch.float32,
+    )
     name = os.fspath(name)
 
     if name == EMBEDDED and gguf_file is None:
         embedded = embedded_file()
         if embedded is None:
             return _embedded_from_hub(target, hub)
-        # Kept in float32, which holds the file's values exactly, so that one copy serves every dtype.
         model, tokenizer = _load_gguf(embedded, torch.float32, folder, target)
         _split_digits(tokenizer)
         return model, tokenizer
 
     gguf = _gguf_path(name, gguf_file, hub)
     if gguf is not None:
-        return _load_gguf(gguf, target.plain_dtype, folder, target)
+        return _load_gguf(gguf, target.kept_dtype, folder, target)
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser())
     return _load_pretrained(name, target, {**hub, "trust_remote_code": trust_remote_code})
@@ -112,20 +117,13 @@ class _Target:
         dtype: the dtype that was asked for; None for one that suits the device.
         device: the device.
         model_kwargs: arguments of transformers' ``from_pretrained``.
-        cache: the folder in which results of trials are kept.
+        cpu_dtype: chooses the dtype on a CPU for weights that lose nothing in bfloat16, or hardly anything.
     """
 
     dtype: torch.dtype | None
     device: torch.device
     model_kwargs: Mapping[str, Any]
-    cache: Path
-
-    @property
-    def plain_dtype(self) -> torch.dtype:
-        """The dtype for a checkpoint whose weights have at most half precision."""
-        if self.dtype is not None:
-            return self.dtype
-        return faster_dtype(self.cache) if self.device.type == "cpu" else torch.bfloat16
+    cpu_dtype: Callable[[], torch.dtype]
 
     def dtype_for(self, config: PreTrainedConfig) -> torch.dtype | str:
         """The dtype for a checkpoint with this config."""
@@ -133,10 +131,27 @@ class _Target:
             return self.dtype
         if getattr(config, "quantization_config", None) is not None:
             return "auto"
-        half = config.dtype if config.dtype in (torch.float16, torch.bfloat16) else None
         if self.device.type == "cpu":
-            return torch.float32 if half is None else self.plain_dtype
-        return half or self.plain_dtype
+            return self.cpu_dtype() if config.dtype == torch.bfloat16 else torch.float32
+        return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+    def dtype_for_gguf(self, gguf: Path, copy: Path | None) -> torch.dtype:
+        """The dtype for a GGUF file, of which a converted copy may be kept."""
+        if self.dtype is not None:
+            return self.dtype
+        if self.device.type != "cpu":
+            return torch.bfloat16
+        dtype = self.cpu_dtype()
+        return torch.float32 if dtype != torch.float32 and mostly_float32(gguf, copy) else dtype
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """The dtype of a GGUF file's converted copy.
+
+        On a CPU float32, which holds the file's values exactly, so that one copy serves every dtype; elsewhere the
+        model's own, since a large model's copy would take twice the room.
+        """
+        return torch.float32 if self.device.type == "cpu" else self.dtype or torch.bfloat16
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -249,8 +264,9 @@ def _gguf_path(name: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path
     return path
 
 
-def _load_gguf(gguf: Path, kept_dtype: torch.dtype, cache: Path, target: _Target) -> _Loaded:
-    copy = kept_copy(gguf, kept_dtype, cache)
+def _load_gguf(gguf: Path, kept_dtype: torch.dtype, folder: Path, target: _Target) -> _Loaded:
+    copy = kept_copy(gguf, kept_dtype, folder)
+    dtype = target.dtype_for_gguf(gguf, copy)
     if copy is not None:
-        return _load_pretrained(str(copy), replace(target, dtype=target.plain_dtype), {})
-    return convert(gguf, target.plain_dtype, target.model_kwargs)
+        return _load_pretrained(str(copy), replace(target, dtype=dtype), {})
+    return convert(gguf, dtype, target.model_kwargs)

@@ -18,9 +18,10 @@ class LoadingOptions(TypedDict, total=False):
 
     Attributes:
         gguf_file: the GGUF file to load out of the folder or hub repository.
-        dtype: dtype of the weights, or ``"auto"``, the default. On a CPU that is float32, but for checkpoints of half
-            precision and GGUF files bfloat16 if a short trial finds the processor faster in it; on other devices the
-            checkpoint's half-precision dtype, or bfloat16 if it has none. Give ``"float32"`` for exact results.
+        dtype: dtype of the weights, or ``"auto"``, the default. On a CPU that is float32, but for checkpoints in
+            bfloat16 and GGUF files of at most 16 bits it is bfloat16 if a short trial finds the processor much faster
+            in it; on other devices the checkpoint's half-precision dtype, or bfloat16 if it has none. Give
+            ``"float32"`` for exact results.
         device: device of the model. By default the first CUDA device, or the CPU if there is none. Give
             ``device_map`` instead to spread the model over several devices.
         revision: branch, tag or commit of a hub repository.

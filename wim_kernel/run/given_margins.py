@@ -10,7 +10,7 @@ from typing import Any
 from wim_kernel.common import plain_data
 from wim_kernel.common.chunk import Chunk, Span, spans_in
 from wim_kernel.common.errors import ChunkError, MarginsError
-from wim_kernel.common.margins import OF_TEXT, Margin, evidence_in
+from wim_kernel.common.margins import TEXT_SIGNALS, Margin, evidence_in
 from wim_kernel.run.grounding import found_share, support
 from wim_kernel.run.quoting import quoted_share
 
@@ -115,14 +115,14 @@ def _margin(position: int, item: object, chunks: Sequence[Chunk], find_spans: Fi
 def _measured_again(margin: Margin, question: str) -> Margin:
     """A margin whose ``"support"`` and ``"located"`` are those of the text that it has now."""
     before = margin.evidence
-    if not any(name in before for name in OF_TEXT):
+    if not any(name in before for name in TEXT_SIGNALS):
         return margin
     text, chunk = margin.text, margin.chunk.text
     if "support" in before:  # a note
         shares = {"support": support(text, chunk, question), "located": found_share(text, chunk, question)}
     else:  # quotations by a chat model
         shares = {"located": quoted_share(text, chunk)}
-    evidence = {name: each for name, each in before.items() if name not in OF_TEXT}
+    evidence = {name: each for name, each in before.items() if name not in TEXT_SIGNALS}
     evidence |= {name: share for name, share in shares.items() if share is not None}
     return margin if evidence == before else replace(margin, evidence=evidence)
 

@@ -21,7 +21,7 @@ from wim_kernel.text.speech import ADDED, Quotation, marked, quotations
 GAP = " […] "  # between sentences that do not follow each other
 WHOLE = 48  # a sentence of at most so many tokens is quoted whole, even over the limit
 SENTENCES = 3  # most sentences chosen by likelihood
-JOINED = 4  # two texts take at most so many tokens less together than apart
+JOIN_SAVES = 4  # two texts take at most so many tokens less together than apart
 CLOSE = 1.0  # sentences at most so far below the best one of a passage are quoted, too; in spreads
 # A sentence that begins with such a word refers to the sentence before it.
 _REFERS_BACK = regex.compile(
@@ -151,7 +151,7 @@ def quote(
                 )
             ]
             used = count_tokens(_read(chunk, chosen, said))
-        elif used + count_tokens(chunk.text[slice(*span)]) <= most_tokens + JOINED:
+        elif used + count_tokens(chunk.text[slice(*span)]) <= most_tokens + JOIN_SAVES:
             more = sorted([*chosen, span])
             together = count_tokens(_read(chunk, more, said))
             if together <= most_tokens:

@@ -28,7 +28,7 @@ from wim_kernel.engines.local.model.onednn import has_onednn, product
 
 logger = logging.getLogger(__name__)
 
-WORTH = 0.7
+MOST_SHARE = 0.7
 """bfloat16 is taken if a question takes less than this share of the time in float32: its rounding is a price, too, and
 answers that differ from machine to machine are one."""
 FILE = "cpu-dtype.json"
@@ -71,7 +71,7 @@ def _tried(path: Path) -> torch.dtype:
     if share is None:
         share = measure()
         _keep(path, share)
-    dtype = torch.bfloat16 if share < WORTH else torch.float32
+    dtype = torch.bfloat16 if share < MOST_SHARE else torch.float32
     logger.info("In bfloat16 this CPU takes %.2f of float32's time for a question: %s is used.", share, dtype)
     return dtype
 
@@ -79,8 +79,9 @@ def _tried(path: Path) -> torch.dtype:
 def measure() -> float:
     """The time of a question in bfloat16 as a share of its time in float32.
 
-    The trial takes some tenths of a second. It runs on one thread, by the thread's own clock, so that whatever else
-    keeps the machine busy matters little.
+    The trial takes some 0.2 s. It runs on one thread, by the thread's own clock, so that whatever else keeps the
+    machine busy matters little. For its time the whole process computes on one thread: steps that other kernels decode
+    meanwhile are slower.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -28,6 +28,7 @@ from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOp
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.capacity import budget_of, memory_for, window_of
+from wim_kernel.engines.local.cpu_dtype import faster_dtype
 from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
 from wim_kernel.engines.local.decode.fair_lock import FairLock
 from wim_kernel.engines.local.decode.json_grammar import Grammars
@@ -126,7 +127,7 @@ class LocalEngine(Shared):
         """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
         given: dict[str, Any] = dict(options)
         own = {key: given.pop(key) for key in EngineOptions.__annotations__ if key in given}
-        return cls(*load_model(name, **given), **own)
+        return cls(*load_model(name, cpu_dtype=faster_dtype, **given), **own)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Branches as batch rows on a GPU: prompts by the Triton kernels, then decode steps that are replayed as CUDA graphs.
+"""Branches as batch rows on a GPU, by the Triton kernels: prompts and decode steps, both replayed as CUDA graphs.
 
 A step of a large model is a thousand launches, and launching them takes longer than running them. Captured as a CUDA
 graph they are one launch. Since a graph writes the argmax tokens to its own input, the next step can be in flight
