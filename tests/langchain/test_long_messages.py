@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
 from wim_integrations.langchain import WimMiddleware
-from wim_integrations.langchain.own_words import ends_of, parted, words_of
+from wim_integrations.langchain.own_words import ends_of, own_words, split_message
 from wim_kernel import WimKernel
 
 QUESTION = "Who owned the ship?"
@@ -81,7 +81,7 @@ def said(content: Any, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, asks: bool) -> None:
-    found = parted(HumanMessage(text))
+    found = split_message(HumanMessage(text))
     assert found is not None
     assert (found.before, found.after, found.asks) == (before, after, asks)
     (document,) = found.documents
@@ -95,9 +95,9 @@ def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, a
 @pytest.mark.parametrize("text", ["", " ", "?", "a?\n\nb?", QUESTION, "\n\n\n"])
 def test_a_message_of_words_has_no_text(text: str) -> None:
     message = HumanMessage(text)
-    found = parted(message)
+    found = split_message(message)
     assert found is None or found.documents[0].page_content.strip()
-    assert words_of(message) == (text.strip(), True)
+    assert own_words(message) == (text.strip(), True)
 
 
 def test_blocks_are_words_or_texts_by_their_length() -> None:
@@ -108,18 +108,18 @@ def test_blocks_are_words_or_texts_by_their_length() -> None:
         [text, {"type": "text", "text": LONG}],
         [QUESTION, LONG, IMAGE],
     ):
-        found = parted(HumanMessage(blocks))
+        found = split_message(HumanMessage(blocks))
         assert found is not None
         assert (found.question, found.asks) == (QUESTION, True)
         assert [document.page_content for document in found.documents] == [LONG]
         assert found.rest == [block for block in blocks if block is IMAGE]
-    whole = parted(HumanMessage([{"type": "text", "text": f"{LONG}\n\n{QUESTION}"}, IMAGE]))
+    whole = split_message(HumanMessage([{"type": "text", "text": f"{LONG}\n\n{QUESTION}"}, IMAGE]))
     assert whole is not None
     assert (whole.before, whole.after) == ("", QUESTION)
-    alone = parted(HumanMessage([FILE]))
+    alone = split_message(HumanMessage([FILE]))
     assert alone is not None
     assert (alone.question, alone.asks) == ("", False)
-    assert parted(HumanMessage([IMAGE])) is None
+    assert split_message(HumanMessage([IMAGE])) is None
 
 
 # -- in an agent -------------------------------------------------------------------------------------------------------

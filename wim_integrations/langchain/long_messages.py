@@ -9,22 +9,44 @@ from typing import Annotated, Any
 from langchain.agents.middleware import AgentState, ModelRequest
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelResponse, OmitFromInput
 from langchain_core.messages import AnyMessage, HumanMessage
+from langchain_core.messages.content import Citation
 from langgraph.types import Command
-from typing_extensions import NotRequired
+from typing_extensions import NotRequired, TypedDict
 
-from wim_integrations.langchain.own_words import LongMessage, parted, words_of
+from wim_integrations.langchain.outputs import MarginData
+from wim_integrations.langchain.own_words import LongMessage, own_words, split_message
 from wim_integrations.langchain.results import Block
 from wim_kernel import WimKernel
 
 STATE = "wim_messages"
-Reading = dict[str, Any]
-"""What was read of a message: ``question``, ``tokens``, ``shown`` and the output of `WimRunnable`, or ``error``."""
+
+
+class MessageReading(TypedDict):
+    """What was read of a message: the output of `WimRunnable` (see `WimOutput`), or ``error`` in its place.
+
+    Attributes:
+        question: the question that it was read for; empty for a summary.
+        tokens: tokens of its text.
+        shown: the content that the agent's model sees.
+        error: why it could not be read.
+    """
+
+    question: str
+    tokens: int
+    shown: str | list[Block]
+    error: NotRequired[str]
+    answer: NotRequired[str]
+    margins: NotRequired[list[MarginData]]
+    usage: NotRequired[dict[str, Any]]
+    timings: NotRequired[dict[str, Any]]
+    stopped_early: NotRequired[bool]
+    citations: NotRequired[list[Citation]]
 
 
 class WimState(AgentState[Any]):
     """The agent's state, with what was read of long messages by the messages' ids."""
 
-    wim_messages: NotRequired[Annotated[dict[str, Reading], OmitFromInput]]
+    wim_messages: NotRequired[Annotated[dict[str, MessageReading], OmitFromInput]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,7 @@ def wanted(request: ModelRequest[Any], kernel: WimKernel, over_tokens: int) -> l
     humans, known = list(_humans(request)), readings(request)
     found: dict[str, tuple[LongMessage, int]] = {}
     for message in humans:
-        long, before = parted(message), known.get(str(message.id))
+        long, before = split_message(message), known.get(str(message.id))
         if long is not None:
             texts = (document.page_content for document in long.documents)
             tokens = sum(map(kernel.count_tokens, texts)) if before is None else before["tokens"]
@@ -75,13 +97,13 @@ def wanted(request: ModelRequest[Any], kernel: WimKernel, over_tokens: int) -> l
     ]
 
 
-def readings(request: ModelRequest[Any]) -> dict[str, Reading]:
+def readings(request: ModelRequest[Any]) -> dict[str, MessageReading]:
     """What is known of the request's messages."""
-    found: Mapping[str, Reading] = request.state.get(STATE) or {}  # type: ignore[assignment]
+    found: Mapping[str, MessageReading] = request.state.get(STATE) or {}  # type: ignore[assignment]
     return dict(found)
 
 
-def with_readings(request: ModelRequest[Any], known: Mapping[str, Reading]) -> ModelRequest[Any]:
+def with_readings(request: ModelRequest[Any], known: Mapping[str, MessageReading]) -> ModelRequest[Any]:
     """A request in which what was read stands in the place of long messages."""
     messages: list[AnyMessage] = [
         message.model_copy(update={"content": known[str(message.id)]["shown"]})
@@ -92,7 +114,9 @@ def with_readings(request: ModelRequest[Any], known: Mapping[str, Reading]) -> M
     return request.override(messages=messages)
 
 
-def remembered(response: ModelResponse[Any], known: Mapping[str, Reading]) -> ExtendedModelResponse[Any]:
+def remembered(
+    response: ModelResponse[Any], known: Mapping[str, MessageReading]
+) -> ExtendedModelResponse[Any]:
     """A response that keeps what was read in the agent's state."""
     return ExtendedModelResponse(response, Command(update={STATE: dict(known)}))
 
@@ -113,7 +137,7 @@ def _question(humans: list[HumanMessage], longs: Mapping[str, LongMessage]) -> s
     found: list[str] = []
     for message in reversed(humans):
         long = longs.get(str(message.id))
-        words, asks = words_of(message) if long is None else (long.question, long.asks)
+        words, asks = own_words(message) if long is None else (long.question, long.asks)
         found.insert(0, words)
         if asks and words:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ToolCallRequest
 from langchain.agents.middleware.types import ModelCallResult, ModelResponse
@@ -17,7 +17,7 @@ from wim_integrations.langchain.chat_model import Model, as_kernel
 from wim_integrations.langchain.citing import search_results
 from wim_integrations.langchain.events import NO_STREAM
 from wim_integrations.langchain.long_messages import (
-    Reading,
+    MessageReading,
     Wanted,
     WimState,
     readings,
@@ -25,7 +25,8 @@ from wim_integrations.langchain.long_messages import (
     wanted,
     with_readings,
 )
-from wim_integrations.langchain.own_words import words_of
+from wim_integrations.langchain.outputs import WimOutput
+from wim_integrations.langchain.own_words import own_words
 from wim_integrations.langchain.results import Block, LongResult, documents_in, name_of
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.langchain.tool import Content, kept_notes
@@ -180,24 +181,25 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         response = await handler(with_readings(request, known))
         return remembered(response, known) if new else response
 
-    def _read_message(self, request: ModelRequest[Any], new: Wanted) -> Reading:
+    def _read_message(self, request: ModelRequest[Any], new: Wanted) -> MessageReading:
         inputs = self._call(request, new.long.documents, new.question)
         try:
             return self._message_answered(new, self._reader.invoke(*inputs, **_task(new.question)))
         except (WimError, ValueError) as error:
             return _message_unread(new, error)
 
-    async def _aread_message(self, request: ModelRequest[Any], new: Wanted) -> Reading:
+    async def _aread_message(self, request: ModelRequest[Any], new: Wanted) -> MessageReading:
         inputs = self._call(request, new.long.documents, new.question)
         try:
             return self._message_answered(new, await self._reader.ainvoke(*inputs, **_task(new.question)))
         except (WimError, ValueError) as error:
             return _message_unread(new, error)
 
-    def _message_answered(self, new: Wanted, output: Mapping[str, Any]) -> Reading:
+    def _message_answered(self, new: Wanted, output: WimOutput) -> MessageReading:
         intro = READ_MESSAGE.format(tokens=new.tokens, question=new.question or _SUMMARY)
         shown = new.shown(self._report(intro, output))
-        return {"question": new.question, "tokens": new.tokens, "shown": shown, **output}
+        read = {"question": new.question, "tokens": new.tokens, "shown": shown, **output}
+        return cast(MessageReading, read)  # mypy does not join a part with an open output
 
     def _messages(self, request: ToolCallRequest, result: object) -> list[ToolMessage]:
         if self._names is not None and request.tool_call["name"] not in self._names:
@@ -259,11 +261,11 @@ def last_question(request: ToolCallRequest) -> str:
     humans = (message for message in reversed(messages) if getattr(message, "type", None) == "human")
     message: BaseMessage | None = next(humans, None)
     if isinstance(message, HumanMessage):
-        return words_of(message)[0]
+        return own_words(message)[0]
     return "" if message is None else str(message.text)
 
 
-def _message_unread(new: Wanted, error: Exception) -> Reading:
+def _message_unread(new: Wanted, error: Exception) -> MessageReading:
     text = UNREAD_MESSAGE.format(tokens=new.tokens, error=error)
     return {"question": new.question, "tokens": new.tokens, "shown": new.shown(text), "error": str(error)}
 

@@ -50,7 +50,7 @@ class LongMessage:
         return "\n".join(words for words in (self.before, self.after) if words)
 
 
-def parted(message: HumanMessage) -> LongMessage | None:
+def split_message(message: HumanMessage) -> LongMessage | None:
     """A message in its parts; None if it has no text but the person's own words.
 
     Files, and texts of more than 600 characters beside shorter ones, are documents. Where all is one text, the person's
@@ -96,11 +96,11 @@ def ends_of(text: str) -> tuple[int, int, bool]:
     return (start, end, False) if start < end else (0, len(text), False)
 
 
-def words_of(message: HumanMessage) -> tuple[str, bool]:
+def own_words(message: HumanMessage) -> tuple[str, bool]:
     """The person's own words in a message, and whether they are known to be that."""
     if len(message.text) <= SHORT_CHARS:
         return str(message.text).strip(), True
-    found = parted(message)
+    found = split_message(message)
     return (str(message.text), True) if found is None else (found.question, found.asks)
 
 
