@@ -25,6 +25,13 @@ LONG = (FILLER * 12 + "Elsa Brandt owned the ship Aurora. " + FILLER * 12).strip
 IMAGE = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
 FILE = {"type": "file", "base64": base64.b64encode(LONG.encode()).decode(), "mime_type": "text/plain"}
 
+TRACEBACK = (
+    "Traceback (most recent call last):\n" + '  File "ship.py", line 7, in sail\n    hoist(sails)\n' * 40
+)
+TRACEBACK += "ValueError: no wind"
+YAML = "services:\n" + "".join(f"  ship{n}:\n    image: gull\n    port: {n}\n" for n in range(40)).rstrip()
+FAQ = "\n\n".join(f"Who sails ship {n}?\n\nCaptain {n} sails it, all year round." for n in range(20))
+
 pytestmark = pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
 
 
@@ -68,16 +75,21 @@ def said(content: Any, **fields: Any) -> dict[str, Any]:
     [
         (f"{QUESTION}\n\n{LONG}", QUESTION, "", True),
         (f"{LONG}\n\n{QUESTION}", "", QUESTION, True),
-        (f"{LONG}\n{QUESTION}\n", "", QUESTION, True),
-        (f"{LONG} {QUESTION}", "", QUESTION, True),
-        (f"{QUESTION} {LONG}", QUESTION, "", True),
-        (f"Summarise this:\n{LONG}", "Summarise this:", "", True),
+        (f"{LONG}\n{QUESTION}\n", "", QUESTION, False),
+        (f"{LONG} {QUESTION}", "", QUESTION, False),
+        (f"{QUESTION} {LONG}", QUESTION, "", False),
+        (f"Summarise this:\n\n{LONG}", "Summarise this:", "", False),
+        (f"Summarise this:\n{LONG}", "", "", False),
         (f"Hello!\n\n{QUESTION}\n\n{LONG}\n\n{LONG}", f"Hello!\n\n{QUESTION}", "", True),
         (f"{QUESTION}\n\n{LONG}\n\nAnd when?", QUESTION, "And when?", True),
         (f"Find the owner.\n\n{LONG}\n\nThank you.", "Find the owner.", "Thank you.", False),
         (f"谁拥有这艘船？\n\n{LONG}", "谁拥有这艘船？", "", True),
         (LONG, "", "", False),
         ("x" * 5000, "", "", False),
+        (TRACEBACK, "", "", False),
+        (YAML, "", "", False),
+        (f"{QUESTION}\n\n{TRACEBACK}", QUESTION, "", True),
+        (f"{YAML}\n\nWhich port is open?", "", "Which port is open?", True),
     ],
 )
 def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, asks: bool) -> None:
@@ -90,6 +102,24 @@ def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, a
     assert "".join((before, document.page_content, after)).replace("\n", "").replace(" ", "") == text.replace(
         "\n", ""
     ).replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAQ,
+        f"{FAQ}\n\nAnd who owns them?",
+        FAQ.replace("?\n\n", "?\n"),
+        f"Contents:\n\n{LONG}",
+        f"Contents:\n\n{LONG}\n\nWhy?\n\n{LONG}\n\n{LONG}\n\n{LONG}\n\n{LONG}",
+        f"{LONG}\n\n{LONG} Will it ever end? Who knows?",
+    ],
+)
+def test_what_may_be_the_texts_own_words_is_not_sure(text: str) -> None:
+    found = split_message(HumanMessage(text))
+    assert found is not None
+    assert not found.asks
+    assert own_words(HumanMessage(text))[1] == (len(text) <= 2000)
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "a?\n\nb?", QUESTION, "\n\n\n"])
@@ -201,6 +231,9 @@ def test_words_before_a_text_alone_are_its_question(middleware: WimMiddleware) -
     given = [HumanMessage("I will paste a log. Who owned the ship?", id="m1"), HumanMessage(LONG, id="m2")]
     state = agent.invoke({"messages": given})
     assert state["wim_messages"]["m2"]["question"] == "I will paste a log. Who owned the ship?"
+    agent, _ = agent_with(middleware)
+    state = agent.invoke({"messages": [HumanMessage(QUESTION, id="m1"), HumanMessage(TRACEBACK, id="m2")]})
+    assert state["wim_messages"]["m2"]["question"] == QUESTION
 
 
 def test_a_text_without_words_is_summarised(middleware: WimMiddleware) -> None:
