@@ -26,7 +26,7 @@ from wim_integrations.langchain.long_messages import (
     with_readings,
 )
 from wim_integrations.langchain.outputs import WimOutput
-from wim_integrations.langchain.own_words import own_words
+from wim_integrations.langchain.own_words import TYPED_CHARS, own_words
 from wim_integrations.langchain.results import Block, LongResult, documents_in, name_of
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.langchain.tool import Content, kept_notes
@@ -252,7 +252,11 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def last_question(request: ToolCallRequest) -> str:
-    """What the person says in the last human message of the agent's state, without a text pasted there; or empty."""
+    """What the person says in the last human message of the agent's state; empty without one.
+
+    A text pasted there is left out where that is sure: beside the person's question, or in a message of more than
+    20,000 characters, which nobody types.
+    """
     state = request.state
     if isinstance(state, Mapping):
         messages = state.get("messages", ())
@@ -261,7 +265,9 @@ def last_question(request: ToolCallRequest) -> str:
     humans = (message for message in reversed(messages) if getattr(message, "type", None) == "human")
     message: BaseMessage | None = next(humans, None)
     if isinstance(message, HumanMessage):
-        return own_words(message)[0]
+        words, asks = own_words(message)
+        if (asks and words) or len(message.text) > TYPED_CHARS:
+            return words
     return "" if message is None else str(message.text)
 
 
