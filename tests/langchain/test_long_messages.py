@@ -11,12 +11,14 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from wim_integrations.langchain import WimMiddleware
 from wim_integrations.langchain.own_words import ends_of, own_words, split_message
-from wim_kernel import WimKernel
+from wim_kernel import WimError, WimKernel
+from wim_kernel.text.files import read_file
 
 QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5, "chunk_tokens": 40}
@@ -224,6 +226,75 @@ def test_a_message_is_read_once_for_a_question(middleware: WimMiddleware, kernel
     assert again["wim_messages"] == state["wim_messages"]
     assert not kernel.cache.held
     assert seen[1][0].content == seen[0][0].content
+
+
+def test_a_file_is_parsed_once(middleware: WimMiddleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Any] = []
+
+    def read(path: Any) -> str:
+        parsed.append(path)
+        return read_file(path)
+
+    monkeypatch.setattr("wim_integrations.langchain.results.read_file", read)
+    small = {**FILE, "base64": base64.b64encode(b"Few words, once.").decode()}
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent, _ = agent_with(middleware, checkpointer=InMemorySaver())
+    agent.invoke(said([QUESTION, small, FILE], id="once"), thread)
+    agent.invoke({"messages": [AIMessage("Well?")]}, thread)
+    agent.invoke(said("And when?", id="m2"), thread)
+    assert len(parsed) == 2
+    agent.invoke(said([QUESTION, FILE], id="once"), thread)  # the same id, and another content
+    assert len(parsed) == 3
+
+
+def test_what_was_read_goes_with_its_message(middleware: WimMiddleware) -> None:
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent, _ = agent_with(middleware, checkpointer=InMemorySaver())
+    agent.invoke(said(f"{QUESTION}\n\n{LONG}", id="m1"), thread)
+    state = agent.invoke(
+        {"messages": [RemoveMessage("m1"), HumanMessage(f"{QUESTION}\n\n{LONG}", id="m2")]}, thread
+    )
+    assert list(state["wim_messages"]) == ["m2"]
+    state = agent.invoke({"messages": [RemoveMessage("m2"), HumanMessage("Well?", id="m3")]}, thread)
+    assert state["wim_messages"] == {}
+
+
+@tool
+def clock() -> str:
+    """The time."""
+    return "noon"
+
+
+async def test_a_failure_is_tried_again_in_a_later_run(
+    middleware: WimMiddleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def fails(*args: Any, **options: Any) -> Any:
+        tries.append("failed")
+        raise WimError("The server is away.")
+
+    async def afails(*args: Any, **options: Any) -> Any:
+        return fails()
+
+    reader = middleware._reader.__class__
+    calls = [{"type": "tool_call", "id": "1", "name": "clock", "args": {}}]
+    for wait in (False, True):
+        tries.clear()
+        model = Scripted(responses=[AIMessage("", tool_calls=calls), AIMessage("Well."), AIMessage("Elsa.")])
+        agent = create_agent(model, [clock], middleware=[middleware], checkpointer=InMemorySaver())
+        thread: Any = {"configurable": {"thread_id": "1"}}
+        asked = said(f"{QUESTION}\n\n{LONG}", id="m1")
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "invoke", fails)
+            patch.setattr(reader, "ainvoke", afails)
+            state = await agent.ainvoke(asked, thread) if wait else agent.invoke(asked, thread)
+        assert state["wim_messages"]["m1"]["error"] == "The server is away."
+        assert tries == ["failed"]  # once, though the model was called twice
+        again = {"messages": [AIMessage("Once more.")]}
+        state = await agent.ainvoke(again, thread) if wait else agent.invoke(again, thread)
+        assert "error" not in state["wim_messages"]["m1"]
+        assert state["wim_messages"]["m1"]["answer"]
 
 
 def test_words_before_a_text_alone_are_its_question(middleware: WimMiddleware) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ToolCallRequest
 from langchain.agents.middleware.types import ModelCallResult, ModelResponse
@@ -25,7 +25,6 @@ from wim_integrations.langchain.long_messages import (
     wanted,
     with_readings,
 )
-from wim_integrations.langchain.outputs import WimOutput
 from wim_integrations.langchain.own_words import TYPED_CHARS, own_words
 from wim_integrations.langchain.results import Block, LongResult, documents_in, name_of
 from wim_integrations.langchain.runnable import WimRunnable
@@ -164,7 +163,7 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         new = wanted(request, self.kernel, self.over_message_tokens)
         known |= {each.id: self._read_message(request, each) for each in new}
         response = handler(with_readings(request, known))
-        return remembered(response, known) if new else response
+        return remembered(request, response, known)
 
     async def awrap_model_call(
         self,
@@ -179,7 +178,7 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         for each in new:
             known[each.id] = await self._aread_message(request, each)
         response = await handler(with_readings(request, known))
-        return remembered(response, known) if new else response
+        return remembered(request, response, known)
 
     def _read_message(self, request: ModelRequest[Any], new: Wanted) -> MessageReading:
         inputs = self._call(request, new.long.documents, new.question)
@@ -195,11 +194,9 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         except (WimError, ValueError) as error:
             return _message_unread(new, error)
 
-    def _message_answered(self, new: Wanted, output: WimOutput) -> MessageReading:
+    def _message_answered(self, new: Wanted, output: Mapping[str, Any]) -> MessageReading:
         intro = READ_MESSAGE.format(tokens=new.tokens, question=new.question or _SUMMARY)
-        shown = new.shown(self._report(intro, output))
-        read = {"question": new.question, "tokens": new.tokens, "shown": shown, **output}
-        return cast(MessageReading, read)  # mypy does not join a part with an open output
+        return new.reading(self._report(intro, output), output)
 
     def _messages(self, request: ToolCallRequest, result: object) -> list[ToolMessage]:
         if self._names is not None and request.tool_call["name"] not in self._names:
@@ -273,7 +270,7 @@ def last_question(request: ToolCallRequest) -> str:
 
 def _message_unread(new: Wanted, error: Exception) -> MessageReading:
     text = UNREAD_MESSAGE.format(tokens=new.tokens, error=error)
-    return {"question": new.question, "tokens": new.tokens, "shown": new.shown(text), "error": str(error)}
+    return new.reading(text, {"error": str(error)})
 
 
 def _task(question: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from itertools import pairwise
 
 from langchain_core.documents import Document
@@ -19,6 +21,7 @@ TYPED_CHARS = 20000  # a message of more characters has a text that nobody typed
 PLAIN_CHARS = 200  # of an end that asks nothing
 MOST_PIECES = 3  # paragraphs, lines or sentences at either end
 OWN_QUESTIONS = 0.25  # the least share of a text's paragraphs that ask, in a text of questions and answers
+REMEMBERED = 64  # messages that are not split, and their files not parsed, again
 
 _PARAGRAPH_END, _LINE_END = re.compile(r"\n[^\S\n]*\n"), re.compile(r"\n")
 _QUESTION = re.compile(r"[?？؟]\s*\Z")
@@ -63,6 +66,26 @@ def split_message(message: HumanMessage) -> LongMessage | None:
     else lines or sentences that end in a question mark; else a short first and a short last paragraph. They are sure to
     be the person's only if a paragraph asks, and the text between is not one of questions and answers itself.
     """
+    return _split(_Same(str(message.id), digest_of(message), message))
+
+
+def digest_of(message: HumanMessage) -> str:
+    """A digest of a message's content."""
+    return sha256(repr(message.content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A message as a key: the same for the same id and content."""
+
+    id: str
+    digest: str
+    message: HumanMessage = field(compare=False)
+
+
+@lru_cache(maxsize=REMEMBERED)  # an agent shows its model all messages at every call
+def _split(same: _Same) -> LongMessage | None:
+    message = same.message
     documents, rest = documents_in(message, _SOURCE)
     own = [_is_text(block) for block in _blocks(message) if block not in rest]
     short = [
