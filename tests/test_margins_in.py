@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import SHORT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wim_integrations.langchain.decisions import decided
 from wim_kernel import Chunk, ChunkError, Margin, MarginsError, OptionError, WimError, WimKernel
 from wim_kernel.run.given_margins import is_approval, margins_in
 from wim_kernel.run.quoting import locate_quotes
@@ -104,23 +106,32 @@ NOTE = {"lexical": 0.2, "support": 0.0, "located": 0.0}
 QUOTED = {"lexical": 0.2, "located": 0.0}
 
 
-@pytest.mark.parametrize("before", [NOTE, QUOTED])
 @pytest.mark.parametrize(
-    ("text", "share"),
+    ("old", "before"),
+    [("The whale swallowed it.", NOTE), ("A whale sang below. [not in the text]", QUOTED)],
+)
+@pytest.mark.parametrize(
+    "text",
     [
-        ("Elsa Brandt owned the ship.", 1.0),
-        ("elsa  brandt owned the ship", 1.0),
-        ("A whale swallowed the anchor chain. [not in the text]", 0.0),
-        (" ", None),
+        "Elsa Brandt owned the ship.",
+        "elsa  brandt owned the ship",
+        "Elsa Brandt swallowed the anchor chain.",
+        "A whale swallowed the ship.",
+        " ",
     ],
 )
-def test_an_edited_margin_is_located_again(before: dict[str, float], text: str, share: float | None) -> None:
-    data = Margin(1, "A whale sang below. [not in the text]", 0.5, True, CHUNKS[1], evidence=before).to_dict()
-    (margin,) = margins_in([{**data, "text": text}], CHUNKS)
-    assert margin.evidence.get("located") == share
-    assert margin.found_nowhere == (share == 0)
-    assert margin.evidence["lexical"] == 0.2
-    assert ("support" in margin.evidence) == ("support" in before and share is not None)
+def test_a_changed_text_is_the_persons_own(old: str, before: dict[str, float], text: str) -> None:
+    margin = Margin(1, old, 0.5, True, CHUNKS[1], evidence=before)
+    data = margin.to_dict()
+    written = {**data, "document": 1}
+    edit = {"type": "edit", "edited_action": {"name": "use_margin", "args": {"text": text}}}
+    (decision,) = decided([written], {"decisions": [edit]}, ["edit"])
+    ways = margins_in([{**data, "text": text}, replace(margin, text=text), decision], CHUNKS)
+    for found in (margin.edited(text), *ways):
+        assert (found.text, dict(found.evidence)) == (text, {"lexical": 0.2})
+        assert not found.found_nowhere
+    (same,) = margins_in([data], CHUNKS)
+    assert same.evidence == before
 
 
 def test_a_margin_that_comes_back_as_it_was_keeps_its_evidence(kernel: WimKernel) -> None:
@@ -136,17 +147,32 @@ def test_quotations_of_a_chat_model_are_located_as_before() -> None:
     quotes = ["Elsa Brandt owned the ship.", "A whale sang below."]
     for some, share in ((quotes, 0.5), (quotes[:1], 1.0), (quotes[1:], 0.0)):
         found = locate_quotes(CHUNKS[1], some)
-        margin = Margin(1, found.text, 0.5, True, CHUNKS[1], evidence={"located": share})
+        margin = Margin(1, found.text, 0.5, True, CHUNKS[1], found.spans, evidence={"located": share})
         assert found.located == share
         assert margins_in([margin], CHUNKS) == [margin]
-        assert margins_in([margin.to_dict()], CHUNKS)[0].evidence == {"located": share}
+        (again,) = margins_in([margin.to_dict()], CHUNKS)
+        assert (again.evidence, again.spans) == ({"located": share}, found.spans)
 
 
-@pytest.mark.parametrize(("text", "kept"), [("Elsa Brandt owned the ship.", 1), ("Nobody did.", 0)])
-def test_spans_are_of_the_margins_own_text(text: str, kept: int) -> None:
+SENTENCE = "Elsa Brandt owned the ship."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (SENTENCE, True),
+        (f"{SENTENCE} […] A whale sang below. [not in the text]", True),
+        (f"{SENTENCE} […] A whale sang. [not in the text] […] And a crab. [not in the text]", True),
+        ("Nobody did.", False),
+        (f"{SENTENCE} She also stole it.", False),
+        (f"{SENTENCE} She also stole it. […] A whale sang below. [not in the text]", False),
+        (f"So it was: {SENTENCE}", False),
+    ],
+)
+def test_spans_are_of_the_margins_own_text(text: str, kept: bool) -> None:
     spans = CHUNKS[1].spans
     data = Margin(1, CHUNKS[1].text, 0.5, True, CHUNKS[1], spans=spans).to_dict()
-    assert len(margins_in([{**data, "text": text}], CHUNKS)[0].spans) == kept
+    assert margins_in([{**data, "text": text}], CHUNKS)[0].spans == (spans if kept else ())
 
 
 anything = st.recursive(

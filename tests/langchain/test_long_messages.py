@@ -11,19 +11,16 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from long_texts import FILE, FILLER, IMAGE, LONG, QUESTION, TRACEBACK
 
 from wim_integrations.langchain import WimMiddleware
-from wim_integrations.langchain.own_words import ends_of, parted, words_of
-from wim_kernel import WimKernel
+from wim_kernel import WimError, WimKernel
+from wim_kernel.text.files import read_file
 
-QUESTION = "Who owned the ship?"
 FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 4, "answer_tokens": 5, "chunk_tokens": 40}
-FILLER = "The gull sat on the mast, and it rained on the harbour all night. "
-LONG = (FILLER * 12 + "Elsa Brandt owned the ship Aurora. " + FILLER * 12).strip()
-IMAGE = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
-FILE = {"type": "file", "base64": base64.b64encode(LONG.encode()).decode(), "mime_type": "text/plain"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
 
@@ -58,71 +55,6 @@ def middleware(kernel: WimKernel) -> WimMiddleware:
 
 def said(content: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [HumanMessage(content, **fields)]}
-
-
-# -- the person's own words --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "before", "after", "asks"),
-    [
-        (f"{QUESTION}\n\n{LONG}", QUESTION, "", True),
-        (f"{LONG}\n\n{QUESTION}", "", QUESTION, True),
-        (f"{LONG}\n{QUESTION}\n", "", QUESTION, True),
-        (f"{LONG} {QUESTION}", "", QUESTION, True),
-        (f"{QUESTION} {LONG}", QUESTION, "", True),
-        (f"Summarise this:\n{LONG}", "Summarise this:", "", True),
-        (f"Hello!\n\n{QUESTION}\n\n{LONG}\n\n{LONG}", f"Hello!\n\n{QUESTION}", "", True),
-        (f"{QUESTION}\n\n{LONG}\n\nAnd when?", QUESTION, "And when?", True),
-        (f"Find the owner.\n\n{LONG}\n\nThank you.", "Find the owner.", "Thank you.", False),
-        (f"谁拥有这艘船？\n\n{LONG}", "谁拥有这艘船？", "", True),
-        (LONG, "", "", False),
-        ("x" * 5000, "", "", False),
-    ],
-)
-def test_words_are_told_from_a_pasted_text(text: str, before: str, after: str, asks: bool) -> None:
-    found = parted(HumanMessage(text))
-    assert found is not None
-    assert (found.before, found.after, found.asks) == (before, after, asks)
-    (document,) = found.documents
-    start, end, _ = ends_of(text)
-    assert text[start:end] == document.page_content
-    assert "".join((before, document.page_content, after)).replace("\n", "").replace(" ", "") == text.replace(
-        "\n", ""
-    ).replace(" ", "")
-
-
-@pytest.mark.parametrize("text", ["", " ", "?", "a?\n\nb?", QUESTION, "\n\n\n"])
-def test_a_message_of_words_has_no_text(text: str) -> None:
-    message = HumanMessage(text)
-    found = parted(message)
-    assert found is None or found.documents[0].page_content.strip()
-    assert words_of(message) == (text.strip(), True)
-
-
-def test_blocks_are_words_or_texts_by_their_length() -> None:
-    text = {"type": "text", "text": QUESTION}
-    for blocks in (
-        [text, FILE],
-        [FILE, text],
-        [text, {"type": "text", "text": LONG}],
-        [QUESTION, LONG, IMAGE],
-    ):
-        found = parted(HumanMessage(blocks))
-        assert found is not None
-        assert (found.question, found.asks) == (QUESTION, True)
-        assert [document.page_content for document in found.documents] == [LONG]
-        assert found.rest == [block for block in blocks if block is IMAGE]
-    whole = parted(HumanMessage([{"type": "text", "text": f"{LONG}\n\n{QUESTION}"}, IMAGE]))
-    assert whole is not None
-    assert (whole.before, whole.after) == ("", QUESTION)
-    alone = parted(HumanMessage([FILE]))
-    assert alone is not None
-    assert (alone.question, alone.asks) == ("", False)
-    assert parted(HumanMessage([IMAGE])) is None
-
-
-# -- in an agent -------------------------------------------------------------------------------------------------------
 
 
 async def test_the_model_sees_words_and_what_was_read(middleware: WimMiddleware) -> None:
@@ -196,11 +128,83 @@ def test_a_message_is_read_once_for_a_question(middleware: WimMiddleware, kernel
     assert seen[1][0].content == seen[0][0].content
 
 
+def test_a_file_is_parsed_once(middleware: WimMiddleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Any] = []
+
+    def read(path: Any) -> str:
+        parsed.append(path)
+        return read_file(path)
+
+    monkeypatch.setattr("wim_integrations.langchain.results.read_file", read)
+    small = {**FILE, "base64": base64.b64encode(b"Few words, once.").decode()}
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent, _ = agent_with(middleware, checkpointer=InMemorySaver())
+    agent.invoke(said([QUESTION, small, FILE], id="once"), thread)
+    agent.invoke({"messages": [AIMessage("Well?")]}, thread)
+    agent.invoke(said("And when?", id="m2"), thread)
+    assert len(parsed) == 2
+    agent.invoke(said([QUESTION, FILE], id="once"), thread)  # the same id, and another content
+    assert len(parsed) == 3
+
+
+def test_what_was_read_goes_with_its_message(middleware: WimMiddleware) -> None:
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent, _ = agent_with(middleware, checkpointer=InMemorySaver())
+    agent.invoke(said(f"{QUESTION}\n\n{LONG}", id="m1"), thread)
+    state = agent.invoke(
+        {"messages": [RemoveMessage("m1"), HumanMessage(f"{QUESTION}\n\n{LONG}", id="m2")]}, thread
+    )
+    assert list(state["wim_messages"]) == ["m2"]
+    state = agent.invoke({"messages": [RemoveMessage("m2"), HumanMessage("Well?", id="m3")]}, thread)
+    assert state["wim_messages"] == {}
+
+
+@tool
+def clock() -> str:
+    """The time."""
+    return "noon"
+
+
+async def test_a_failure_is_tried_again_in_a_later_run(
+    middleware: WimMiddleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def fails(*args: Any, **options: Any) -> Any:
+        tries.append("failed")
+        raise WimError("The server is away.")
+
+    async def afails(*args: Any, **options: Any) -> Any:
+        return fails()
+
+    reader = middleware._reader.__class__
+    calls = [{"type": "tool_call", "id": "1", "name": "clock", "args": {}}]
+    for wait in (False, True):
+        tries.clear()
+        model = Scripted(responses=[AIMessage("", tool_calls=calls), AIMessage("Well."), AIMessage("Elsa.")])
+        agent = create_agent(model, [clock], middleware=[middleware], checkpointer=InMemorySaver())
+        thread: Any = {"configurable": {"thread_id": "1"}}
+        asked = said(f"{QUESTION}\n\n{LONG}", id="m1")
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "invoke", fails)
+            patch.setattr(reader, "ainvoke", afails)
+            state = await agent.ainvoke(asked, thread) if wait else agent.invoke(asked, thread)
+        assert state["wim_messages"]["m1"]["error"] == "The server is away."
+        assert tries == ["failed"]  # once, though the model was called twice
+        again = {"messages": [AIMessage("Once more.")]}
+        state = await agent.ainvoke(again, thread) if wait else agent.invoke(again, thread)
+        assert "error" not in state["wim_messages"]["m1"]
+        assert state["wim_messages"]["m1"]["answer"]
+
+
 def test_words_before_a_text_alone_are_its_question(middleware: WimMiddleware) -> None:
     agent, _ = agent_with(middleware)
     given = [HumanMessage("I will paste a log. Who owned the ship?", id="m1"), HumanMessage(LONG, id="m2")]
     state = agent.invoke({"messages": given})
     assert state["wim_messages"]["m2"]["question"] == "I will paste a log. Who owned the ship?"
+    agent, _ = agent_with(middleware)
+    state = agent.invoke({"messages": [HumanMessage(QUESTION, id="m1"), HumanMessage(TRACEBACK, id="m2")]})
+    assert state["wim_messages"]["m2"]["question"] == QUESTION
 
 
 def test_a_text_without_words_is_summarised(middleware: WimMiddleware) -> None:

@@ -20,6 +20,7 @@ from langgraph.types import Command
 
 import wim_integrations.langchain as adapters
 from wim_integrations.langchain import WimMiddleware, read_result
+from wim_integrations.langchain.middleware import last_question
 from wim_kernel import UnknownOptionError, WimKernel
 
 QUESTION = "Who owned the ship?"
@@ -149,6 +150,32 @@ def test_the_question_may_come_from_the_call(kernel: WimKernel) -> None:
     assert data["question"] == "What sat {on} the mast? <|im_end|>"
     assert data["question"] in message.content
     assert [request.tool_call["name"] for request in asked] == ["register"]
+
+
+INSTRUCTION = (
+    "Read the register of ships with care, and tell me all that you find about the ship Aurora. " * 27
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        (INSTRUCTION, INSTRUCTION),
+        (f"Please do the following:\n{INSTRUCTION}", None),
+        (f"Please do the following:\n\n{INSTRUCTION}", None),
+        (f"Please do the following:\n\n1. Read.\n\n2. {INSTRUCTION}\n\nThank you.", None),
+        (f"{QUESTION}\n\n{INSTRUCTION}", QUESTION),
+        (f"{QUESTION} {INSTRUCTION}", None),
+        (f"{QUESTION} {INSTRUCTION * 10}", QUESTION),
+        (INSTRUCTION * 10, ""),
+        ([{"type": "text", "text": QUESTION}, {"type": "text", "text": INSTRUCTION}], QUESTION),
+    ],
+)
+def test_the_question_is_all_of_a_typed_message(said: Any, question: str | None) -> None:
+    state = {"messages": [HumanMessage(said), AIMessage("Well.")]}
+    call: Any = {"name": "register", "args": {}, "id": "1"}
+    request = ToolCallRequest(tool_call=call, tool=None, state=state, runtime=None)  # type: ignore[arg-type]
+    assert last_question(request) == (said if question is None else question)
 
 
 def test_without_a_question_the_result_is_summarised(middleware: WimMiddleware) -> None:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from wim_kernel import MarginsError
 from wim_kernel.common import plain_data
-from wim_kernel.common.margins import TEXT_SIGNALS
+from wim_kernel.common.margins import without_text
 
 ACTION = "use_margin"
 Decision = Literal["approve", "edit", "reject", "respond"]
@@ -114,7 +114,7 @@ def _change(margin: dict[str, Any], changes: dict[str, Any]) -> None:
     """Change a margin's data. What was found of an old text is left out."""
     evidence = margin.get("evidence")
     if changes.get("text", margin["text"]) != margin["text"] and isinstance(evidence, Mapping):
-        margin["evidence"] = {name: each for name, each in evidence.items() if name not in TEXT_SIGNALS}
+        margin["evidence"] = without_text(evidence)
     margin.update(changes)
 
 

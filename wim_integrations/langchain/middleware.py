@@ -17,7 +17,7 @@ from wim_integrations.langchain.chat_model import Model, as_kernel
 from wim_integrations.langchain.citing import search_results
 from wim_integrations.langchain.events import NO_STREAM
 from wim_integrations.langchain.long_messages import (
-    Reading,
+    MessageReading,
     Wanted,
     WimState,
     readings,
@@ -25,7 +25,7 @@ from wim_integrations.langchain.long_messages import (
     wanted,
     with_readings,
 )
-from wim_integrations.langchain.own_words import words_of
+from wim_integrations.langchain.own_words import TYPED_CHARS, own_words
 from wim_integrations.langchain.results import Block, LongResult, documents_in, name_of
 from wim_integrations.langchain.runnable import WimRunnable
 from wim_integrations.langchain.tool import Content, kept_notes
@@ -163,7 +163,7 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         new = wanted(request, self.kernel, self.over_message_tokens)
         known |= {each.id: self._read_message(request, each) for each in new}
         response = handler(with_readings(request, known))
-        return remembered(response, known) if new else response
+        return remembered(request, response, known)
 
     async def awrap_model_call(
         self,
@@ -178,26 +178,25 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
         for each in new:
             known[each.id] = await self._aread_message(request, each)
         response = await handler(with_readings(request, known))
-        return remembered(response, known) if new else response
+        return remembered(request, response, known)
 
-    def _read_message(self, request: ModelRequest[Any], new: Wanted) -> Reading:
+    def _read_message(self, request: ModelRequest[Any], new: Wanted) -> MessageReading:
         inputs = self._call(request, new.long.documents, new.question)
         try:
             return self._message_answered(new, self._reader.invoke(*inputs, **_task(new.question)))
         except (WimError, ValueError) as error:
             return _message_unread(new, error)
 
-    async def _aread_message(self, request: ModelRequest[Any], new: Wanted) -> Reading:
+    async def _aread_message(self, request: ModelRequest[Any], new: Wanted) -> MessageReading:
         inputs = self._call(request, new.long.documents, new.question)
         try:
             return self._message_answered(new, await self._reader.ainvoke(*inputs, **_task(new.question)))
         except (WimError, ValueError) as error:
             return _message_unread(new, error)
 
-    def _message_answered(self, new: Wanted, output: Mapping[str, Any]) -> Reading:
+    def _message_answered(self, new: Wanted, output: Mapping[str, Any]) -> MessageReading:
         intro = READ_MESSAGE.format(tokens=new.tokens, question=new.question or _SUMMARY)
-        shown = new.shown(self._report(intro, output))
-        return {"question": new.question, "tokens": new.tokens, "shown": shown, **output}
+        return new.reading(self._report(intro, output), output)
 
     def _messages(self, request: ToolCallRequest, result: object) -> list[ToolMessage]:
         if self._names is not None and request.tool_call["name"] not in self._names:
@@ -250,7 +249,11 @@ class WimMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def last_question(request: ToolCallRequest) -> str:
-    """What the person says in the last human message of the agent's state, without a text pasted there; or empty."""
+    """What the person says in the last human message of the agent's state; empty without one.
+
+    A text pasted there is left out where that is sure: beside the person's question, or in a message of more than
+    20,000 characters, which nobody types.
+    """
     state = request.state
     if isinstance(state, Mapping):
         messages = state.get("messages", ())
@@ -259,13 +262,15 @@ def last_question(request: ToolCallRequest) -> str:
     humans = (message for message in reversed(messages) if getattr(message, "type", None) == "human")
     message: BaseMessage | None = next(humans, None)
     if isinstance(message, HumanMessage):
-        return words_of(message)[0]
+        words, asks = own_words(message)
+        if (asks and words) or len(message.text) > TYPED_CHARS:
+            return words
     return "" if message is None else str(message.text)
 
 
-def _message_unread(new: Wanted, error: Exception) -> Reading:
+def _message_unread(new: Wanted, error: Exception) -> MessageReading:
     text = UNREAD_MESSAGE.format(tokens=new.tokens, error=error)
-    return {"question": new.question, "tokens": new.tokens, "shown": new.shown(text), "error": str(error)}
+    return new.reading(text, {"error": str(error)})
 
 
 def _task(question: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from itertools import pairwise
 
 from langchain_core.documents import Document
@@ -15,13 +17,19 @@ from wim_kernel.text.sentences import sentence_spans
 
 MOST_CHARS = 600  # of a person's own words at either end of a message, or in a block
 SHORT_CHARS = 2000  # of a message that is all the person's own words
+TYPED_CHARS = 20000  # a message of more characters has a text that nobody typed
 PLAIN_CHARS = 200  # of an end that asks nothing
 MOST_PIECES = 3  # paragraphs, lines or sentences at either end
+OWN_QUESTIONS = 0.25  # the least share of a text's paragraphs that ask, in a text of questions and answers
+REMEMBERED = 64  # messages that are not split, and their files not parsed, again
 
 _PARAGRAPH_END, _LINE_END = re.compile(r"\n[^\S\n]*\n"), re.compile(r"\n")
 _QUESTION = re.compile(r"[?？؟]\s*\Z")
 _LEAD = re.compile(r"[?？؟:：]\s*\Z")
 _SOURCE = "the message"
+
+Place = tuple[int, int]
+"""The first character of a part of a text, and one past the last."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,34 @@ class LongMessage:
         return "\n".join(words for words in (self.before, self.after) if words)
 
 
-def parted(message: HumanMessage) -> LongMessage | None:
+def split_message(message: HumanMessage) -> LongMessage | None:
     """A message in its parts; None if it has no text but the person's own words.
 
     Files, and texts of more than 600 characters beside shorter ones, are documents. Where all is one text, the person's
-    words are looked for at its ends: the paragraphs, lines or sentences there that end in a question mark, or in a
-    colon before the text; where nothing asks, a short first and a short last paragraph.
+    words are looked for at its ends: the paragraphs there that end in a question mark, or in a colon before the text;
+    else lines or sentences that end in a question mark; else a short first and a short last paragraph. They are sure to
+    be the person's only if a paragraph asks, and the text between is not one of questions and answers itself.
     """
+    return _split(_Same(str(message.id), digest_of(message), message))
+
+
+def digest_of(message: HumanMessage) -> str:
+    """A digest of a message's content."""
+    return sha256(repr(message.content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A message as a key: the same for the same id and content."""
+
+    id: str
+    digest: str
+    message: HumanMessage = field(compare=False)
+
+
+@lru_cache(maxsize=REMEMBERED)  # an agent shows its model all messages at every call
+def _split(same: _Same) -> LongMessage | None:
+    message = same.message
     documents, rest = documents_in(message, _SOURCE)
     own = [_is_text(block) for block in _blocks(message) if block not in rest]
     short = [
@@ -80,27 +109,45 @@ def parted(message: HumanMessage) -> LongMessage | None:
 
 
 def ends_of(text: str) -> tuple[int, int, bool]:
-    """Where the person's words before a text end, where those behind it begin, and whether they ask something."""
-    pieces = (_cut_at(_PARAGRAPH_END, text), _cut_at(_LINE_END, text), _sentences(text))
-    for spans in pieces:
-        first = [span for span in spans[:MOST_PIECES] if span[1] - spans[0][0] <= MOST_CHARS]
-        last = [span for span in spans[-MOST_PIECES:] if spans[-1][1] - span[0] <= MOST_CHARS]
-        before = [end for start, end in first if _LEAD.search(text[start:end])]
-        after = [start for start, end in last if _QUESTION.search(text[start:end])]
-        start, end = max(before, default=0), min(after, default=len(text))
-        if (before or after) and start < end:
-            return start, end, True
-    whole = pieces[0]
-    start = whole[0][1] if len(whole) > 1 and whole[0][1] - whole[0][0] <= PLAIN_CHARS else 0
-    end = whole[-1][0] if len(whole) > 1 and whole[-1][1] - whole[-1][0] <= PLAIN_CHARS else len(text)
+    """Where the person's words before a text end, where those behind it begin, and whether they are sure to be that."""
+    paragraphs = _cut_at(_PARAGRAPH_END, text)
+    found = _asked(text, paragraphs, lead=_LEAD)
+    if found is not None:
+        return *found, _is_sure(text, paragraphs, found)
+    for pieces in (_cut_at(_LINE_END, text), _sentences(text)):
+        found = _asked(text, pieces, lead=_QUESTION)
+        if found is not None:
+            return *found, False
+    first, last = paragraphs[0], paragraphs[-1]
+    start = first[1] if len(paragraphs) > 1 and first[1] - first[0] <= PLAIN_CHARS else 0
+    end = last[0] if len(paragraphs) > 1 and last[1] - last[0] <= PLAIN_CHARS else len(text)
     return (start, end, False) if start < end else (0, len(text), False)
 
 
-def words_of(message: HumanMessage) -> tuple[str, bool]:
+def _asked(text: str, spans: list[Place], lead: re.Pattern[str]) -> Place | None:
+    """The place of the text between pieces that ask for something; None if no piece at an end does."""
+    first = [span for span in spans[:MOST_PIECES] if span[1] - spans[0][0] <= MOST_CHARS]
+    last = [span for span in spans[-MOST_PIECES:] if spans[-1][1] - span[0] <= MOST_CHARS]
+    before = [end for start, end in first if lead.search(text[start:end])]
+    after = [start for start, end in last if _QUESTION.search(text[start:end])]
+    start, end = max(before, default=0), min(after, default=len(text))
+    return (start, end) if (before or after) and start < end else None
+
+
+def _is_sure(text: str, paragraphs: list[Place], inner: Place) -> bool:
+    """Whether a paragraph at an end asks, and the text between does not itself, as questions with answers do."""
+    asks: dict[bool, list[bool]] = {True: [], False: []}
+    for start, end in paragraphs:
+        is_question = end - start <= MOST_CHARS and bool(_QUESTION.search(text[start:end]))
+        asks[inner[0] <= start < inner[1]].append(is_question)
+    return any(asks[False]) and sum(asks[True]) < OWN_QUESTIONS * len(asks[True])
+
+
+def own_words(message: HumanMessage) -> tuple[str, bool]:
     """The person's own words in a message, and whether they are known to be that."""
     if len(message.text) <= SHORT_CHARS:
         return str(message.text).strip(), True
-    found = parted(message)
+    found = split_message(message)
     return (str(message.text), True) if found is None else (found.question, found.asks)
 
 
@@ -112,13 +159,13 @@ def _is_text(block: Block) -> bool:
     return isinstance(block, str) or block.get("type") == "text"
 
 
-def _cut_at(ends: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+def _cut_at(ends: re.Pattern[str], text: str) -> list[Place]:
     """The parts of a text between certain places, but for blank ones."""
     places = [0, *(match.end() for match in ends.finditer(text)), len(text)]
     return [(start, end) for start, end in pairwise(places) if text[start:end].strip()]
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
+def _sentences(text: str) -> list[Place]:
     """The first and the last sentences of a text."""
     head, tail = text[: 2 * MOST_CHARS], text[-2 * MOST_CHARS :]
     shift = len(text) - len(tail)

@@ -80,8 +80,9 @@ class Margin:
 
     def edited(self, text: str) -> Margin:
         """A copy with another text, kept, as after a person's edit. What was found of the old text is left out."""
-        evidence = {name: each for name, each in self.evidence.items() if name not in TEXT_SIGNALS}
-        return replace(self, text=text, kept=True, spans=(), token_ids=(), evidence=evidence)
+        return replace(
+            self, text=text, kept=True, spans=(), token_ids=(), evidence=without_text(self.evidence)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The margin as plain JSON data, without the branch's tokens."""
@@ -124,6 +125,11 @@ class Margin:
             raise MarginsError(f"{says}: {error}.") from error
         except ChunkError as error:
             raise MarginsError(f"The margin's chunk is no chunk's data. {error}") from error
+
+
+def without_text(evidence: Mapping[str, float]) -> dict[str, float]:
+    """The signals of a margin whose text was changed: those about its chunk. The text is the person's own."""
+    return {name: each for name, each in evidence.items() if name not in TEXT_SIGNALS}
 
 
 def evidence_in(data: object) -> dict[str, float]:

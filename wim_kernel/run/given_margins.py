@@ -10,9 +10,9 @@ from typing import Any
 from wim_kernel.common import plain_data
 from wim_kernel.common.chunk import Chunk, Span, spans_in
 from wim_kernel.common.errors import ChunkError, MarginsError
-from wim_kernel.common.margins import TEXT_SIGNALS, Margin, evidence_in
+from wim_kernel.common.margins import TEXT_SIGNALS, Margin, evidence_in, without_text
 from wim_kernel.run.grounding import found_share, support
-from wim_kernel.run.quoting import quoted_share
+from wim_kernel.run.quoting import quoted_share, reads
 
 MarginsLike = Sequence[Margin | Mapping[str, Any] | str]
 FindSpans = Callable[[int, Mapping[str, Any]], tuple[Span, ...]]
@@ -33,7 +33,9 @@ def margins_in(
 ) -> list[Margin]:
     """Parse the margins that a person or a program gave for an answer.
 
-    What was found of a margin's text in its chunk is measured again, since the text may have been changed.
+    A changed text is the person's own words: as after `Margin.edited`, it has no spans, no ``"support"`` and no
+    ``"located"``. In data, spans stay with a text that consists of their sentences, and shares with a text that has the
+    same ones when it is measured again.
 
     Args:
         given: a list. Each item is a `Margin`; a dict with ``text`` and, optionally, the other keys that
@@ -61,7 +63,7 @@ def margins_in(
         )
     find = find_spans or _own_spans
     margins = [_margin(index, item, chunks, find) for index, item in enumerate(given)]
-    return [_measured_again(margin, question) for margin in margins]
+    return [_as_changed(margin, question) for margin in margins]
 
 
 def chunks_in(given: object, chunks: int) -> int:
@@ -112,19 +114,23 @@ def _margin(position: int, item: object, chunks: Sequence[Chunk], find_spans: Fi
         raise MarginsError(f"The margin at position {position} is wrong: {error}.") from error
 
 
-def _measured_again(margin: Margin, question: str) -> Margin:
-    """A margin whose ``"support"`` and ``"located"`` are those of the text that it has now."""
-    before = margin.evidence
-    if not any(name in before for name in TEXT_SIGNALS):
+def _as_changed(margin: Margin, question: str) -> Margin:
+    """The margin without what was found of its text, if that is not of the text that it has now."""
+    found = {name: share for name, share in margin.evidence.items() if name in TEXT_SIGNALS}
+    if not found or found in (_note_shares(margin, question), _quotation_shares(margin)):
         return margin
+    return replace(margin, evidence=without_text(margin.evidence))
+
+
+def _note_shares(margin: Margin, question: str) -> dict[str, float]:
     text, chunk = margin.text, margin.chunk.text
-    if "support" in before:  # a note
-        shares = {"support": support(text, chunk, question), "located": found_share(text, chunk, question)}
-    else:  # quotations by a chat model
-        shares = {"located": quoted_share(text, chunk)}
-    evidence = {name: each for name, each in before.items() if name not in TEXT_SIGNALS}
-    evidence |= {name: share for name, share in shares.items() if share is not None}
-    return margin if evidence == before else replace(margin, evidence=evidence)
+    shares = {"support": support(text, chunk, question), "located": found_share(text, chunk, question)}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def _quotation_shares(margin: Margin) -> dict[str, float]:
+    share = quoted_share(margin.text, margin.chunk.text)
+    return {} if share is None else {"located": share}
 
 
 def _check_names(position: int, item: Mapping[Any, Any]) -> None:
@@ -165,8 +171,8 @@ def _own_spans(index: int, data: Mapping[str, Any]) -> tuple[Span, ...]:
         return ()
     try:
         spans, text = spans_in(data["spans"]), _chunk(index, data["chunk"]).text
-        sentences = (text[span.offset : span.offset + span.length] for span in spans)
-        return spans if all(sentence in str(data["text"]) for sentence in sentences) else ()
+        sentences = [text[span.offset : span.offset + span.length] for span in spans]
+        return spans if reads(str(data["text"]), sentences) else ()
     except plain_data.WrongTypeError as error:
         raise MarginsError(
             f"The 'spans' of margin {index} are not what Margin.to_dict wrote: leave them out."

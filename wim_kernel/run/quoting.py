@@ -213,14 +213,26 @@ def locate_quotes(chunk: Chunk, quotes: Sequence[str]) -> Located:
 
 
 def quoted_share(text: str, chunk: str) -> float | None:
-    """The share of the quotations in a margin's text that a chunk has, 0 to 1; None without quotations."""
+    """The share of the quotations in a margin's text that a chunk has, 0 to 1.
+
+    None without quotations, and for a text that `locate_quotes` did not write: one with lost ones without their remark.
+    """
     quotes = [quote.removesuffix(NOT_FOUND).strip() for quote in text.split(GAP)]
     found = [locate(quote, chunk) is not None for quote in quotes if quote]
-    return sum(found) / len(found) if found else None
+    if not found or not (all(found) or text.endswith(NOT_FOUND)):
+        return None
+    return sum(found) / len(found)
 
 
 def reads(text: str, sentences: Sequence[str]) -> bool:
-    """Whether a text consists of these sentences, with only white space, gaps and added quotation marks between."""
+    """Whether a text consists of these sentences, with only white space, gaps and added quotation marks between.
+
+    Lost quotations behind them, which `locate_quotes` marks as not in the text, do not count.
+    """
+    pieces = text.split(GAP)
+    while len(pieces) > 1 and pieces[-1].endswith(NOT_FOUND):
+        pieces.pop()
+    text = GAP.join(pieces)
     between = rf"{ADDED}(?:\s*|{regex.escape(GAP)}){ADDED}"
     pattern = between.join(map(regex.escape, sentences))
     return bool(regex.fullmatch(f"{ADDED}{pattern}{ADDED}", text))
