@@ -100,7 +100,7 @@ def test_free_notes_and_summaries() -> None:
 
 @pytest.mark.parametrize(
     ("relevance", "requests"),
-    [("decision", 6), ("second-call", 12), ("lexical", 4), (lambda evidence: evidence.rating, 2)],
+    [("decision", 6), ("second-call", 12), ("lexical", 2), (lambda evidence: evidence.rating, 2)],
 )
 def test_other_relevances(relevance: Any, requests: int) -> None:
     told = Told(lambda request: "YES: Elsa did." if "YES" in request.blocks[-1].text else Told.says)
