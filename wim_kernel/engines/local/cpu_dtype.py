@@ -41,7 +41,7 @@ _HIDDEN, _INNER, _KEY_HEADS, _GROUP, _HEAD, _KEYS = 576, 1536, 3, 3, 64, 2048
 _BLOCK = 128  # tokens read at a time
 _PASSES = {_BLOCK: 36, 8: 32, 1: 32}
 """Forward passes of a question by their rows: 4,000 tokens and eight prompts; eight notes; an answer."""
-_ROUNDS = 2
+_ROUNDS = 4
 
 
 def faster_dtype(folder: Path) -> torch.dtype:
@@ -79,7 +79,7 @@ def _tried(path: Path) -> torch.dtype:
 def measure() -> float:
     """The time of a question in bfloat16 as a share of its time in float32.
 
-    The trial takes some 0.2 s. It runs on one thread, by the thread's own clock, so that whatever else keeps the
+    The trial takes some 0.3 s. It runs on one thread, by the thread's own clock, so that whatever else keeps the
     machine busy matters little. For its time the whole process computes on one thread: steps that other kernels decode
     meanwhile are slower.
     """
