@@ -342,7 +342,7 @@ def test_limits_are_checked() -> None:
         with pytest.raises(ValueError, match=r"at least 1|provider is one of"):
             WimKernel.from_chat_model(Told(), **wrong)
     with pytest.raises(TypeError, match="no chat model of a package that is known here"):
-        WimKernel.from_chat_model("gpt-5")
+        WimKernel.from_chat_model(object())
 
 
 def test_a_plain_fake_chat_model_works() -> None:
