@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wim_kernel.common.kept_json import write_json
 from wim_kernel.engines.local.attention.parts import AttentionParams, attend
 from wim_kernel.engines.local.model.onednn import has_onednn, product
 
@@ -178,8 +178,4 @@ def _keep(path: Path, share: float) -> None:
         read = json.loads(path.read_text())
         found = read if isinstance(read, dict) else {}
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{FILE}.")
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({**found, _machine(): round(share, 4)}, file, indent=1)
-        os.replace(name, path)
+        write_json(path, {**found, _machine(): round(share, 4)})

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_path
 
+from wim_kernel.common.kept_json import write_json
 from wim_kernel.engines.base import Head
 
 logger = logging.getLogger(__name__)
@@ -133,12 +132,8 @@ def known(model: str) -> Calibration | None:
 
 def keep(model: str, calibration: Calibration) -> None:
     """Write a calibration to the user's cache folder; logs a warning if the folder cannot be written to."""
-    path = _path(model)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(calibration.to_dict(), file)
-        os.replace(file.name, path)
+        write_json(_path(model), calibration.to_dict())
     except OSError as error:
         logger.warning("The calibration cannot be cached, so the next process will run it again: %s", error)
 
