@@ -37,6 +37,11 @@ class ProbedRow:
     queries: range
     probe: AttentionProbe
 
+    def moved(self, row: int, slots: int) -> ProbedRow:
+        """The row as row ``row`` of another pass, in which its tokens stand ``slots`` slots further on."""
+        queries = range(self.queries.start + slots, self.queries.stop + slots)
+        return replace(self, row=row, pad=self.pad + slots, queries=queries)
+
 
 class AttentionObserver(Protocol):
     """Observes the attention of a forward pass, layer by layer."""
@@ -84,27 +89,11 @@ class PromptProbe:
 
     def part(self, rows: range, pad: int) -> PromptProbe:
         """A probe for a pass over some of the rows alone, which leaves out their first ``pad`` slots, all padding."""
-        return PromptProbe(
-            [
-                replace(
-                    row,
-                    row=row.row - rows.start,
-                    pad=row.pad - pad,
-                    queries=range(row.queries.start - pad, row.queries.stop - pad),
-                )
-                for row in self.rows
-                if row.row in rows
-            ]
-        )
+        return PromptProbe([row.moved(row.row - rows.start, -pad) for row in self.rows if row.row in rows])
 
     def aligned_left(self) -> PromptProbe:
         """A probe for a pass in which the rows' padding stands behind their tokens."""
-        return PromptProbe(
-            [
-                replace(row, pad=0, queries=range(row.queries.start - row.pad, row.queries.stop - row.pad))
-                for row in self.rows
-            ]
-        )
+        return PromptProbe([row.moved(row.row, -row.pad) for row in self.rows])
 
     def take(self, part: PromptProbe, first: int) -> None:
         """Take what a `part` has measured, whose first row is row ``first`` here."""
