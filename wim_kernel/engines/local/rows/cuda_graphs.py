@@ -65,7 +65,7 @@ class CapturedPasses:
             dtype: dtype of keys and values.
         """
         size = graph_size(rows)
-        key = (size, dtype, torch.is_autocast_enabled(), *layers)
+        key = self._key(size, layers, dtype)
         if key not in self._steps:
             if any(item.capture_failed for item in self._steps.values()):
                 self._pool = None  # do not try to capture this model again
@@ -119,7 +119,7 @@ class CapturedPasses:
         """Whether weights have moved: a replay would read the memory that they have left."""
         return self._addresses != [item.data_ptr() for item in self._tensors]
 
-    def _key(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype) -> Hashable:
+    def _key(self, size: PromptSize | int, layers: Sequence[int], dtype: torch.dtype) -> Hashable:
         device = self.runner.device
         autocast = torch.is_autocast_enabled() and torch.get_autocast_dtype(device.type)
         return size, dtype, autocast, stream_of(device), *layers
