@@ -8,32 +8,26 @@ Reports the best round of each part, in seconds.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from benchmarks.report import ROOT, machine
+from benchmarks.shapes import timed
 from benchmarks.workload import document_texts
-from wim_kernel import WimKernel
+from wim_kernel import Margin, Options, WimKernel
 from wim_kernel.engines.local.cpu_dtype import measure
 
-Result = TypeVar("Result")
 QUESTION = "Whom did the Rabbit take Alice for?"
-
-
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    begun = time.perf_counter()
-    return work(), time.perf_counter() - begun
 
 
 def ask(kernel: WimKernel, texts: Sequence[str], new_tokens: int) -> tuple[float, float, float]:
     """Seconds of the prefill, of a free margin a chunk, and of the answer."""
     kernel.cache.clear()
     reading = kernel.read(texts)
-    _, prefill = timed(reading.prefill)
-    options = {"margin_style": "free", "threshold": 0, "margin_tokens": new_tokens}
-    written, margins = timed(lambda: reading.margins(QUESTION, **options))  # type: ignore[arg-type]
-    _, answer = timed(lambda: reading.answer(QUESTION, written, answer_tokens=new_tokens))
+    options: Options = {"margin_style": "free", "threshold": 0, "margin_tokens": new_tokens}
+    written: list[Margin] = []
+    prefill = timed(kernel.model, reading.prefill)
+    margins = timed(kernel.model, lambda: written.extend(reading.margins(QUESTION, **options)))
+    answer = timed(kernel.model, lambda: reading.answer(QUESTION, written, answer_tokens=new_tokens))
     return prefill, margins, answer
 
 
