@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -306,3 +307,14 @@ def kernel(tiny_kernel: WimKernel) -> WimKernel:
     """The tiny kernel, with nothing read."""
     tiny_kernel.cache.clear()
     return tiny_kernel
+
+
+@pytest.fixture(scope="module")
+def large_blocks() -> Iterator[None]:
+    """Few and large blocks, which the interpreter of kernels is sooner done with; test_kernels.py has the real ones."""
+    from wim_kernel.engines.local.attention import triton_launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("prefix_blocks", "own_blocks"):
+            patch.setattr(triton_launch, name, lambda shape, shared: triton_launch.Blocks(64, 64, 4, 1))
+        yield

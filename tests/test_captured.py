@@ -16,9 +16,8 @@ from wim_kernel import Frame, Prompts, WimKernel
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Branch
 from wim_kernel.engines.local import engine
-from wim_kernel.engines.local.attention import triton_launch as branch_attention
 from wim_kernel.engines.local.attention.parts import AttentionParams, attend
-from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
+from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.backends import choose, cudnn, triton_backend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.rows.base import StepOutput
@@ -29,6 +28,7 @@ from wim_kernel.text.run_text import Text
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("large_blocks"),
     pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU"),
 ]
 
@@ -45,15 +45,6 @@ BRIEF = {
     "threshold": 0,
     "relevance": "likelihood",  # in the pass of the margins' prompts; the default makes passes of its own
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def large_blocks():
-    """Few and large blocks, which the interpreter is sooner done with; test_kernels.py has the real ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("prefix_blocks", "own_blocks"):
-            patch.setattr(branch_attention, name, lambda shape, shared: Blocks(64, 64, 4, 1))
-        yield
 
 
 FUSED = ("llama", "gemma3")

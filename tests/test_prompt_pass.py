@@ -11,9 +11,8 @@ from helpers import spying
 
 from wim_kernel import Frame, WimKernel
 from wim_kernel.engines.base import AttentionProbe
-from wim_kernel.engines.local.attention import triton_launch
 from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptProbe
-from wim_kernel.engines.local.attention.triton_launch import Blocks, interpreted
+from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.rows import cuda_graphs
 from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
 from wim_kernel.engines.local.rows.prompt_pass import (
@@ -25,19 +24,13 @@ from wim_kernel.engines.local.rows.prompt_pass import (
     PromptSize,
 )
 
-pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
+pytestmark = [
+    pytest.mark.usefixtures("large_blocks"),
+    pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU"),
+]
 
 PROMPTS = [[17, 18, 19, 20], [21, 22]]
 HEADS = ((0, 1), (1, 0), (1, 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def large_blocks():
-    """Few and large blocks, which the interpreter is sooner done with."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("prefix_blocks", "own_blocks"):
-            patch.setattr(triton_launch, name, lambda shape, shared: Blocks(64, 64, 4, 1))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +166,9 @@ def test_a_pass_that_cannot_be_captured_runs_launch_by_launch(kernel, prefix, ru
     passes = kernel.engine.backend.passes
     assert len(tried) == (1 if error is None else 2)  # memory may be free later
     assert len(passes._prompts) == (1 if error is None else 0)
-    assert passes.decode_step(1, [0, 1], torch.float32)._pool is not None  # steps are captured all the same
+    assert (
+        passes.decode_step(1, [0, 1], torch.float32)._pool is not None
+    )  # decode steps can still be captured
 
 
 def test_only_the_sizes_used_last_stay_captured(kernel, prefix, runs, monkeypatch):

@@ -10,12 +10,12 @@ import torch
 from helpers import spying
 
 from wim_kernel.engines.base import AttentionProbe, Branch, Scores
-from wim_kernel.engines.local.attention import triton_launch
-from wim_kernel.engines.local.attention.triton_launch import Blocks
 from wim_kernel.engines.local.engine import LocalEngine
 from wim_kernel.engines.local.rows import torch_rows
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 from wim_kernel.text.run_text import Text
+
+pytestmark = pytest.mark.usefixtures("large_blocks")
 
 DOCUMENT = "The brig Halcyon left port in May. Old Mrs Fenn bought her for a song. It rained all of June."
 QUESTION = " Who bought the ship?"
@@ -30,13 +30,6 @@ def probed(engine: LocalEngine, cuts: list[int], heads, at: int, prefix) -> torc
         found.update({item.branch: item.done for item in step if item.done is not None})
     assert found[0].scores.attention is None
     return torch.tensor(found[1].scores.attention), found[1].suffix_ids
-
-
-@pytest.fixture(autouse=True)
-def large_blocks(monkeypatch):
-    """Few and large blocks, which the interpreter of kernels is sooner done with; test_kernels.py has the real ones."""
-    for name in ("prefix_blocks", "own_blocks"):
-        monkeypatch.setattr(triton_launch, name, lambda shape, shared: Blocks(64, 64, 4, 1))
 
 
 KINDS = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3", "gpt_neox")
