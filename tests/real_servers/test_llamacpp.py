@@ -25,6 +25,19 @@ def program(server):
     return server.program
 
 
+def slot_actions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The actions on slots from now on: "save" and "restore"."""
+    actions: list[str] = []
+    post = Server.post
+
+    async def noting(self: Server, path: str, body: dict) -> tuple:
+        actions.append(path.rpartition("=")[2])
+        return await post(self, path, body)
+
+    monkeypatch.setattr(Server, "post", noting)
+    return actions
+
+
 def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
     kernel = server.kernel()
     one, other = kernel.read(fresh()), kernel.read(fresh())
@@ -39,30 +52,18 @@ def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
 
 
 def test_a_later_question_saves_and_restores_once(program, server, fresh, monkeypatch):
-    actions, post = [], Server.post
-
-    async def noting(self: Server, path: str, body: dict) -> tuple:
-        actions.append(path.rpartition("=")[2])
-        return await post(self, path, body)
-
     reading = server.kernel().read(fresh())
     reading.ask(QUESTION, **OPTIONS)
-    monkeypatch.setattr(Server, "post", noting)
+    actions = slot_actions(monkeypatch)
     events = list(reading.stream("Where did the gull sit?", **OPTIONS))
     assert actions == ["save", "restore"]
     assert [event.margin.index for event in events if isinstance(event, MarginWritten)] == [0, 1, 2, 3]
 
 
 def test_passages_read_alone_in_the_only_slot_do_not_cost_the_document(program, server, fresh, monkeypatch):
-    actions, post = [], Server.post
-
-    async def noting(self: Server, path: str, body: dict) -> tuple:
-        actions.append(path.rpartition("=")[2])
-        return await post(self, path, body)
-
     reading = server.kernel().read(fresh())
     reading.ask(QUESTION, **OPTIONS)
-    monkeypatch.setattr(Server, "post", noting)
+    actions = slot_actions(monkeypatch)
     before = server.counted()
     result = reading.ask("Whose property was that vessel?", **OPTIONS)  # in other words than the text
     counted = server.counted() - before
