@@ -31,7 +31,7 @@ def kernel(request):
 
 @pytest.mark.invariant(3)
 def test_every_margin_and_the_answer_equal_generate(kernel):
-    """In uneven chunks, of which the last is so long that Gemma's window of 512 is passed."""
+    """The chunks differ in length, and the last one makes the text longer than Gemma's window of 512."""
     window = getattr(kernel.model.config, "sliding_window", None)
     text = STORY[TOLD - (2200 if window else 800) : TOLD + 200]
     cuts = [0, 300, 400, 700, len(text)]

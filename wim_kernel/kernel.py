@@ -174,7 +174,7 @@ class WimKernel(Shared):
                 ``max_concurrency``, ``max_calls``, ``first_look``, ``structured``.
 
         Raises:
-            ModelNotFoundError: for a name of which no chat model can be made: a package or a key is missing.
+            ModelNotFoundError: if a named chat model cannot be made, because a package or a key is missing.
             TypeError: for something that is no chat model.
 
         Example:

@@ -122,7 +122,7 @@ async def test_a_cancelled_request_waits_for_its_gate(error: Exception | None) -
     task = asyncio.ensure_future(asked.lets(STATE))
     other = asyncio.ensure_future(asked.lets(STATE))
     await asyncio.to_thread(begun.wait, 60)
-    for _ in range(5):  # a request that ends is cancelled by whoever closes it, and by its group
+    for _ in range(5):  # both the stream's end and the task group cancel it
         task.cancel()
         other.cancel()
         await asyncio.sleep(0)

@@ -136,7 +136,7 @@ class _Target:
         return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
 
     def dtype_for_gguf(self, gguf: Path, copy: Path | None) -> torch.dtype:
-        """The dtype for a GGUF file, of which a converted copy may be kept."""
+        """The dtype for a GGUF file; ``copy`` is its converted copy, if one is kept."""
         if self.dtype is not None:
             return self.dtype
         if self.device.type != "cpu":

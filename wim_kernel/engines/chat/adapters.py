@@ -21,7 +21,7 @@ def as_backend(llm: Any) -> ChatBackend:
 
     Raises:
         TypeError: if no installed integration knows the object's class.
-        ModelNotFoundError: for a name of which no chat model can be made.
+        ModelNotFoundError: if the chat model that a name stands for cannot be made.
     """
     if isinstance(llm, str):
         return _named(llm)
