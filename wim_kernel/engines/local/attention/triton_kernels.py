@@ -202,12 +202,13 @@ if AVAILABLE:
         window, GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
         HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_PAST: tl.constexpr,
-        HAS_LIB_PREFIX: tl.constexpr, STORES: tl.constexpr, EARLY: tl.constexpr,
+        HAS_LIB_PREFIX: tl.constexpr, STORES: tl.constexpr, BY_BLOCK: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
         """A row's own tokens, of earlier steps and of this one, for one key head; merges in the runs of the prefix.
 
         Covers the blocks from the one with query ``causal_queries`` on. ``STORES``: store the new keys and values in
-        the row's own buffers. ``EARLY``: the kernel before this one may still be running.
+        the row's own buffers. ``BY_BLOCK``: absent rows are in no block of the prefix, so they have no runs to merge.
+        ``EARLY``: the kernel before this one may still be running.
         """
         order = tl.num_programs(0) - 1 - tl.program_id(0)  # blocks with the most keys start first
         block = causal_queries * GROUPS // BLOCK_R + order
@@ -271,7 +272,8 @@ if AVAILABLE:
         at = (row64 * key_heads * GROUPS + head * GROUPS + group) * queries + token
         running_max, running_sum, acc = _merge_runs(
             running_max, running_sum, acc, part, part_lse, at, rows * key_heads * GROUPS * queries,
-            real & (pad < ABSENT_PAD), mask & (pad < ABSENT_PAD), dv, VALUE_SIZE, SPLITS,
+            real & (pad < ABSENT_PAD) if BY_BLOCK else real, mask & (pad < ABSENT_PAD) if BY_BLOCK else mask, dv,
+            VALUE_SIZE, SPLITS,
         )  # fmt: skip
         if HAS_LIB_PREFIX:
             running_max, running_sum, acc = _merge_library(

@@ -210,8 +210,8 @@ def branch_attention(
                 query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state, sinks,
                 part, part_lse, *prefix, out, rows, queries, causal_queries, params.scale, cap, window,
                 **sizes, **kinds, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, HAS_PAST=past,
-                STORES=partials.causal is None, EARLY=early, num_warps=blocks.warps, num_stages=blocks.stages,
-                **({"launch_pdl": True} if early else {}),
+                STORES=partials.causal is None, BY_BLOCK=row_blocks is not None, EARLY=early, num_warps=blocks.warps,
+                num_stages=blocks.stages, **({"launch_pdl": True} if early else {}),
             )  # fmt: skip
         if causal_queries:
             kernels.merged[(blocks_of(causal_queries * heads, 16),)](
