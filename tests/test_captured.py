@@ -210,7 +210,7 @@ def test_joint_steps_equal_single_steps(kernels):
 
 @pytest.mark.invariant(3)
 @pytest.mark.parametrize("kind", ["narrow", "gemma3"])
-def test_a_joint_step_on_several_prefixes_equals_single_steps(kernels, kind):
+def test_joint_steps_on_several_prefixes_equal_single_steps(kernels, kind, monkeypatch):
     """Batches of one, two and three rows on prefixes of different lengths, two of them on one prefix."""
     kernel = kernels(kind)
     prefixes = []
@@ -232,15 +232,24 @@ def test_a_joint_step_on_several_prefixes_equals_single_steps(kernels, kind):
             found.append(batch.step(found[-1].argmax))
         return batch, found
 
-    alone = [begun(*each, 3)[1] for each in asked]
+    alone = [begun(*each, 5)[1] for each in asked]
     batches, found = zip(*(begun(*each, 0) for each in asked), strict=True)
     assert len({batch.batch_key for batch in batches}) == 1
-    for _ in range(3):
-        steps = [(batch, outputs[-1].argmax) for batch, outputs in zip(batches, found, strict=True)]
-        for batch, outputs, output in zip(batches, found, batches[0].step_together(steps), strict=True):
+    watched = Watched(monkeypatch)
+    for turn in range(5):
+        left = list(zip(batches, found, strict=True))[: 3 if turn == 4 else 4]  # the last one leaves
+        steps = [(batch, outputs[-1].argmax) for batch, outputs in left]
+        for (batch, outputs), output in zip(
+            left, batches[0].step_together(steps, ahead=turn != 1), strict=True
+        ):
             outputs.append(output)
             batch.advance()
+            assert (batch._next_step is not None) == (turn in (0, 2, 3))
+    # loaded at the start, and after the step without another one behind it; the last step was under way
+    assert watched.loaded == [8, 8]
+    assert watched.run == 5
     for mine, wanted in zip(found, alone, strict=True):
+        wanted = wanted[: len(mine)]
         assert [output.argmax for output in mine] == [output.argmax for output in wanted]
         for one, other in zip(mine, wanted, strict=True):
             torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
@@ -259,9 +268,9 @@ def test_threads_share_passes(kernels, monkeypatch):
     wanted = [decoded(kernel, prefix, asked) for asked in sets]
     step_together = TritonRows.step_together
 
-    def counting(batch, steps):
+    def counting(batch, steps, *, ahead=False):
         together.append(len(steps))
-        return step_together(batch, steps)
+        return step_together(batch, steps, ahead=ahead)
 
     monkeypatch.setattr(TritonRows, "step_together", counting)
     with ThreadPoolExecutor(3) as threads:

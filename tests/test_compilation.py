@@ -64,7 +64,8 @@ for rows, queries, heads, key_heads, size, kind, window, past, outer, runs in js
                  HAS_WINDOW=window, HAS_CAP=False)
     types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "lib_prefix", "lib_causal", "out")}
     types |= {"table": "*i64", "state": "*i32", "bounds": "*i32", "part": "*fp32",
-              "part_lse": "*fp32", "lib_prefix_lse": "*fp32", "lib_causal_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
+              "part_lse": "*fp32", "lib_prefix_lse": "*fp32", "lib_causal_lse": "*fp32", "scale": "fp32",
+              "softcap": "fp32"}
     b = host.prefix_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, BLOCK_PARTS=0, EARLY=True)
     found.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))

@@ -186,28 +186,43 @@ class TritonRows:
         return id(self.passes), tuple(self.layers), self._dtype, self._stream
 
     @torch.inference_mode()
-    def step_together(self, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[StepOutput]:
+    def step_together(
+        self, steps: Sequence[tuple[TritonRows, list[int]]], *, ahead: bool = False
+    ) -> list[StepOutput]:
         """See `BranchRows.step_together`. A batch whose step is in flight already, on the same tokens, takes that."""
         pending: dict[int, PendingStep] = {}
         for index, (batch, tokens) in enumerate(steps):
-            if batch._next_step is not None and batch._next_step.matches(batch.rows, tokens):
-                pending[index] = batch._next_step
-        rest = [index for index in range(len(steps)) if index not in pending]
-        rest.sort(key=lambda index: steps[index][0].prefix_id)  # batches on one prefix next to each other
+            in_flight, batch._next_step = batch._next_step, None
+            if in_flight is not None and in_flight.matches(batch.rows, tokens):
+                pending[index] = in_flight
+        # batches on one prefix next to each other
+        order = sorted(range(len(steps)), key=lambda index: steps[index][0].prefix_id)
+        rest = [index for index in order if index not in pending]
         if rest:
             pending.update(zip(rest, _launch([steps[index] for index in rest]), strict=True))
+        batches = [steps[index][0] for index in order]
+        if ahead and len(rest) in (0, len(steps)) and _can_run_ahead_together(batches):
+            following = _run(batches[0].decode_step, [(batch, []) for batch in batches])
+            for index, batch, step in zip(order, batches, following, strict=True):
+                step.tokens = pending[index].wait_for_argmax()
+                batch._next_step = step
         return [pending[index].for_rows(batch.rows) for index, (batch, _) in enumerate(steps)]
 
     def advance(self) -> None:
         """Count a step: the next one writes to the next slot."""
         self.used += 1
-        self._next_step = None
 
     def select(self, rows: list[int]) -> None:
         """Keep only ``rows``, ascending."""
         self.lengths, self.pads, self.rows = (
             [items[row] for row in rows] for items in (self.lengths, self.pads, self.rows)
         )
+
+    @property
+    def decode_step(self) -> DecodeStep:
+        """The decode step that ran this batch's rows last."""
+        assert self._decode_step is not None
+        return self._decode_step
 
     @property
     def prefix_id(self) -> int:
@@ -227,6 +242,14 @@ class TritonRows:
         """Launch the next step on the argmax tokens of the last one, which are in device memory only as yet."""
         assert self._decode_step is not None
         return _run(self._decode_step, [(self, [])])[0]
+
+
+def _can_run_ahead_together(batches: Sequence[TritonRows]) -> bool:
+    """Whether one decode step is still loaded for just these batches, and their rows have room for another token."""
+    step = batches[0]._decode_step
+    same = step is not None and all(batch._decode_step is step for batch in batches)
+    loaded = same and batches[0].decode_step.loaded_for == tuple(batch._members for batch in batches)
+    return loaded and all(batch.used + 1 < batch.room for batch in batches)
 
 
 def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
