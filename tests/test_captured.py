@@ -309,7 +309,7 @@ def test_prefix_of_another_dtype_is_refused(kernels):
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (33, 64)])
-def test_graph_sizes(rows, size):
+def test_graph_size_is_the_next_power_of_two(rows, size):
     assert graph_size(rows) == size
 
 

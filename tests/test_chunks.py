@@ -99,7 +99,7 @@ def test_sentences_cover_the_text(text, language):
         ["Un\ud800paired. ", "Fine."],
     ],
 )
-def test_sentence_ends(expected):
+def test_sentences_end_at_full_stops_and_not_at_abbreviations(expected):
     assert pieces("".join(expected)) == expected
 
 
@@ -162,7 +162,7 @@ def test_a_panic_leaves_the_paragraph_whole(monkeypatch):
     assert pieces("One. Two.\n\nThree.") == ["One. Two.\n\n", "Three."]
 
 
-def test_an_interrupt_is_not_taken_for_a_panic(monkeypatch):
+def test_keyboard_interrupt_ends_sentence_segmentation(monkeypatch):
     def interrupt(language, text):
         raise KeyboardInterrupt
 
@@ -201,7 +201,7 @@ def sample() -> Chunk:
         (10, 12, (Span("c", None, None, 10, 2),)),
     ],
 )
-def test_locate(start, end, expected):
+def test_locate_finds_the_sources_of_characters(start, end, expected):
     assert sample().locate(start, end) == expected
 
 
@@ -211,7 +211,7 @@ def test_locate_refuses_characters_that_do_not_exist(start, end):
         sample().locate(start, end)
 
 
-def test_narrow():
+def test_narrow_cuts_text_and_spans():
     assert sample().narrow(0, 13) == sample()
     part = sample().narrow(3, 8)
     assert part.text == "a--bb"
@@ -260,13 +260,13 @@ def test_spans_of_joined_and_split_chunks_name_their_own_characters(parts):
     st.dictionaries(st.text(), st.integers() | st.text()),
     st.booleans(),
 )
-def test_to_dict_and_back(text, start, metadata, continues):
+def test_chunks_survive_to_dict_and_from_dict(text, start, metadata, continues):
     chunk = Chunk(text, Chunk.of(text, "s", start).spans, MappingProxyType(metadata), continues)
     assert Chunk.from_dict(json.loads(json.dumps(chunk.to_dict()))) == chunk
     assert Chunk.from_dict({"text": text}) == Chunk(text)
 
 
-def test_as_chunks():
+def test_as_chunks_takes_strings_and_chunks():
     given_chunk = Chunk.of("c", "mine", 5)
     assert as_chunks("text") == [Chunk.of("text", "document", 0)]
     assert as_chunks(iter(["a", given_chunk, "b"])) == [
@@ -293,7 +293,7 @@ def test_as_chunks_refuses_anything_else(document, named):
         as_chunks(document)
 
 
-def test_contiguous():
+def test_contiguous_chunks_follow_in_one_source():
     first = Chunk.of("abc", "s", 10)
     assert contiguous(first, Chunk.of("d", "s", 13))
     assert contiguous(first, Chunk("d", continues=True))
@@ -363,7 +363,7 @@ def test_a_start_token_does_not_leave_chunks_half_empty():
     assert min(words(chunk.text) for chunk in chunks[:-1]) >= 90
 
 
-def test_split_edges():
+def test_split_of_empty_and_fitting_texts():
     assert split("", 5, words) == []
     assert split("One. Two.", 2, words) == [Chunk.of("One. Two.", "document", 0)]
     assert split_chunk(Chunk("One. Two."), 1, words) == [Chunk("One. "), Chunk("Two.", continues=True)]

@@ -400,7 +400,7 @@ def test_interrupts_are_put_back_and_left_alone_in_other_threads() -> None:
     assert seen == [before]
 
 
-def test_an_interrupt_while_loading_leaves() -> None:
+def test_interrupt_while_loading_exits() -> None:
     with cli.Interrupts() as interrupts:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -462,7 +462,7 @@ def some_events(text: str = "a note", answer: str = "Vale.") -> list[Event]:
     return [*reads, MarginWritten(kept), MarginWritten(dropped), AnswerToken(answer), Answered(result)]
 
 
-def test_plain_display(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_display_prints_margins_and_answer(capsys: pytest.CaptureFixture[str]) -> None:
     display = PlainDisplay()
     display.status("Reading a.pdf")
     for event in some_events("two\nlines"):
@@ -581,7 +581,7 @@ def test_places_name_each_source_once() -> None:
     assert place(Margin(0, "", 0.0, False, Chunk("x" * 12, spans), copied)) == "standard input, chars 2-4"
 
 
-def test_nothing_a_terminal_obeys_gets_through() -> None:
+def test_terminal_control_characters_are_replaced() -> None:
     every = "".join(map(chr, range(0x3000))) + "\ud800"
     for shown in (harmless(every), json_line(every)):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", shown)

@@ -146,7 +146,7 @@ def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
 
 @pytest.mark.invariant(6)
 @pytest.mark.parametrize("where", ["keep", "stop_when", "relevance"])
-def test_an_exception_in_a_callback(kernel, alone, batches, where):
+def test_exception_in_a_callback_leaves_the_kernel_usable(kernel, alone, batches, where):
     kernel.cache.clear()
     reading = kernel.read(TEXTS)
 
@@ -208,7 +208,7 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
 
 
 @pytest.mark.invariant(6)
-async def test_leaving_an_async_stream(kernel, alone, batches):
+async def test_leaving_an_async_stream_stops_the_work(kernel, alone, batches):
     kernel.cache.clear()
     reading = kernel.read(TEXTS)
     stream = reading.astream(QUESTIONS[0], threshold=0, margin_style="free", margin_config=config(500, 500))
@@ -235,7 +235,7 @@ def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
     same(list(paused)[-1].result, alone[QUESTIONS[1]])
 
 
-def test_turns_come_in_order_of_arrival():
+def test_fair_lock_serves_equal_callers_in_order_of_arrival():
     lock, order = FairLock(), []
 
     def wait(name):

@@ -133,7 +133,7 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         )
 
 
-def test_child_forked_from_a_child(kernel: WimKernel) -> None:
+def test_grandchild_answers_as_the_parent_did(kernel: WimKernel) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = ASKED["aask"](reading)
     assert in_child(lambda: in_child(lambda: ASKED["aask"](reading))) == expected
@@ -178,7 +178,7 @@ def test_accelerator_is_refused_in_the_child(kernel: WimKernel, monkeypatch: pyt
     assert reading.ask(QUESTION, **FEW).answer
 
 
-def test_openmp_pool_of_the_forking_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_threads_work_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -190,7 +190,7 @@ def test_openmp_pool_of_the_forking_thread(monkeypatch: pytest.MonkeyPatch) -> N
         torch.set_num_threads(threads)
 
 
-def test_turn_held_by_the_forking_thread() -> None:
+def test_fair_lock_held_by_the_forking_thread_works_in_the_child() -> None:
     lock = FairLock()
     lock.acquire(Account())
 
@@ -202,7 +202,7 @@ def test_turn_held_by_the_forking_thread() -> None:
     lock.release()
 
 
-def test_locks_of_servers() -> None:
+def test_server_locks_and_loop_work_in_the_child() -> None:
     pytest.importorskip("openai")
     from wim_kernel.engines.server import loop, transport
     from wim_kernel.engines.server.prefixes import ServerPrefix

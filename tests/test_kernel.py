@@ -138,7 +138,7 @@ def test_chunks_behind_those_asked_for_are_not_prefilled(kernel, blocks):
     assert more.usage.prefill_tokens == reading.tokens_through(3) - reading.tokens_through(2)
 
 
-def test_readings_that_part_share_the_chunks_prefilled_together(kernel, blocks):
+def test_diverging_readings_share_their_common_chunks(kernel, blocks):
     kernel.cache.clear()
     first = kernel.read(TEXTS).ask(QUESTION, **SHORT)
     other = kernel.read([*TEXTS[:2], "The harbour was empty.", TEXTS[3]])
@@ -150,7 +150,7 @@ def test_readings_that_part_share_the_chunks_prefilled_together(kernel, blocks):
 
 @pytest.mark.parametrize("relevance", ["combined", "attention", "lexical", "likelihood"])
 @pytest.mark.parametrize("style", ["free", "verbatim"])
-def test_the_same_stream_or_not_the_same_result(reading, kernel, style, relevance):
+def test_streaming_and_asking_give_the_same_result(reading, kernel, style, relevance):
     options = {"threshold": 0, "relevance": relevance, "margin_style": style, **SHORT}
     streamed = list(reading.stream(QUESTION, **options))[-1].result
     kernel.cache.clear()
@@ -311,7 +311,7 @@ def test_a_score_of_ones_own_gets_the_evidence(reading):
 # -- people in between ------------------------------------------------------------------------------------------------
 
 
-def test_margins_first_answer_later(reading, kernel):
+def test_edited_margins_reach_the_answers_prompt(reading, kernel):
     margins = reading.margins(QUESTION, threshold=0, **SHORT)
     margins[0] = margins[0].edited("Elsa was seen aboard.")
     margins[1] = dataclasses.replace(margins[1], note="this is the one")
@@ -327,7 +327,7 @@ def test_margins_first_answer_later(reading, kernel):
     assert list(result.token_ids) == generated(reading, result, SHORT["answer_config"])
 
 
-def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
+def test_margins_made_by_hand_and_from_dict_are_used(reading, kernel):
     saved = [margin.to_dict() for margin in reading.margins(QUESTION, threshold=0, **SHORT)]
     kernel.cache.clear()
     fresh = kernel.read(TEXTS)
@@ -339,7 +339,7 @@ def test_a_margin_made_by_hand_and_one_from_another_process(reading, kernel):
         fresh.prompt_ids(mine)
 
 
-def test_an_answer_after_stopping_early_stands_on_what_was_read(kernel):
+def test_answer_after_stopping_early_follows_the_chunks_read(kernel):
     kernel.cache.clear()
     reading = kernel.read(TEXTS)
     margins = reading.margins(
@@ -500,7 +500,7 @@ def test_a_document_longer_than_the_window_says_by_how_much(kernel):
 
 
 @pytest.mark.invariant(5)
-def test_margins_that_find_no_room_are_said(kernel):
+def test_margins_without_room_are_warned_of(kernel):
     window = kernel.engine.window
     kernel.engine.window = 200
     try:
@@ -534,7 +534,7 @@ def test_margins_that_find_no_room_are_said(kernel):
         ({"answer_config": GenerationConfig(num_beams=3, max_new_tokens=4)}, ValueError),
     ],
 )
-def test_options_that_make_no_sense_fail_at_once(reading, options, error):
+def test_invalid_options_fail_at_once(reading, options, error):
     for call in (reading.ask, reading.stream, reading.margins, reading.astream):
         with pytest.raises(error):
             call(QUESTION, **options)
@@ -549,7 +549,7 @@ def test_options_that_make_no_sense_fail_at_once(reading, options, error):
         ("", {"task": "summarise", "top_k": 2}),
     ],
 )
-def test_questions_that_are_none_fail_at_once(reading, question, options):
+def test_invalid_questions_fail_at_once(reading, question, options):
     with pytest.raises(ValueError, match="question"):
         reading.ask(question, **options)
 
@@ -559,7 +559,7 @@ def test_a_second_call_judges_what_is_written_only(reading):
         reading.relevance(QUESTION, relevance="second-call")
 
 
-def test_an_engine_comes_alone(kernel, smollm2):
+def test_engine_excludes_options_of_the_engine(kernel, smollm2):
     with pytest.raises(TypeError, match="engine"):
         WimKernel(engine=kernel.engine, window=100)
 
@@ -621,7 +621,7 @@ def test_margins_alone_end_with_what_they_cost(kernel):
     assert last.chunks_read == len(TEXTS)
 
 
-def test_an_answer_stands_on_as_many_chunks_as_it_is_told(kernel):
+def test_chunks_read_says_behind_which_chunk_the_answer_stands(kernel):
     kernel.cache.clear()
     wanted = kernel.read(TEXTS).ask("Who?", threshold=0, stop_after=2, margin_batch=1, **SHORT)
     assert wanted.stopped_early
@@ -657,7 +657,7 @@ def test_token_limits_and_variables_in_prompts(kernel):
         reading.ask("Who?", variables={"question": "Who else?"})
 
 
-def test_a_separator_of_the_callers_own(kernel):
+def test_read_separator_stands_between_chunks(kernel):
     reading = kernel.read(["One.", "Two."], separator=" === ")
     seen = kernel.tokenizer.decode(reading.prompt_ids(reading.ask("Which?", **SHORT)))
     assert "One. === Two." in seen

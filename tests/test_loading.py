@@ -348,7 +348,7 @@ def test_conversion_cut_short_leaves_no_trace(tiny_gguf: Path, kept: Path, tmp_p
     assert copy_in(tmp_path).name == copy_in(kept).name
 
 
-def test_without_a_cache_folder_it_goes_on(tiny_gguf: Path, kept: Path, tmp_path: Path) -> None:
+def test_loading_works_without_a_cache_folder(tiny_gguf: Path, kept: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where the cache folder would be")
     with pytest.warns(UserWarning, match="WIM_CACHE_DIR"):
@@ -356,7 +356,7 @@ def test_without_a_cache_folder_it_goes_on(tiny_gguf: Path, kept: Path, tmp_path
     assert torch.equal(logits(model), logits(load_model(tiny_gguf, cache_dir=kept, device="cpu")[0]))
 
 
-def test_with_a_full_disk_it_goes_on(
+def test_loading_works_with_a_full_disk(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -430,14 +430,16 @@ def folder(tmp_path: Path, kept: Path) -> Path:
 
 
 @pytest.mark.usefixtures("no_conversion")
-def test_folder(folder: Path, tiny_gguf: Path, kept: Path) -> None:
+def test_model_is_loaded_from_a_folder(folder: Path, tiny_gguf: Path, kept: Path) -> None:
     model, tokenizer = load_model(str(folder), device="cpu")
     expected, _ = load_model(tiny_gguf, cache_dir=kept, device="cpu")
     assert torch.equal(logits(model), logits(expected))
     assert tokenizer.chat_template == TEMPLATE
 
 
-def test_dtype(folder: Path, tiny_gguf: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtype_on_a_cpu_follows_weights_and_trial(
+    folder: Path, tiny_gguf: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = json.loads((folder / "config.json").read_text())
     for saved, faster, wanted in (
         ("bfloat16", "bfloat16", torch.bfloat16),
@@ -510,7 +512,7 @@ def test_unknown_architecture_is_refused(folder: Path, config: dict[str, str]) -
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["someone/no-such-model", "./no-such-folder", "/no/such/folder"])
-def test_missing_model(name: str) -> None:
+def test_missing_model_is_an_error_with_its_name(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="Give 'embedded', a folder or a hub id") as error:
         load_model(name)
     assert name in str(error.value)
@@ -518,7 +520,7 @@ def test_missing_model(name: str) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_missing_gguf(tmp_path: Path) -> None:
+def test_missing_gguf_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no\.gguf"):
         load_model(tmp_path / "no.gguf")
     with pytest.raises(ModelNotFoundError, match=r"no\.gguf"):

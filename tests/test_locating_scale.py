@@ -160,7 +160,7 @@ def is_right(place: Place | None, asked: Asked, begins: dict[str, int], text: st
     )
 
 
-def test_99_of_100_places_are_right_to_the_word(whole: tuple[Locator, dict[str, int]]) -> None:
+def test_edited_quotations_are_located_to_the_word(whole: tuple[Locator, dict[str, int]]) -> None:
     pytest.importorskip("rapidfuzz")
     locator, begins = whole
     assert CHARACTERS <= len(locator.text) < 1.1 * CHARACTERS
@@ -194,7 +194,7 @@ def _wrong(
     return f"{len(lines)} wrong\n" + "\n".join(lines[:8])
 
 
-def test_none_is_invented(whole: tuple[Locator, dict[str, int]]) -> None:
+def test_invented_quotations_are_not_located(whole: tuple[Locator, dict[str, int]]) -> None:
     pytest.importorskip("rapidfuzz")
     locator, _ = whole
     rng, invented = random.Random(3), []

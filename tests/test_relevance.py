@@ -94,7 +94,7 @@ def test_coverage_is_bm25_over_the_best_that_there_could_be() -> None:
         assert index.coverage("a b zebra")[place] == pytest.approx(wanted / sum(rarity.values()))
 
 
-def test_no_passages_and_passages_without_words() -> None:
+def test_coverage_without_passages_or_words() -> None:
     assert LexicalIndex([]).coverage("ship").shape == (0,)
     assert LexicalIndex(["", "--"]).coverage("ship").tolist() == [0, 0]
 

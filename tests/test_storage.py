@@ -274,7 +274,7 @@ def test_a_damaged_file_in_a_folder_is_deleted_and_what_was_left_unfinished_goes
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x", "a\0b", ["x"]])
-def test_values_that_are_no_path_are_refused(kernel: WimKernel, path: Any) -> None:
+def test_save_and_load_refuse_what_is_no_path(kernel: WimKernel, path: Any) -> None:
     reading = kernel.read(["One."])
     for use in (reading.save, kernel.load, ReadingFolder):
         with pytest.raises(OptionError, match="has to be a path"):

@@ -260,7 +260,7 @@ def test_wrong_options_are_refused_when_the_runnable_is_made(kernel: WimKernel) 
         WimRunnable(kernel="embedded")  # type: ignore[arg-type]
 
 
-def test_schemas_and_names(runnable: WimRunnable, documents: list[Document]) -> None:
+def test_runnable_has_schemas_and_a_name(runnable: WimRunnable, documents: list[Document]) -> None:
     schema = runnable.get_input_jsonschema()
     assert set(schema["properties"]) == {"question", "documents"}
     assert set(runnable.get_output_jsonschema()["properties"]) == set(runnable.invoke(asked(documents)))

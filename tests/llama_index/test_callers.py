@@ -199,7 +199,9 @@ def test_every_caller_gets_a_response_with_margins(
     assert {node_id for margin in response.metadata["margins"] for node_id in margin["node_ids"]} <= ids
 
 
-async def test_every_caller_in_every_other_way(make: Make, kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_every_caller_works_async_and_streaming(
+    make: Make, kernel: WimKernel, index: SummaryIndex
+) -> None:
     wanted = str(make(WimSynthesizer(kernel, **FEW), index).query(QUESTION))
     engine = make(WimSynthesizer(kernel, **FEW), index)
     if make is not sub_question_async:  # drives its own loop
@@ -237,7 +239,7 @@ def test_router_that_combines_calls_get_response_on_strings(kernel: WimKernel, i
     assert str(combined.query(QUESTION))
 
 
-async def test_get_response_on_strings(kernel: WimKernel) -> None:
+async def test_get_response_reads_strings(kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     wanted = synthesizer.get_response(QUESTION, [LOG[:46], LOG[46:]])
     assert isinstance(wanted, str)
@@ -248,7 +250,9 @@ async def test_get_response_on_strings(kernel: WimKernel) -> None:
     assert "".join([piece async for piece in pieces]) == wanted
 
 
-async def test_condense_question_chat_engine(kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_condense_question_chat_engine_chats_streams_and_awaits(
+    kernel: WimKernel, index: SummaryIndex
+) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     chat = CondenseQuestionChatEngine.from_defaults(by_constructor(synthesizer, index), llm=MockLLM())
     wanted = str(chat.chat(QUESTION))
@@ -264,7 +268,7 @@ async def test_condense_question_chat_engine(kernel: WimKernel, index: SummaryIn
     assert chat.stream_chat("And when?").response_gen
 
 
-async def test_query_engine_tool(kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_query_engine_tool_returns_margins(kernel: WimKernel, index: SummaryIndex) -> None:
     tool = QueryEngineTool.from_defaults(
         by_constructor(WimSynthesizer(kernel, **FEW), index), name="log", description=""
     )
@@ -282,7 +286,7 @@ class Owner(BaseModel):
 
 
 @pytest.mark.in_process
-async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+async def test_output_cls_answers_are_objects(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     few = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 80}
     for synthesizer in (
         WimSynthesizer(kernel, output_cls=Owner, **few),
@@ -334,7 +338,9 @@ def asked(synthesizer: WimSynthesizer, nodes: list[NodeWithScore], **variables: 
     ],
     ids=["text", "chat", "rich", "mapped", "partial"],
 )
-def test_templates(kernel: WimKernel, nodes: list[NodeWithScore], template: Any) -> None:
+def test_text_qa_template_replaces_the_answers_prompt(
+    kernel: WimKernel, nodes: list[NodeWithScore], template: Any
+) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     shown = synthesizer.get_prompts()
     assert set(shown) == {"text_qa_template", "margin_template"}
@@ -365,7 +371,7 @@ def test_a_template_that_changes_the_question(kernel: WimKernel, nodes: list[Nod
 
 
 @pytest.mark.in_process
-def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+def test_variables_fill_the_prompts_of_every_call(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     prompts = replace(PROMPTS["answer"], answer="\n\nIn a {tone} tone: {question}")
     _, answer = asked(WimSynthesizer(kernel, prompts=prompts, variables={"tone": "kind"}, **FEW), nodes)
     assert f"In a kind tone: {QUESTION}" in answer
@@ -409,7 +415,7 @@ def test_margins_are_written_together_where_nobody_watches(
 # -- nothing to read, and bad input ------------------------------------------------------------------------------------
 
 
-async def test_nothing_to_read(kernel: WimKernel) -> None:
+async def test_synthesizer_without_text_gives_the_empty_response(kernel: WimKernel) -> None:
     blank = [NodeWithScore(node=TextNode(text=" "))]
     for nodes in ([], blank):
         synthesizer = WimSynthesizer(kernel, empty_response="Nothing.")

@@ -94,7 +94,7 @@ async def test_cancelled_tasks_begin_no_request_once_another_ends(behind_proxy, 
     assert posts(proxy) == before
 
 
-async def test_a_wait_that_cannot_be_ended_keeps_no_other_from_it():
+async def test_cancelled_wait_does_not_block_other_waits():
     stopped, waiting = threading.Event(), threading.Event()
 
     def fails() -> None:

@@ -31,5 +31,5 @@ def test_a_server_says_what_the_model_says(
     assert said(behind_proxy(), turns) == said(real_kernel, turns)
 
 
-def test_without_a_tokenizer(behind_proxy: Callable[..., Any]) -> None:
+def test_server_completes_without_a_tokenizer(behind_proxy: Callable[..., Any]) -> None:
     assert said(behind_proxy(tokenizer=None), TURNS).strip()

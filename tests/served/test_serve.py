@@ -32,7 +32,7 @@ def same(result, expected) -> bool:
     return texts[0] == texts[1] and result.answer == expected.answer
 
 
-def test_the_server_is_asked_what_it_is(kernel):
+def test_engine_recognises_transformers_serve(kernel):
     engine = kernel.engine
     assert (engine.family.name, engine.route, engine.window) == ("transformers", "text", 8192)
     assert not engine.shows_tokens
@@ -127,7 +127,7 @@ def test_transient_errors_are_retried(behind_proxy, proxy, expected, fault, requ
     assert same(result, expected)
 
 
-def test_many_faults_lose_nothing(behind_proxy, proxy, expected):
+def test_many_transient_faults_lose_nothing(behind_proxy, proxy, expected):
     kernel = behind_proxy(retries=8)
     proxy.spoil = [
         "refuse",
@@ -228,7 +228,7 @@ def test_a_redirect_is_not_followed(served, behind_proxy, proxy):
         assert elsewhere.requests == []
 
 
-def test_no_server_at_all():
+def test_unreachable_server_is_an_error_with_its_url():
     with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1: its models could not be listed"):
         WimKernel.from_server("http://127.0.0.1:9/v1", retries=0)
 
@@ -255,7 +255,7 @@ def test_threads_share_a_server(kernel, expected):
     assert all(same(result, expected) for result in found)
 
 
-def test_integrations_need_nothing_but_the_kernel(kernel):
+def test_adapters_work_on_a_server_kernel(kernel):
     from langchain_core.documents import Document
     from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -271,13 +271,13 @@ def test_integrations_need_nothing_but_the_kernel(kernel):
     assert str(response).strip()
 
 
-async def test_async_callers(kernel, expected):
+async def test_aask_equals_ask_on_a_server(kernel, expected):
     result = await kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS)
     assert same(result, expected)
     assert same(replace(result, question=""), expected)
 
 
-def test_the_command_line(served, tmp_path):
+def test_wim_ask_uses_a_server(served, tmp_path):
     pytest.importorskip("click")
     from click.testing import CliRunner
 
