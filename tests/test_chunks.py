@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -172,12 +171,11 @@ def test_keyboard_interrupt_ends_sentence_segmentation(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # half a second; what grows with the square of the length takes minutes
 @pytest.mark.parametrize("unit", [PROSE, "word ", "a", " ", "\n", '"', "👩\u200d👧", ". ", "\n \t"])
-def test_a_megabyte_takes_seconds(unit):
+def test_sentences_of_a_megabyte_take_linear_time(unit):
     text = unit * (1_000_000 // len(unit))
-    begin = time.perf_counter()
-    sentence_spans(text)
-    assert time.perf_counter() - begin < 5
+    assert sentence_spans(text)[-1][1] == len(text)
 
 
 # Chunks and where they come from
@@ -408,9 +406,7 @@ def test_split_counts_the_text_about_three_times(text, times):
         counted += len(part)
         return subwords(part)
 
-    begin = time.perf_counter()
     chunks = split(text, 256, count_tokens)
-    assert time.perf_counter() - begin < 5
     assert counted < times * len(text)
     assert len(chunks) <= 1.15 * subwords(text) / 256 + 1
 
@@ -572,7 +568,6 @@ def test_overlap_is_the_longest(head, shared, tail):
 
 
 @pytest.mark.slow
-def test_overlap_of_a_repetitive_text_is_linear():
-    begin = time.perf_counter()
+@pytest.mark.timeout(60)  # a tenth of a second; what grows with the square of the length takes hours
+def test_overlap_of_a_repetitive_text_takes_linear_time():
     assert _overlap("a" * 300_000, "a" * 200_000 + "b" + "a" * 99_999) == 200_000
-    assert time.perf_counter() - begin < 5

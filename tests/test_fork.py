@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from forked import in_child
 
 from wim_kernel import ForkError, WimKernel
 from wim_kernel.common import forks
@@ -27,32 +25,6 @@ pytestmark = [
 TEXT = "The gull sat on the mast. Elsa Brandt owned the ship. The storm came at night. " * 12
 FEW: dict[str, Any] = {"margin_tokens": 3, "answer_tokens": 5, "threshold": 0}
 QUESTION = "Who owned the ship?"
-
-
-def in_child(work: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What ``work`` returns in a forked child; an error there is raised here, and a child that hangs is killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            found = True, work()
-        except BaseException as error:
-            found = False, error
-        os.write(writer, pickle.dumps(found))
-        os._exit(0)
-    os.close(writer)
-    until = time.monotonic() + seconds
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError("The child hangs.")
-        time.sleep(0.02)
-    with os.fdopen(reader, "rb") as pipe:
-        well, found = pickle.loads(pipe.read())
-    if not well:
-        raise found
-    return found
 
 
 @contextmanager

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
-import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from helpers import Loaded, TinyModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
@@ -369,45 +372,33 @@ def test_loading_works_with_a_full_disk(
     assert [entry for entry in (tmp_path / "models").iterdir() if entry.is_dir()] == []
 
 
-RACER = """
-import pathlib, sys, time, warnings
-from wim_kernel.engines import gguf as gguf_files
-from wim_kernel.engines import loading
-from wim_kernel.engines.hub import load_tokenizer
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_at_once_make_one_copy(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = tmp_path / "first", tmp_path / "second"
+    convert, converted = gguf_files.convert, []
 
-gguf, cache, me, other = map(pathlib.Path, sys.argv[1:])
-convert = gguf_files.convert
-def counted(*args):
-    print("converted")
-    return convert(*args)
-gguf_files.convert = counted
-warnings.simplefilter("error")
-import transformers.models.llama.modeling_llama
-me.touch()
-while not other.exists():
-    time.sleep(0.001)
-model, _ = loading.load_model(gguf, cache_dir=cache, device="cpu")
-print("sum", sum(p.double().sum().item() for p in model.parameters()))
-"""
+    def counted(*arguments: Any) -> Any:
+        converted.append(1)
+        return convert(*arguments)
 
+    monkeypatch.setattr(gguf_files, "convert", counted)
 
-def test_two_processes_at_once_make_one_copy(tiny_gguf: Path, tmp_path: Path) -> None:
-    flags = [str(tmp_path / "first"), str(tmp_path / "second")]
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tiny_gguf), str(tmp_path / "cache"), *order],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for order in (flags, flags[::-1])
-    ]
-    results = [racer.communicate(timeout=300) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], results
-    lines = [line for out, _ in results for line in out.splitlines()]
-    sums = {line for line in lines if line.startswith("sum")}
-    assert lines.count("converted") == 1
-    assert len(sums) == 1
+    def racer(me: Path, other: Path) -> None:
+        warnings.simplefilter("error")
+        me.touch()
+        while not other.exists():
+            time.sleep(0.001)
+        model, _ = load_model(tiny_gguf, cache_dir=tmp_path / "cache", device="cpu")
+        print(len(converted), sum(weight.double().sum().item() for weight in model.parameters()))
+
+    with Forked(lambda: racer(*flags)) as first, Forked(lambda: racer(*flags[::-1])) as second:
+        results = [first.communicate(), second.communicate()]
+    assert [code for code, _, _ in results] == [0, 0], results
+    counts, sums = zip(*(output.split() for _, output, _ in results), strict=True)
+    assert sorted(counts) == ["0", "1"]
+    assert len(set(sums)) == 1
 
 
 @pytest.mark.parametrize("length", [0, 10, 3000, -1000])

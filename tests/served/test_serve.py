@@ -7,11 +7,10 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from helpers import config
 from proxy import posts, proxied
-from ship import OPTIONS, QUESTION, TEXTS, always
+from ship import OPTIONS, QUESTION, TEXTS, always, same
 
-from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
+from wim_kernel import AnswerToken, ChunkRead, MarginWritten, ServerError, WimKernel
 
 pytestmark = pytest.mark.slow
 
@@ -27,37 +26,12 @@ def expected(kernel):
     return kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)
 
 
-def same(result, expected) -> bool:
-    texts = [[margin.text for margin in each.margins] for each in (result, expected)]
-    return texts[0] == texts[1] and result.answer == expected.answer
-
-
 def test_engine_recognises_transformers_serve(kernel):
     engine = kernel.engine
     assert (engine.family.name, engine.route, engine.window) == ("transformers", "text", 8192)
     assert not engine.shows_tokens
     with pytest.raises(AttributeError, match="does not run in this process"):
         kernel.model  # noqa: B018
-
-
-@pytest.mark.invariant(3)
-def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, real_kernel):
-    """With prompts whose runs meet where the tokenizer cuts in any case, since the server is sent text."""
-    plain = {
-        name: value.replace("\n\n", "\n") for name, value in vars(Prompts()).items() if isinstance(value, str)
-    }
-    frame, prompts = Frame(separator="\n"), Prompts(**plain)
-    kernel = WimKernel.from_server(
-        served.url, served.folder, tokenizer=served.folder, window=8192, frame=frame
-    )
-    here = WimKernel(real_kernel.model, real_kernel.tokenizer, frame=frame)
-    options = {**OPTIONS, "relevance": always, "prompts": prompts, "answer_config": config(80)}
-    there, mine = kernel.read(TEXTS).ask(QUESTION, **options), here.read(TEXTS).ask(QUESTION, **options)
-    assert same(there, mine)
-    assert len(mine.token_ids) < 80  # it ends by itself, there too
-    assert there.usage.prefill_tokens == mine.usage.prefill_tokens
-    assert there.usage.cached_tokens is None  # this server does not say
-    assert there.relevance_by == "the caller's own"
 
 
 @pytest.mark.invariant(1)
