@@ -71,9 +71,11 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+CHUNKS := $(addprefix tests/test_,chunks.py sentences.py splitting.py overlaps.py)
+
 # Quick files on tiny models: no command line, no server, no Triton interpreter.
-FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py tests/test_copying.py tests/test_grounding.py \
-	tests/test_kernel.py tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py \
+FAST := tests/docs/test_pages.py tests/kernel tests/test_attention.py tests/test_copying.py tests/test_grounding.py \
+	tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py $(CHUNKS) \
 	tests/test_tokens.py tests/test_transfer.py tests/langchain/test_reviews.py tests/langchain/test_revisions.py \
 	tests/langchain/test_runnable.py tests/llama_index/test_nodes.py tests/llama_index/test_places.py \
 	$(wildcard tests/evaluation/test_s*.py) tests/evaluation/test_tasks.py tests/server/test_replies.py tests/server/test_sampling.py
@@ -89,7 +91,7 @@ models-page: $(READY) ## run every kind of model, and write docs/models.md
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.
-WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
+WITHOUT_TORCH := $(CHUNKS) tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
 	tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
 	$(wildcard tests/langchain/test_*.py) $(wildcard tests/llama_index/test_*.py) \
 	$(wildcard tests/hosted/test_*.py) \
