@@ -26,7 +26,9 @@ OPTIONS = {
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def kernel(request):
-    return WimKernel(*request.getfixturevalue(request.param))
+    if request.param == "smollm2":
+        return request.getfixturevalue("real_kernel")
+    return WimKernel(*request.getfixturevalue("gemma3"))
 
 
 @pytest.mark.invariant(3)

@@ -150,9 +150,8 @@ def test_templates_without_a_system_turn(smollm2, template):
     assert codec.seam.after.endswith(("<model>", "[model]"))
 
 
-def test_the_real_model_streams_whole_characters(smollm2):
-    kernel = WimKernel(*smollm2)
-    reading = kernel.read(["Reply in emoji only. The weather: ☀️🌧️⛈️ and 🙂🙃."])
+def test_the_real_model_streams_whole_characters(real_kernel):
+    reading = real_kernel.read(["Reply in emoji only. The weather: ☀️🌧️⛈️ and 🙂🙃."])
     pieces = []
     for event in reading.stream("Repeat the emoji of the weather.", answer_config=config(24), threshold=1):
         if hasattr(event, "text"):

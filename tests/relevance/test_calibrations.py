@@ -156,8 +156,8 @@ def test_a_tokenizer_that_has_no_word_of_a_probe_leaves_the_model_uncalibrated(
     assert not known.engine._reads_text()
 
 
-def test_a_calibration_found_on_two_examples_is_used(smollm2, cache) -> None:
-    kernel = WimKernel(*smollm2, calibration="off")
+def test_a_calibration_found_on_two_examples_is_used(real_kernel: WimKernel, cache) -> None:
+    kernel = WimKernel(engine=real_kernel.engine, calibration="off")
     assert kernel.find_calibration() == Calibration()
     examples = [
         {"passages": PASSAGES, "questions": [{"question": QUESTION, "evidence": [0]}]},
@@ -176,7 +176,7 @@ def test_a_calibration_found_on_two_examples_is_used(smollm2, cache) -> None:
     assert Calibration.from_dict(found.to_dict(), "examples").heads == found.heads
     relevance = kernel.read(PASSAGES).relevance(QUESTION)
     assert relevance != pytest.approx(rough, abs=1e-3)
-    other = WimKernel(*smollm2, calibration=found)
+    other = WimKernel(engine=real_kernel.engine, calibration=found)
     assert other.read(PASSAGES).relevance(QUESTION) == pytest.approx(relevance, abs=1e-4)
     assert not cache.exists()  # the caller's own is the caller's to keep
     for wrong in ([{"passages": ["a"]}], [{"passages": ["a"], "questions": []}]):

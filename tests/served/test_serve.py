@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from proxy import posts, proxied
@@ -243,6 +245,18 @@ def test_adapters_work_on_a_server_kernel(kernel):
     nodes = [NodeWithScore(node=TextNode(text=text), score=1.0) for text in TEXTS]
     response = WimSynthesizer(kernel, **small).synthesize(QUESTION, nodes)
     assert str(response).strip()
+
+
+def test_a_chain_on_chat_openai_streams(served):
+    from wim_integrations.langchain import create_wim_documents_chain
+
+    openai = pytest.importorskip("langchain_openai")
+    llm = openai.ChatOpenAI(
+        model=served.folder, base_url=served.url, api_key="none", max_tokens=12, temperature=0
+    )
+    asked = {"context": TEXTS, "input": QUESTION}
+    with closing(create_wim_documents_chain(llm).stream(asked)) as stream:  # type: ignore[type-var]
+        assert len(list(islice(stream, 4))) == 4
 
 
 async def test_aask_equals_ask_on_a_server(kernel, expected):
