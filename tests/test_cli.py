@@ -64,7 +64,7 @@ def test_version_is_the_distribution_s() -> None:
 
 
 def test_json_is_every_event_and_nothing_else(wim: Callable[..., Result], facts: str) -> None:
-    result = wim(QUESTION, facts, "--chunk-tokens", "64", "--json")
+    result = wim(QUESTION, facts, "--chunk-tokens", "64", "--max-answer-tokens", "12", "--json")
     assert result.exit_code == 0
     assert result.stderr == ""
     events = events_in(result.stdout)

@@ -70,3 +70,15 @@ def test_spans_of_verbatim_margins_hold_their_text(real_kernel):
             assert text[span.start : span.end] in margin.text
             assert span.source_id == "document"
     assert any("fetch me a pair of gloves" in margin.text.replace("\n", " ") for margin in kept)
+
+
+def test_gemma3_is_a_base_model_with_a_sliding_window(gemma3) -> None:
+    model, tokenizer = gemma3
+    assert tokenizer.chat_template is None
+    assert model.config.sliding_window == 512
+    assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    assert prompt["input_ids"][0, 0] == tokenizer.bos_token_id
+    assert "city in France" in tokenizer.decode(
+        model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
+    )

@@ -54,7 +54,7 @@ def test_a_missing_extra_is_named(missing: str) -> None:
 
 def test_plain_output_has_margins_answer_and_cost(facts: str) -> None:
     done = subprocess.run(
-        command("ask", QUESTION, facts, "--chunk-tokens", "64"),
+        command("ask", QUESTION, facts, "--chunk-tokens", "64", "--max-answer-tokens", "16"),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -73,18 +73,6 @@ def test_embedded_model_missing_says_what_to_run(monkeypatch: pytest.MonkeyPatch
     assert isinstance(error.value.__cause__, ModelNotFoundError)
 
 
-def test_gemma3_is_a_base_model_with_a_sliding_window(gemma3: Loaded) -> None:
-    model, tokenizer = gemma3
-    assert tokenizer.chat_template is None
-    assert model.config.sliding_window == 512
-    assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
-    prompt = tokenizer("The capital of France is", return_tensors="pt")
-    assert prompt["input_ids"][0, 0] == tokenizer.bos_token_id
-    assert "city in France" in tokenizer.decode(
-        model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
-    )
-
-
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox"])
 def test_tiny_models_heed_what_they_read(tiny_model: TinyModel, kind: str) -> None:
     torch.manual_seed(0)
