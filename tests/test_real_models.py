@@ -1,4 +1,4 @@
-"""The two real models, in float32: what branches write together is what the models write alone."""
+"""The two real models, in float32: branches write together what the models write alone. Loaded here alone: Gemma 3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from helpers import config, generated, spying
 
 from wim_kernel import MarginWritten, WimKernel
+from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.run.settings import EVIDENCE_THRESHOLD
+from wim_kernel.text.run_text import Text
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +84,15 @@ def test_gemma3_is_a_base_model_with_a_sliding_window(gemma3) -> None:
     assert "city in France" in tokenizer.decode(
         model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
     )
+
+
+@pytest.mark.slow
+def test_a_base_model_gets_plain_text_and_its_own_beginning(gemma3):
+    codec = ChatCodec(gemma3[1])
+    assert not codec.seam.chat
+    head = codec.head("Read.", "Document:\n")
+    assert head[0] == gemma3[1].bos_token_id
+    assert head.count(gemma3[1].bos_token_id) == 1
+    assert codec.decode(head) == "Read.\n\nDocument:\n"
+    runs = codec.suffix((Text("\n\nQ:", trusted=True), Text(" who?")), "Answer:")
+    assert codec.decode([token for run in runs for token in run]) == "\n\nQ: who?\nAnswer:"
