@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from halcyon import BRIEF, CREW, FOUND, PASSAGES, QUESTION, ROUTE, SHIP
-from helpers import SHORT, TinyModel, scored_alone
+from helpers import SHORT, TinyModel, config, scored_alone
 
 from wim_kernel import (
     Answered,
@@ -192,7 +192,7 @@ def test_rounds_only_add_margins(trained: WimKernel) -> None:
 
 @pytest.mark.parametrize("style", ["verbatim", "free"])
 def test_stopping_when_the_notes_are_enough(trained: WimKernel, style: str) -> None:
-    options = {**BRIEF, "margin_style": style, "margin_batch": 1}
+    options = {**BRIEF, "margin_style": style, "margin_batch": 1, "margin_config": config(8)}
     result = trained.read(PASSAGES).ask(QUESTION, stop_when="enough", **options)
     read = len(result.margins)
     assert result.stopped_early is (read < len(PASSAGES))
