@@ -26,14 +26,14 @@ SGLANG := .venv-sglang
 SGLANG_VERSION := 0.5.23
 
 # Other versions of Python that the tests try: an environment without torch for each, .venv-python3.10 and so on.
-PYTHONS := 3.10 3.12 3.13
+PYTHONS ?= 3.10 3.12 3.13
 LIGHT := .venv-python
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-models models-page test-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-models models-page test-pythons setup-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-chat bench-server clean
 
 help: ## list the targets
@@ -71,9 +71,11 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 test: $(READY) ## run the tests (WORKERS=2: by two processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+CHUNKS := $(addprefix tests/test_,chunks.py sentences.py splitting.py overlaps.py)
+
 # Quick files on tiny models: no command line, no server, no Triton interpreter.
-FAST := tests/docs/test_pages.py tests/test_attention.py tests/test_chunks.py tests/test_copying.py tests/test_grounding.py \
-	tests/test_kernel.py tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py \
+FAST := tests/docs/test_pages.py tests/kernel tests/test_attention.py tests/test_copying.py tests/test_grounding.py \
+	tests/test_margins_in.py tests/test_memory.py tests/test_readings.py tests/test_schemas.py $(CHUNKS) \
 	tests/test_tokens.py tests/test_transfer.py tests/langchain/test_reviews.py tests/langchain/test_revisions.py \
 	tests/langchain/test_runnable.py tests/llama_index/test_nodes.py tests/llama_index/test_places.py \
 	$(wildcard tests/evaluation/test_s*.py) tests/evaluation/test_tasks.py tests/server/test_replies.py tests/server/test_sampling.py
@@ -89,33 +91,40 @@ models-page: $(READY) ## run every kind of model, and write docs/models.md
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.
-WITHOUT_TORCH := tests/test_chunks.py tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
+WITHOUT_TORCH := $(CHUNKS) tests/test_files.py tests/test_grounding.py tests/test_option_names.py \
 	tests/test_quoting.py tests/test_relay.py tests/test_schemas.py \
 	$(wildcard tests/langchain/test_*.py) $(wildcard tests/llama_index/test_*.py) \
 	$(wildcard tests/hosted/test_*.py) \
 	$(wildcard tests/evaluation/test_[gst]*.py) tests/evaluation/test_records.py \
 	$(addprefix tests/server/test_,odd_replies.py order.py probing.py replies.py sampling.py slots.py)
 
-test-pythons: ## run what needs no torch on Python 3.10, 3.12 and 3.13, where they are installed
-	@set -e; missing=; for version in $(PYTHONS); do \
-		python=$$(tests/find_python $$version) || { missing="$$missing $$version"; continue; }; \
-		$(MAKE) --no-print-directory $(LIGHT)$$version/.ready PYTHON=$$python; \
-		echo "== $$($$python --version)"; \
-		$(LIGHT)$$version/bin/python -m pytest -q -n 2 --dist loadfile -m "not in_process" $(WITHOUT_TORCH) $(ARGS); \
-	done; \
-	if [ -n "$$missing" ]; then echo "Not found on this machine, so not tried: Python$$missing"; fi
+test-pythons: $(addprefix test-python,$(PYTHONS)) ## run what needs no torch on Python 3.10, 3.12 and 3.13, where they are installed
 
-# The pinned versions are those of a newer Python than 3.10, which gets the newest that it can have.
+test-python%: setup-python%
+	@if [ -e $(LIGHT)$*/.ready ]; then \
+		echo "== Python $*"; \
+		$(LIGHT)$*/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not in_process" $(WITHOUT_TORCH) $(ARGS); \
+	fi
+
+setup-pythons: $(addprefix setup-python,$(PYTHONS))
+
+setup-python%:
+	@if python=$$(tests/find_python $*); then \
+		$(MAKE) --no-print-directory $(LIGHT)$*/.ready PYTHON=$$python; \
+	else \
+		echo "Not found on this machine, so not tried: Python $*"; \
+	fi
+
+# The pinned versions are those of a newer Python than 3.10, which gets the newest that it can have. The package itself
+# asks for torch, which is left out on purpose.
 $(LIGHT)%/.ready: pyproject.toml constraints.txt tests/without_torch.py
 	@echo "Setting up $(LIGHT)$*: a minute, once"
 	$(PYTHON) -m venv $(LIGHT)$*
 	echo "torch<0" > $(LIGHT)$*/no-torch.txt
 	$(LIGHT)$*/bin/python $(INSTALL) --no-deps -e .
 	$(LIGHT)$*/bin/python tests/without_torch.py > $(LIGHT)$*/requirements.txt
-	$(LIGHT)$*/bin/python -m pip uninstall -qq -y wim-integrations  # pip would miss torch
-	$(LIGHT)$*/bin/python $(INSTALL) -r $(LIGHT)$*/requirements.txt \
+	$(LIGHT)$*/bin/python $(INSTALL) --no-warn-conflicts -r $(LIGHT)$*/requirements.txt \
 		-c $(LIGHT)$*/no-torch.txt $(if $(filter 3.10,$*),,-c constraints.txt)
-	$(LIGHT)$*/bin/python $(INSTALL) --no-deps -e .  # for its entry points
 	@touch $@
 
 test-gpu: $(READY) ## run the tests that need a CUDA device

@@ -16,3 +16,9 @@ OPTIONS = {"threshold": 0, "margin_config": config(4), "answer_config": config(8
 def always(evidence) -> float:
     """A relevance that asks for nothing."""
     return 0.9
+
+
+def same(result, expected) -> bool:
+    """Whether two results have the same notes and answer."""
+    texts = [[margin.text for margin in each.margins] for each in (result, expected)]
+    return texts[0] == texts[1] and result.answer == expected.answer

@@ -58,7 +58,7 @@ def test_extending_equals_attention_over_everything(
     )
 
 
-def test_heads_of_keys_and_values_may_differ_in_size():
+def test_keys_and_values_may_have_different_head_sizes():
     query, key, value = torch.randn(4, 3, 24), torch.randn(2, 10, 24), torch.randn(2, 10, 16)
     out = extend_attention(query[None], key, value, 7, AttentionParams(0.2))
     mask = torch.arange(7, 10)[:, None] >= torch.arange(10)[None]

@@ -365,7 +365,7 @@ def test_prefix_of_another_dtype_is_refused(kernels):
         ([8, 1], StepSize(16, 2, 8)),
     ],
 )
-def test_step_sizes(rows, size):
+def test_step_size_has_powers_of_two(rows, size):
     assert StepSize.of(rows) == size
 
 

@@ -85,25 +85,20 @@ def test_four_threads_at_once_on_a_fresh_document(kernel, alone):
 
 
 @pytest.mark.invariant(7)
-async def test_twenty_tasks_at_once_and_the_loop_stays_free(kernel, alone):
+async def test_twenty_tasks_at_once_run_no_model_in_the_loops_thread(kernel, alone):
     kernel.cache.clear()
-    lags: list[float] = []
-
-    async def heartbeat():
-        while True:
-            begun = time.perf_counter()
-            await asyncio.sleep(0.005)
-            lags.append(time.perf_counter() - begun - 0.005)
-
-    beat = asyncio.create_task(heartbeat())
+    threads: set[int] = set()
+    hook = kernel.model.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
     reading = kernel.read(TEXTS)
-    results = await asyncio.gather(*(reading.aask(q, threshold=0, **FREE) for q in QUESTIONS))
-    beat.cancel()
+    try:
+        results = await asyncio.gather(*(reading.aask(q, threshold=0, **FREE) for q in QUESTIONS))
+    finally:
+        hook.remove()
     for result in results:
         same(result, alone[result.question])
     assert sum(result.usage.prefill_tokens for result in results) == reading.tokens
-    assert max(lags) < 1  # never for as long as a call, whatever else the machine does
-    assert sorted(lags)[len(lags) // 2] < 0.05
+    assert threads
+    assert threading.get_ident() not in threads
     assert_idle(kernel)
 
 
@@ -146,7 +141,7 @@ def test_a_stream_that_nobody_begins_or_ends_holds_nothing(kernel, batches):
 
 @pytest.mark.invariant(6)
 @pytest.mark.parametrize("where", ["keep", "stop_when", "relevance"])
-def test_an_exception_in_a_callback(kernel, alone, batches, where):
+def test_exception_in_a_callback_leaves_the_kernel_usable(kernel, alone, batches, where):
     kernel.cache.clear()
     reading = kernel.read(TEXTS)
 
@@ -208,7 +203,7 @@ async def test_a_cancelled_task_stops_within_a_step(kernel, alone, batches):
 
 
 @pytest.mark.invariant(6)
-async def test_leaving_an_async_stream(kernel, alone, batches):
+async def test_leaving_an_async_stream_stops_the_work(kernel, alone, batches):
     kernel.cache.clear()
     reading = kernel.read(TEXTS)
     stream = reading.astream(QUESTIONS[0], threshold=0, margin_style="free", margin_config=config(500, 500))
@@ -235,7 +230,7 @@ def test_a_paused_stream_does_not_hold_others_up(kernel, alone):
     same(list(paused)[-1].result, alone[QUESTIONS[1]])
 
 
-def test_turns_come_in_order_of_arrival():
+def test_fair_lock_serves_equal_callers_in_order_of_arrival():
     lock, order = FairLock(), []
 
     def wait(name):
@@ -256,23 +251,26 @@ def test_turns_come_in_order_of_arrival():
 
 
 def test_repeated_lock_holders_starve_nobody():
-    lock, stop, others = FairLock(), threading.Event(), []
+    lock, greedy_stops, served = FairLock(), threading.Event(), threading.Event()
 
     def greedy():
-        while not stop.is_set():
+        while not greedy_stops.is_set():
             with lock:
                 time.sleep(0.002)
 
-    thread = threading.Thread(target=greedy)
-    thread.start()
-    time.sleep(0.02)
-    for _ in range(5):
-        begun = time.perf_counter()
-        with lock:
-            others.append(time.perf_counter() - begun)
-    stop.set()
-    thread.join()
-    assert max(others) < 0.5
+    def patient():
+        for _ in range(5):
+            with lock:
+                pass
+        served.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (greedy, patient)]
+    for thread in threads:
+        thread.start()
+    assert served.wait(60)  # while the other goes on
+    greedy_stops.set()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.invariant(6)

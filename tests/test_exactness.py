@@ -77,7 +77,7 @@ def test_end_that_is_forced_stands_where_generate_puts_it(kernels, kind, end):
 
 
 @pytest.mark.parametrize("kind", ["bloom", "llama4"])
-def test_the_slower_path_is_taken_and_said(tiny_model, smollm2, kind):
+def test_slower_path_is_taken_with_a_warning(tiny_model, smollm2, kind):
     with pytest.warns(UserWarning, match="one branch at a time"):
         kernel = WimKernel(tiny_model(kind), smollm2[1])
     assert kernel.engine.cache_mode == "snapshot"
@@ -276,7 +276,7 @@ def test_the_window_ends_where_rotary_frequencies_would_change(smollm2, rope, wi
     assert kernel.engine.window == window
 
 
-def test_half_precision_agrees_with_itself(smollm2):
+def test_relevance_in_bfloat16_is_close_to_float32(smollm2):
     """In bfloat16 nothing is promised token for token, but relevance stays close to float32's."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -301,14 +301,14 @@ def test_half_precision_agrees_with_itself(smollm2):
         assert one.likelihood == pytest.approx(other.likelihood, abs=0.1)
 
 
-def test_refused_with_a_reason(tiny_model, smollm2):
+def test_unsupported_model_is_refused_by_name(tiny_model, smollm2):
     from wim_kernel import UnsupportedModelError
 
     with pytest.raises(UnsupportedModelError, match="Mamba"):
         WimKernel(tiny_model("mamba"), smollm2[1])
 
 
-def test_sampling_is_transformers_own(kernels):
+def test_penalties_equal_generate_and_sampling_follows_the_seed(kernels):
     """A penalty and a ban are honoured exactly as generate honours them; sampling follows the seed."""
     from transformers import GenerationConfig
 

@@ -67,12 +67,12 @@ def test_each_file_is_a_chunk_with_its_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_unicode_with_and_without_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+def test_unicode_is_read_with_and_without_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     text = "Größe: 5 m — 船\n"
     assert read_file(saved(tmp_path, "a.txt", text.encode(encoding))) == text
 
 
-def test_big_endian_utf_16(tmp_path: Path) -> None:
+def test_big_endian_utf_16_is_read(tmp_path: Path) -> None:
     assert read_file(saved(tmp_path, "a.txt", b"\xfe\xff" + "naïve".encode("utf-16-be"))) == "naïve"
 
 
@@ -200,7 +200,7 @@ def test_declared_encodings_are_those_of_the_web(tmp_path: Path, name: str, form
 @pytest.mark.parametrize(
     "name", ["koi8-r", "KOI8", "windows-1251", "cp1251", "x-mac-cyrillic", "iso-8859-5", "ibm866"]
 )
-def test_names_that_only_the_web_has(tmp_path: Path, name: str) -> None:
+def test_encodings_have_the_names_of_the_web(tmp_path: Path, name: str) -> None:
     codec = {"KOI8": "koi8-r", "x-mac-cyrillic": "mac-cyrillic"}.get(name, name)
     page = f"<meta charset={name}><p>Корабль</p>".encode(codec)
     assert read_file(saved(tmp_path, "a.html", page)) == "Корабль\n"
@@ -209,7 +209,7 @@ def test_names_that_only_the_web_has(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("file", ["a.txt", "a.md", "a.html"])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xe8\x88", b"\x81\x8d"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_a_bad_byte_stays_one(tmp_path: Path, file: str, bad: bytes, mark: bytes) -> None:
+def test_single_bad_bytes_leave_the_rest_utf_8(tmp_path: Path, file: str, bad: bytes, mark: bytes) -> None:
     text = "Die Größe der Brücke über den Fluß. " * 20
     path = saved(tmp_path, file, mark + text.encode() + bad + b" end of " + text.encode())
     with pytest.warns(UserWarning, match=r"are not UTF-8 and were replaced"):
@@ -239,7 +239,7 @@ def test_one_bad_byte_in_a_short_utf_16_file(tmp_path: Path, bad: bytes) -> None
 @pytest.mark.parametrize(
     "name", ["replacement", "x-user-defined", "iso-2022-kr", "hz-gb-2312", "utf-7", "rot13"]
 )
-def test_names_of_encodings_that_are_none(tmp_path: Path, name: str) -> None:
+def test_unknown_encoding_names_are_ignored(tmp_path: Path, name: str) -> None:
     page = f"<meta charset={name}><p>naïve 船</p>".encode()
     assert read_file(saved(tmp_path, "a.html", page)) == "naïve 船\n"
 
@@ -249,7 +249,7 @@ def test_html_spaces_across_tags(tmp_path: Path) -> None:
     assert read_file(saved(tmp_path, "a.html", page)) == "a b c\n\n one\n two\n\nx  y\n"
 
 
-def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(FileError, match="standard input cannot be read: it is closed"):
         read_file("-")
@@ -304,7 +304,7 @@ def test_standard_input_is_read_once(given_stdin) -> None:
 
 
 @given(st.text(min_size=1))
-def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_is_read_unchanged(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = saved(tmp_path_factory.mktemp("any"), "a.txt", text)
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text or not expected.strip():

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from forked import in_child
 
 from wim_kernel import ForkError, WimKernel
 from wim_kernel.common import forks
@@ -27,32 +25,6 @@ pytestmark = [
 TEXT = "The gull sat on the mast. Elsa Brandt owned the ship. The storm came at night. " * 12
 FEW: dict[str, Any] = {"margin_tokens": 3, "answer_tokens": 5, "threshold": 0}
 QUESTION = "Who owned the ship?"
-
-
-def in_child(work: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What ``work`` returns in a forked child; an error there is raised here, and a child that hangs is killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            found = True, work()
-        except BaseException as error:
-            found = False, error
-        os.write(writer, pickle.dumps(found))
-        os._exit(0)
-    os.close(writer)
-    until = time.monotonic() + seconds
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError("The child hangs.")
-        time.sleep(0.02)
-    with os.fdopen(reader, "rb") as pipe:
-        well, found = pickle.loads(pipe.read())
-    if not well:
-        raise found
-    return found
 
 
 @contextmanager
@@ -133,7 +105,7 @@ def test_child_does_not_wait_for_the_parents_threads(kernel: WimKernel, at: str)
         )
 
 
-def test_child_forked_from_a_child(kernel: WimKernel) -> None:
+def test_grandchild_answers_as_the_parent_did(kernel: WimKernel) -> None:
     reading = kernel.read(TEXT, chunk_tokens=64)
     expected = ASKED["aask"](reading)
     assert in_child(lambda: in_child(lambda: ASKED["aask"](reading))) == expected
@@ -178,7 +150,7 @@ def test_accelerator_is_refused_in_the_child(kernel: WimKernel, monkeypatch: pyt
     assert reading.ask(QUESTION, **FEW).answer
 
 
-def test_openmp_pool_of_the_forking_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_threads_work_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -190,7 +162,7 @@ def test_openmp_pool_of_the_forking_thread(monkeypatch: pytest.MonkeyPatch) -> N
         torch.set_num_threads(threads)
 
 
-def test_turn_held_by_the_forking_thread() -> None:
+def test_fair_lock_held_by_the_forking_thread_works_in_the_child() -> None:
     lock = FairLock()
     lock.acquire(Account())
 
@@ -202,7 +174,7 @@ def test_turn_held_by_the_forking_thread() -> None:
     lock.release()
 
 
-def test_locks_of_servers() -> None:
+def test_server_locks_and_loop_work_in_the_child() -> None:
     pytest.importorskip("openai")
     from wim_kernel.engines.server import loop, transport
     from wim_kernel.engines.server.prefixes import ServerPrefix

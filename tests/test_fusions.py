@@ -209,7 +209,7 @@ def test_a_model_with_fused_operations_can_be_copied_and_pickled(fresh):
 
 @pytest.mark.parametrize("width", [1, 16, 24, 100])
 @pytest.mark.parametrize("around_one", [False, True])
-def test_norm(width, around_one):
+def test_fused_norm_equals_the_models(width, around_one):
     hidden, weight = torch.randn(3, 5, width), torch.randn(width)
     scaled = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + 1e-6)
     wanted = scaled * (1 + weight if around_one else weight)
@@ -220,7 +220,7 @@ def test_norm(width, around_one):
 
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 2, 16), (3, 1, 24), (8, 8, 10)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_rotation(heads, key_heads, size, shared):
+def test_fused_rotation_equals_the_models(heads, key_heads, size, shared):
     query, key = (
         torch.randn(2, 5, heads, size).transpose(1, 2),
         torch.randn(2, 5, key_heads, size).transpose(1, 2),
@@ -235,6 +235,6 @@ def test_rotation(heads, key_heads, size, shared):
         torch.testing.assert_close(found, wanted)
 
 
-def test_gate():
+def test_fused_gate_equals_the_models():
     gate, up = torch.randn(2, 7, 333)
     torch.testing.assert_close(gated(gate, up), nn.functional.silu(gate) * up)

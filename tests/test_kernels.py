@@ -32,7 +32,7 @@ def test_groups_and_sizes_of_heads(heads, size, value_size):
 
 @pytest.mark.parametrize("window", [None, 1, 7, 16, 50, 1000])
 @pytest.mark.parametrize(("queries", "slot"), [(1, 0), (1, 9), (19, 0), (5, 9)])
-def test_windows(window, queries, slot):
+def test_windows_hide_distant_keys(window, queries, slot):
     check(Case((60, 33, 2), queries=queries, slot=slot, window=window), "cpu", [torch.float32])
 
 
@@ -55,7 +55,7 @@ def test_padding_is_never_read():
     check(Case((20, 20, 20), slot=9, pads=(0, 4, 9)), "cpu", [torch.float32])
 
 
-def test_halves():  # the interpreter has no arithmetic in bfloat16
+def test_float16_is_within_its_tolerance():  # the interpreter has no arithmetic in bfloat16
     check(Case(falling(200, 5), queries=4, slot=17), "cpu", [torch.float16])
 
 
@@ -67,7 +67,7 @@ def test_halves():  # the interpreter has no arithmetic in bfloat16
     seed=st.integers(0, 100),
 )
 @settings(max_examples=15, deadline=None)
-def test_any_rows(lengths, queries, past, window, seed):
+def test_kernels_equal_attention_for_any_rows(lengths, queries, past, window, seed):
     pads = tuple((7 * row + seed) % (past + 1) for row in range(len(lengths)))
     case = Case(tuple(sorted(lengths, reverse=True)), queries, (6, 2), slot=past, pads=pads, window=window)
     check(case, "cpu", [torch.float32])

@@ -150,7 +150,7 @@ def test_threads_that_want_the_same_packed_reading_get_one(make):
     assert sum(whole) == 1  # one, not four
 
 
-def test_readings_in_transit_count_and_live_ones_are_not_waited_for(make, monkeypatch):
+def test_budget_counts_readings_in_transit_and_waits_for_no_live_one(make, monkeypatch):
     kernel = make(engine=2, host=10)
     answers(kernel, [0, 1, 2])  # 0 had to make way
 

@@ -27,7 +27,7 @@ TEXT = (
         ("STRASSE UND FLUSS", "Straße und Fluß"),
     ],
 )
-def test_exact_but_for_how_it_is_set(quote: str, found: str) -> None:
+def test_typographic_differences_still_locate_exactly(quote: str, found: str) -> None:
     place = locate(quote, TEXT)
     assert place is not None
     assert place.how == "exact"
@@ -42,7 +42,7 @@ def test_exact_but_for_how_it_is_set(quote: str, found: str) -> None:
         "The harbourmaster wrote this down with care",
     ],
 )
-def test_nearly(quote: str) -> None:
+def test_edited_quotations_are_located_fuzzily(quote: str) -> None:
     pytest.importorskip("rapidfuzz")
     place = locate(quote, TEXT)
     assert place is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from wim_kernel.text.locating import Locator, Place
 
 COUNT = 1000
 CHARACTERS = 64_000  # about 16,000 tokens of English
-SECONDS = 0.05  # most that a quotation may take on average; some milliseconds on an idle machine
 
 Edit = Callable[[random.Random, list[str]], list[str]]
 
@@ -160,17 +158,15 @@ def is_right(place: Place | None, asked: Asked, begins: dict[str, int], text: st
     )
 
 
-def test_99_of_100_places_are_right_to_the_word(whole: tuple[Locator, dict[str, int]]) -> None:
+@pytest.mark.timeout(120)  # some two seconds
+def test_edited_quotations_are_located_to_the_word(whole: tuple[Locator, dict[str, int]]) -> None:
     pytest.importorskip("rapidfuzz")
     locator, begins = whole
     assert CHARACTERS <= len(locator.text) < 1.1 * CHARACTERS
     asked = quotations()
-    began = time.perf_counter()
     places = [locator.locate(each.quote) for each in asked]
-    seconds = (time.perf_counter() - began) / COUNT
     right = [is_right(place, each, begins, locator.text) for place, each in zip(places, asked, strict=True)]
     assert sum(right) >= 0.99 * COUNT, _wrong(asked, places, right, locator.text, begins)
-    assert seconds < SECONDS
     assert {place.how for place in places if place is not None} == {"exact", "fuzzy"}
     as_set = [place for place, each in zip(places, asked, strict=True) if each.edit is set_otherwise]
     assert sum(place is not None and place.how == "exact" for place in as_set) > 0.9 * len(as_set)
@@ -194,7 +190,7 @@ def _wrong(
     return f"{len(lines)} wrong\n" + "\n".join(lines[:8])
 
 
-def test_none_is_invented(whole: tuple[Locator, dict[str, int]]) -> None:
+def test_invented_quotations_are_not_located(whole: tuple[Locator, dict[str, int]]) -> None:
     pytest.importorskip("rapidfuzz")
     locator, _ = whole
     rng, invented = random.Random(3), []

@@ -74,7 +74,7 @@ def test_every_option_has_a_type() -> None:
             check_types({name: object()})
 
 
-def test_right_types_pass(kernel: WimKernel) -> None:
+def test_valid_option_types_are_accepted(kernel: WimKernel) -> None:
     check_types(
         {name: None for name in Options.__annotations__}
         | {"relevance": len, "margin_style": "free"}
@@ -180,7 +180,7 @@ def test_save_replaces_a_file(kernel: WimKernel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_folder_of_no_name(
+def test_cache_dir_with_an_empty_name_is_refused(
     kernel: WimKernel, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -189,7 +189,7 @@ def test_folder_of_no_name(
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_that_is_a_file(kernel: WimKernel, tmp_path: Path) -> None:
+def test_cache_dir_that_is_a_file_is_refused(kernel: WimKernel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ReadingFileError, match="Name another folder"):
@@ -197,7 +197,7 @@ def test_folder_that_is_a_file(kernel: WimKernel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["full", "too small", "gone"])
-def test_folder_that_takes_nothing_is_told_once(
+def test_unusable_cache_dir_warns_once(
     kernel: WimKernel, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = WimKernel(engine=kernel.engine, cache_dir=tmp_path / "cache")
@@ -239,7 +239,7 @@ def test_folder_that_takes_nothing_is_told_once(
     ],
     ids=["lists", "objects", "list", "number", "list within", "number within", "no text", "nothing"],
 )
-def test_header_of_anything(kernel: WimKernel, tmp_path: Path, header: bytes) -> None:
+def test_damaged_header_is_a_reading_file_error(kernel: WimKernel, tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "reading"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ReadingFileError):
@@ -247,7 +247,7 @@ def test_header_of_anything(kernel: WimKernel, tmp_path: Path, header: bytes) ->
 
 
 @pytest.mark.parametrize("said", ["[" * 100_000, "{}", "[]", '{"format": "wim-reading-2"}', "3", "null"])
-def test_description_of_anything(tmp_path: Path, said: str) -> None:
+def test_damaged_description_is_a_reading_file_error(tmp_path: Path, said: str) -> None:
     from wim_kernel.cache.disk import _digest
 
     header = json.dumps({"__metadata__": {"wim": said, "digest": _digest(said.encode())}}).encode()
@@ -262,7 +262,9 @@ def test_description_of_anything(tmp_path: Path, said: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["llama", "bloom", "lfm2"])
-def test_weights_that_are_no_numbers(tiny_model: TinyModel, smollm2: Loaded, kind: str, value: float) -> None:
+def test_nan_weights_are_refused_by_name(
+    tiny_model: TinyModel, smollm2: Loaded, kind: str, value: float
+) -> None:
     model = copy.deepcopy(tiny_model(kind))
     name, weight = [item for item in model.named_parameters() if item[1].ndim == 2][-1]
     with torch.no_grad():
@@ -273,7 +275,7 @@ def test_weights_that_are_no_numbers(tiny_model: TinyModel, smollm2: Loaded, kin
 
 
 @pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus"])
-def test_decoder_that_cannot_be_run(smollm2: Loaded, family: str) -> None:
+def test_model_whose_own_forward_fails_is_refused(smollm2: Loaded, family: str) -> None:
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "vocab_size": 49152}
     config = getattr(transformers, f"{family}Config")(
         **sizes, encoder_attention_heads=2, decoder_attention_heads=2, decoder_ffn_dim=16
@@ -284,7 +286,7 @@ def test_decoder_that_cannot_be_run(smollm2: Loaded, family: str) -> None:
     assert "branch" not in str(caught.value)
 
 
-def test_results_that_are_no_numbers(tiny_model: TinyModel, smollm2: Loaded) -> None:
+def test_overflowing_activations_are_refused(tiny_model: TinyModel, smollm2: Loaded) -> None:
     model = copy.deepcopy(tiny_model("llama"))
     with torch.no_grad():
         model.model.norm.weight.fill_(3e38)

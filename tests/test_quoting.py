@@ -81,7 +81,7 @@ def test_paragraphs_keep_the_mark_that_they_begin_with() -> None:
 
 
 @given(st.text(st.sampled_from("ab. “”\"„‘’'«»「」\n—"), max_size=40))
-def test_any_marks(text: str) -> None:
+def test_quotations_are_well_formed_for_any_text(text: str) -> None:
     for item in quotations(text):
         assert -1 <= item.start < item.end <= len(text) + 1
     sentences = quotable(text)
@@ -98,7 +98,7 @@ def test_any_marks(text: str) -> None:
         'The plank was 5" wide. She sawed it.',
     ],
 )
-def test_a_closing_mark_alone_makes_no_speech_of_what_stands_paragraphs_before(text: str) -> None:
+def test_lone_closing_mark_does_not_reach_back_over_paragraphs(text: str) -> None:
     assert all(item.start >= 0 for item in quotations(text))
 
 

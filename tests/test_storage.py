@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked, in_child
 from helpers import FREE, spying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +24,7 @@ from wim_kernel.engines.document import TokenizedDocument
 from wim_kernel.engines.packed import Packed
 
 pytestmark = pytest.mark.slow
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 DOCUMENT = [
     Chunk.of("The gull sat on the mast. " * 3, "birds.txt", 0, {"page": 1}),
@@ -167,58 +168,41 @@ def test_damage_that_matters_is_noticed(small_file, tmp_path, data):
     assert torch.equal(saved.packed.tensors["0.keys"], torch.arange(60.0).view(2, 5, 6))
 
 
-WRITER = """
-import itertools, pathlib, sys, torch
-from wim_kernel.cache.disk import write
-from wim_kernel.engines.document import TokenizedDocument
-from wim_kernel.engines.packed import Packed
-for number in itertools.count():
-    packed = Packed({"0.keys": torch.full((8, 4000, 64), float(number))}, {}, 2)
-    write(pathlib.Path(sys.argv[1]), TokenizedDocument((1,), ((number,),)), packed, {"model": "this"})
-    print(number, flush=True)
-"""
-
-
+@needs_fork
 def test_killed_while_saving_leaves_a_whole_file(tmp_path):
     path = tmp_path / "ship"
+
+    def save() -> None:
+        for number in itertools.count():
+            packed = Packed({"0.keys": torch.full((8, 4000, 64), float(number))}, {}, 2)
+            write(path, TokenizedDocument((1,), ((number,),)), packed, {"model": "this"})
+            print(number, flush=True)
+
     for wait in (0.01, 0.03, 0.05, 0.08):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(wait)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        with Forked(save) as writer:
+            writer.stdout.readline()
+            time.sleep(wait)
+            writer.kill()
         saved = read(path, {"model": "this"})
         number = saved.document.chunks[0][0]
         assert torch.equal(saved.packed.tensors["0.keys"], torch.full((8, 4000, 64), float(number)))
 
 
-FULL_DISK = """
-import pathlib, resource, signal, sys, torch
-from wim_kernel import ReadingFileError
-from wim_kernel.cache.disk import write
-from wim_kernel.engines.document import TokenizedDocument
-from wim_kernel.engines.packed import Packed
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    packed = Packed({"0.keys": torch.zeros(100_000)}, {}, 2)
-    write(pathlib.Path(sys.argv[1]), TokenizedDocument((1,), ((2,),)), packed, {"model": "this"})
-except ReadingFileError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+@needs_fork
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "ship"
-    write(path, TokenizedDocument((1,), ((2,),)), Packed({"0.keys": torch.ones(3)}, {}, 2), {"model": "this"})
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert "cannot be written" in done.stdout, done.stderr
+    document = TokenizedDocument((1,), ((2,),))
+
+    def save() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(ReadingFileError, match="cannot be written"):
+            write(path, document, Packed({"0.keys": torch.zeros(100_000)}, {}, 2), {"model": "this"})
+
+    write(path, document, Packed({"0.keys": torch.ones(3)}, {}, 2), {"model": "this"})
+    in_child(save)
     assert torch.equal(read(path, {"model": "this"}).packed.tensors["0.keys"], torch.ones(3))
     assert os.listdir(tmp_path) == ["ship"]
 
@@ -274,7 +258,7 @@ def test_a_damaged_file_in_a_folder_is_deleted_and_what_was_left_unfinished_goes
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x", "a\0b", ["x"]])
-def test_values_that_are_no_path_are_refused(kernel: WimKernel, path: Any) -> None:
+def test_save_and_load_refuse_what_is_no_path(kernel: WimKernel, path: Any) -> None:
     reading = kernel.read(["One."])
     for use in (reading.save, kernel.load, ReadingFolder):
         with pytest.raises(OptionError, match="has to be a path"):

@@ -37,7 +37,7 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
-def test_there_are_many_families():
+def test_at_least_twenty_families_are_tested():
     assert len(FAMILIES) >= 20
 
 
@@ -87,7 +87,7 @@ def test_a_conversation_of_several_turns_ends_in_the_same_way(family):
         ("{{ messages[-1].content }}[THINK]on[/THINK]", "[THINK]on[/THINK]"),
     ],
 )
-def test_other_switches_and_blocks(template, after):
+def test_reasoning_is_turned_off_by_other_switches(template, after):
     assert (
         codec_of(
             "{% if messages[0].role == 'system' %}{{ raise_exception('') }}{% endif %}" + template
@@ -106,7 +106,7 @@ def test_without_a_default_the_model_gets_plain_text():
     assert not codec_of({"one": "{{ messages }}", "other": "{{ messages }}"}).seam.chat
 
 
-def test_a_template_that_cannot_be_split_is_said(recwarn):
+def test_template_that_cannot_be_split_is_warned_of(recwarn):
     codec = codec_of("{% for m in messages %}{{ m.role }}{% endfor %}")
     assert not codec.seam.chat
     assert "plain text" in str(recwarn.pop(UserWarning).message)

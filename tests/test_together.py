@@ -1,4 +1,4 @@
-"""The fair lock around the model, and decode steps of different callers in one pass: fair, exact, no long waits."""
+"""The fair lock around the model, and decode steps of different callers in one pass: fair, exact, nobody waits long."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from helpers import SHORT, config, spying
 
 from wim_kernel import AnswerToken, WimKernel
+from wim_kernel.engines.local.decode import fair_lock
 from wim_kernel.engines.local.decode.fair_lock import Account, FairLock
 from wim_kernel.engines.local.rows.torch_rows import TorchRows
 
@@ -33,60 +34,96 @@ def kernel(tiny_model, smollm2):
 # -- the fair lock ----------------------------------------------------------------------------------------------------
 
 
+class Clock:
+    """The lock's clock, which goes on only while somebody holds the lock and works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(fair_lock, "time", made)
+    return made
+
+
 class Caller(threading.Thread):
-    """Holds the lock for some seconds again and again until stopped, on one account or on a new one each time."""
+    """Works for some seconds of the clock again and again until a time, on one account or on a new one each time."""
 
     def __init__(
-        self, lock: FairLock, seconds: float, *, will_return: bool = False, fresh: bool = False
+        self,
+        lock: FairLock,
+        clock: Clock,
+        seconds: float,
+        until: float,
+        *,
+        will_return: bool = False,
+        fresh: bool = False,
     ) -> None:
         super().__init__(daemon=True)
-        self.lock, self.seconds, self.will_return, self.fresh = lock, seconds, will_return, fresh
-        self.account, self.waits, self.stop = Account(), [], threading.Event()
-        self.start()
+        self.lock, self.clock, self.seconds, self.until = lock, clock, seconds, until
+        self.will_return, self.fresh = will_return, fresh
+        self.account, self.waits = Account(), []
 
     def run(self) -> None:
-        while not self.stop.is_set():
-            begun = time.perf_counter()
+        while (begun := self.clock.now) < self.until:
             account = Account() if self.fresh else self.account
             with self.lock.held_by(account, will_return=self.will_return):
-                self.waits.append(time.perf_counter() - begun)
-                time.sleep(self.seconds)
-            time.sleep(0.0005)  # what a decoder does between two steps
-
-    @property
-    def virtual_time(self) -> float:
-        return len(self.waits) * self.seconds
+                self.waits.append(self.clock.now - begun)
+                self.clock.now += self.seconds
+        self.lock.wont_return(self.account)
 
 
-def during(seconds: float, *callers: Caller) -> None:
-    time.sleep(seconds)
+def run_together(lock: FairLock, *callers: Caller) -> None:
+    """Let the callers work, all of them from the beginning."""
+    with lock:
+        for caller in callers:
+            caller.start()
+        while len(lock._waiting) < len(callers):
+            time.sleep(0.001)
     for caller in callers:
-        caller.stop.set()
-    for caller in callers:
-        caller.join(10)
+        caller.join(60)
         assert not caller.is_alive()
 
 
-def test_fair_lock_grants_several_short_jobs_for_a_long_one():
+def test_fair_lock_grants_several_short_jobs_for_a_long_one(clock):
     lock = FairLock()
-    long, short = Caller(lock, 0.1), Caller(lock, 0.01, will_return=True)
-    during(2, long, short)
-    assert len(short.waits) > 4 * len(long.waits)  # ten to one, if nothing else ran on the machine
+    long = Caller(lock, clock, 0.1, until=2)
+    short = Caller(lock, clock, 0.01, until=2, will_return=True)
+    run_together(lock, long, short)
+    assert len(short.waits) > 5 * len(long.waits)  # about ten to one: the same time for both
     assert len(long.waits) >= 5
     assert sum(wait > 0.09 for wait in short.waits) <= len(long.waits) + 1  # not each time
 
 
-def test_fair_lock_lets_a_newcomer_in_and_starves_nobody():
+def test_fair_lock_starves_nobody_while_newcomers_come(clock):
     lock = FairLock()
-    long = Caller(lock, 0.05)
-    time.sleep(0.5)
-    begun = time.perf_counter()
-    with lock.held_by(Account()):
-        assert time.perf_counter() - begun < 0.3
-    before = len(long.waits)
-    others = [Caller(lock, 0.01, fresh=True) for _ in range(3)]
-    during(1.5, long, *others)
-    assert len(long.waits) - before >= 4
+    long = Caller(lock, clock, 0.05, until=2)
+    run_together(lock, long, *(Caller(lock, clock, 0.01, until=2, fresh=True) for _ in range(3)))
+    assert len(long.waits) >= 5
+
+
+def test_fair_lock_lets_a_newcomer_go_before_callers_who_had_more():
+    lock, order = FairLock(), []
+
+    def wait(name: str, account: Account) -> None:
+        with lock.held_by(account):
+            order.append(name)
+
+    callers = {"long": Account(5.0), "longer": Account(9.0), "new": Account()}
+    with lock:
+        threads = [threading.Thread(target=wait, args=caller) for caller in callers.items()]
+        for count, thread in enumerate(threads):
+            thread.start()
+            while len(lock._waiting) <= count:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["new", "long", "longer"]
 
 
 def test_fair_lock_keeps_the_place_of_who_will_return():

@@ -112,18 +112,6 @@ def test_holes_are_filled_with_data_only():
     assert "".join(run.text for run in fill("{margins}", question="q")) == "{margins}"
 
 
-@pytest.mark.slow
-def test_a_base_model_gets_plain_text_and_its_own_beginning(gemma3):
-    codec = ChatCodec(gemma3[1])
-    assert not codec.seam.chat
-    head = codec.head("Read.", "Document:\n")
-    assert head[0] == gemma3[1].bos_token_id
-    assert head.count(gemma3[1].bos_token_id) == 1
-    assert codec.decode(head) == "Read.\n\nDocument:\n"
-    runs = codec.suffix((Text("\n\nQ:", trusted=True), Text(" who?")), "Answer:")
-    assert codec.decode([token for run in runs for token in run]) == "\n\nQ: who?\nAnswer:"
-
-
 @pytest.mark.parametrize(
     "template",
     [
@@ -150,9 +138,8 @@ def test_templates_without_a_system_turn(smollm2, template):
     assert codec.seam.after.endswith(("<model>", "[model]"))
 
 
-def test_the_real_model_streams_whole_characters(smollm2):
-    kernel = WimKernel(*smollm2)
-    reading = kernel.read(["Reply in emoji only. The weather: ☀️🌧️⛈️ and 🙂🙃."])
+def test_the_real_model_streams_whole_characters(real_kernel):
+    reading = real_kernel.read(["Reply in emoji only. The weather: ☀️🌧️⛈️ and 🙂🙃."])
     pieces = []
     for event in reading.stream("Repeat the emoji of the weather.", answer_config=config(24), threshold=1):
         if hasattr(event, "text"):

@@ -86,7 +86,7 @@ def zebras(count: int) -> list[Chunk]:
     return [Chunk.of(text[at : at + 120], "zebras", at) for at in range(0, len(text), 120)]
 
 
-def test_off_by_one_and_exactly_full(kernel):
+def test_window_is_filled_to_the_last_token(kernel):
     with pytest.raises(ContextOverflowError) as caught:
         kernel.read(zebras(WINDOW - len(kernel._head) - 1), overflow="error").ask(QUESTION, **OPTIONS)
     for over in (-1, 0, 1):
@@ -132,7 +132,7 @@ def test_the_best_of_all_volumes_are_written_in_theirs(kernel):
 
 
 @pytest.mark.invariant(5)
-def test_notes_that_find_no_room_are_chosen_by_relevance_and_said(kernel):
+def test_notes_without_room_are_left_out_by_relevance_with_a_warning(kernel):
     kernel.cache.clear()
     long = {"margin_style": "free", "margin_config": config(30, 30), "answer_config": config(8)}
     with pytest.warns(UserWarning, match="is left out of the answer's prompt"):
@@ -236,6 +236,6 @@ def test_questions_asked_together_may_stand_behind_different_volumes(kernel):
     assert nothing.branch.first_chunk == nothing.margins[-1].branch.first_chunk
 
 
-def test_no_other_volume_can_be_named(kernel):
+def test_invalid_answer_volume_is_refused(kernel):
     with pytest.raises(ValueError, match="answer_volume is one of"):
         kernel.read(SENTENCES[:3]).ask(QUESTION, answer_volume="first")

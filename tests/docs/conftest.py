@@ -1,4 +1,7 @@
-"""What the pages take for granted: a kernel on the embedded model, documents, a retriever, an index."""
+"""What the pages take for granted: a kernel, documents, a retriever, an index.
+
+The README's kernel is on the embedded model, since the page shows what it prints; the others' on a tiny random one.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,14 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def names(
-    real_kernel: WimKernel, provider: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    provider: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Callable[[str], dict[str, Any]]:
     """Gives the names that a page's blocks may use without defining them, by the page's name."""
-    # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
-    monkeypatch.setattr(LocalEngine, "from_pretrained", lambda name, **options: real_kernel.engine)
 
     def give(page: str) -> dict[str, Any]:
+        kernel = request.getfixturevalue("real_kernel" if page == "README" else "tiny_kernel")
+        # Each page makes a kernel of its own on the one engine: loading and checking a model take seconds.
+        monkeypatch.setattr(LocalEngine, "from_pretrained", lambda name, **options: kernel.engine)
         tokens = SHOWN_ANSWER_TOKENS if page == "README" else ANSWER_TOKENS
         monkeypatch.setattr("wim_kernel.run.options.ANSWER_TOKENS", tokens)
         special = {
@@ -56,10 +60,10 @@ def names(
             "migrating-from-tree-summarize": _llama_index,
         }
         return {
-            "kernel": real_kernel,
+            "kernel": kernel,
             "question": QUESTION,
             "pages": list(PASSAGES),
-            "reading": real_kernel.read(PASSAGES),
+            "reading": kernel.read(PASSAGES),
             **special.get(page, dict)(),
         }
 

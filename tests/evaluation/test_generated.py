@@ -54,7 +54,7 @@ def test_more_questions_begin_with_the_same_ones(name: str) -> None:
     assert more.digest == fewer.digest
 
 
-def test_a_needle_is_the_only_one_of_its_name() -> None:
+def test_needle_names_are_unique() -> None:
     for question in make("needles", 5, 1500).questions:
         asked = question.question.removeprefix("What is the ").removesuffix("?")
         text = " ".join(question.paragraphs)
@@ -84,13 +84,13 @@ def test_common_words_are_the_most_frequent() -> None:
         assert ranked[10][1] == 3
 
 
-def test_a_key_has_one_value() -> None:
+def test_keys_are_unique() -> None:
     for question in make("key-value", 3, 1500).questions:
         pairs = dict(re.findall(r'"([\w-]+)": "([\w-]+)"', "\n".join(question.paragraphs)))
         assert pairs[question.question.split('"')[1]] == question.answers[0]
 
 
-def test_lengths_that_cannot_be_made() -> None:
+def test_impossible_lengths_are_refused() -> None:
     with pytest.raises(EvaluationError, match="--tokens is at least 500"):
         make("needles", 1, 499)
     with pytest.raises(EvaluationError, match="not enough words"):

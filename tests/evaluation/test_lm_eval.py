@@ -25,17 +25,17 @@ from wim_kernel import WimKernel
         ("Who owned it?", "Who owned it?", "Who owned it?"),
     ],
 )
-def test_contexts_are_told_apart(context: str, document: str, question: str) -> None:
+def test_split_context_separates_document_and_question(context: str, document: str, question: str) -> None:
     assert split_context(context) == (document, question)
 
 
-def test_the_callers_own_marker() -> None:
+def test_split_context_takes_the_callers_marker() -> None:
     assert split_context("A text. ### Who? ### Where?", "###") == ("A text. ### Who?", "Where?")
     with pytest.raises(EvaluationError, match="The marker '###' is not in a context that begins 'A text"):
         split_context("A text.", "###")
 
 
-def test_stops() -> None:
+def test_until_cuts_at_the_first_stop_string() -> None:
     assert until("Elsa.\n\nQ: more", ["Q:", "\n"]) == "Elsa."
     assert until("Elsa", ["", "Q:"]) == "Elsa"
     assert until("Elsa", []) == "Elsa"

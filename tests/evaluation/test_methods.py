@@ -99,7 +99,7 @@ def test_rag_reads_the_best_chunks_in_order(kernel: WimKernel) -> None:
     assert all_of_them.answer == answer(kernel, "plain").answer
 
 
-def test_rag_without_a_word_to_search_for(kernel: WimKernel) -> None:
+def test_rag_scores_zero_for_a_question_without_words(kernel: WimKernel) -> None:
     question = Question("ships", "1", "?", ("x",), CHUNKS, None, "any-answer")
     outcome = make_method(parse_methods("rag")[0], kernel, LIMITS)(question, DOCUMENT)
     assert [chunk.score for chunk in outcome.chunks] == [0, 0, 0]
@@ -136,13 +136,13 @@ def base_kernel(tiny_model: TinyModel, smollm2: Loaded) -> WimKernel:
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_models_without_a_chat_template(base_kernel: WimKernel, method: str) -> None:
+def test_prompts_for_models_without_a_chat_template(base_kernel: WimKernel, method: str) -> None:
     outcome = answer(base_kernel, method)
     assert "<|im_start|>" not in outcome.calls[-1].prompt
     assert outcome.tokens.output > 0
 
 
-def test_a_template_without_a_system_role(smollm2: Loaded) -> None:
+def test_prompts_for_templates_without_a_system_role(smollm2: Loaded) -> None:
     tokenizer = copy.deepcopy(smollm2[1])
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

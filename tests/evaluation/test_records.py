@@ -79,13 +79,13 @@ def test_other_options_or_data_are_refused(tmp_path: Path) -> None:
         RecordFile(tmp_path, OPTIONS, {"ships": "another"})
 
 
-def test_a_line_that_is_no_record(tmp_path: Path) -> None:
+def test_invalid_record_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text('{"task": "ships"}\n')
     with pytest.raises(EvaluationError, match=r"records\.jsonl, line 1 is not a record"):
         read_records(tmp_path)
 
 
-def test_time_left_is_each_methods_own() -> None:
+def test_progress_estimates_time_left_by_method() -> None:
     left = TimeLeft(["plain", "plain", "wim", "wim", "rag"])
     assert left.seconds() is None
     left.finished("plain", 1.0)

@@ -43,7 +43,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-def test_a_whole_run(wim: Callable[..., Result], ships: Path, tmp_path: Path) -> None:
+def test_run_writes_records_summary_and_plots(
+    wim: Callable[..., Result], ships: Path, tmp_path: Path
+) -> None:
     result = wim("--data", ships, "--methods", "plain,wim,rag,gold")
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
@@ -95,7 +97,7 @@ def test_a_run_goes_on_with_more_methods_and_questions(
     assert (tmp_path / "out" / "records.jsonl").read_text() == after
 
 
-def test_a_killed_run_goes_on(
+def test_killed_run_resumes_from_its_records(
     wim: Callable[..., Result], ships: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
     """Killed while it writes answers; the records until then stay as they are."""
@@ -138,14 +140,14 @@ def test_other_options_are_refused(wim: Callable[..., Result], ships: Path, tmp_
     assert "the data of ships" in result.output
 
 
-def test_shards_add_up(wim: Callable[..., Result], ships: Path, tmp_path: Path) -> None:
+def test_shards_are_summarised_together(wim: Callable[..., Result], ships: Path, tmp_path: Path) -> None:
     for shard in ("1/2", "2/2"):
         assert wim("--data", ships, "--methods", "plain", "--shard", shard).exit_code == 0
     assert summary_of(tmp_path / "out")["questions"] == {"ships": 2}
     assert (tmp_path / "out" / "records-2-of-2.jsonl").read_text().count("\n") == 1
 
 
-def test_the_report_alone(wim: Callable[..., Result], ships: Path, tmp_path: Path) -> None:
+def test_report_only_loads_no_model(wim: Callable[..., Result], ships: Path, tmp_path: Path) -> None:
     assert "holds no records" in wim("--report-only").output
     assert wim("--data", ships, "--methods", "plain,wim").exit_code == 0
     (tmp_path / "out" / "summary.md").unlink()
@@ -167,7 +169,7 @@ def test_a_failure_is_recorded_and_does_not_end_the_run(wim: Callable[..., Resul
     assert "| plain | 0 | 0 | 1 | – |" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_a_run_in_which_all_fails_is_ended(wim: Callable[..., Result], tmp_path: Path) -> None:
+def test_run_ends_when_every_question_fails(wim: Callable[..., Result], tmp_path: Path) -> None:
     row = {"question": "Who?", "answers": ["x"], "chunks": ["The gull sat on the mast. " * 900]}
     data = tmp_path / "long.jsonl"
     data.write_text("".join(json.dumps({**row, "id": i, "gold": [0]}) + "\n" for i in range(12)))
@@ -211,13 +213,15 @@ def test_without_matplotlib_there_are_no_plots(
         (("--data", "needles", "--n", "0"), "Invalid value for '--n'"),
     ],
 )
-def test_wrong_use(wim: Callable[..., Result], arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_arguments_are_refused_with_a_reason(
+    wim: Callable[..., Result], arguments: tuple[str, ...], message: str
+) -> None:
     result = wim(*arguments)
     assert result.exit_code == 2
     assert message in result.output
 
 
-def test_a_missing_package_of_words(wim: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wonderwords_is_named(wim: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     from wim_integrations.evaluation import generated
 
     generated._words.cache_clear()
@@ -235,7 +239,7 @@ def test_models_that_cannot_be_loaded(ships: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
 
 
-def test_help_is_its_own() -> None:
+def test_eval_help_shows_its_own_options() -> None:
     result = CliRunner().invoke(cli.main, ["eval", "--help"])
     assert result.exit_code == 0
     assert "--methods LIST" in result.output

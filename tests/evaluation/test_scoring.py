@@ -14,7 +14,7 @@ OPTIONS = "Which one?\nA. the first\nB. the second"
     ("output", "expected"),
     [("It was Elsa Brandt.", 1), ("ELSA BRANDT", 1), ("E. Brandt owned it", 1), ("nobody", 0), ("", 0)],
 )
-def test_any_answer(output: str, expected: float) -> None:
+def test_any_answer_metric(output: str, expected: float) -> None:
     assert score("any-answer", output, ["Elsa Brandt", "E. Brandt"]) == expected
 
 
@@ -33,7 +33,7 @@ def test_all_answers_is_the_share_found() -> None:
         ("I do not know.", 0),
     ],
 )
-def test_first_sentence(output: str, expected: float) -> None:
+def test_first_sentence_metric(output: str, expected: float) -> None:
     question = "Where was John before the office?"
     assert score("first-sentence", output, ["kitchen"], question, ROOMS) == expected
 
@@ -52,7 +52,7 @@ def test_first_sentence(output: str, expected: float) -> None:
         ("the second", 0),
     ],
 )
-def test_choice(output: str, expected: float) -> None:
+def test_choice_metric(output: str, expected: float) -> None:
     assert score("choice", output, ["B"]) == expected
 
 
@@ -60,7 +60,7 @@ def test_choice(output: str, expected: float) -> None:
     ("output", "expected"),
     [("No, they agree.", 1), ("I know: no", 1), ("Yes. No?", 0), ("I cannot tell", 0)],
 )
-def test_yes_no(output: str, expected: float) -> None:
+def test_yes_no_metric(output: str, expected: float) -> None:
     assert score("yes-no", output, ["no"]) == expected
 
 
@@ -81,6 +81,8 @@ def test_a_quote_holds_an_answer_if_answers_are_words_of_the_document() -> None:
         ("squad", "Who?", ["Elsa Brandt"], "any-answer"),
     ],
 )
-def test_the_default_metric(task: str, question: str, answers: list[str], expected: str) -> None:
+def test_default_metric_depends_on_task_and_answer(
+    task: str, question: str, answers: list[str], expected: str
+) -> None:
     assert default_metric(task, question, answers) == expected
     assert expected in METRICS

@@ -21,7 +21,7 @@ def test_options_belong_to_the_method_before_them() -> None:
     assert rag.options == {"top_k": 5}
 
 
-def test_styles_of_margins() -> None:
+def test_methods_set_the_margin_style() -> None:
     free, verbatim = parse_methods("wim-free,wim-verbatim:threshold=0.25")
     assert free.options == {"margin_style": "free"}
     assert verbatim.options == {"margin_style": "verbatim", "threshold": 0.25}

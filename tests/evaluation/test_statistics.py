@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_interval_and_nothing_gives_none() -> None:
         ([0.5, 0.9], [False, False], None),
     ],
 )
-def test_area_under_the_curve(scores: list[float], gold: list[bool], expected: float | None) -> None:
+def test_auc_of_known_rankings(scores: list[float], gold: list[bool], expected: float | None) -> None:
     assert auc(scores, gold) == expected
 
 
@@ -74,7 +74,7 @@ def test_precision_and_recall_count_over_questions() -> None:
     assert found.questions == 2
 
 
-def test_without_kept_or_gold_chunks() -> None:
+def test_choices_without_kept_or_gold_chunks_have_no_figures() -> None:
     found = selection([[False, False]], [[0.1, 0.2]], [[True, False]])
     assert found is not None
     assert found.precision is None
@@ -82,7 +82,7 @@ def test_without_kept_or_gold_chunks() -> None:
     assert selection([], [], []) is None
 
 
-def test_calibration() -> None:
+def test_calibration_compares_relevance_with_gold_shares() -> None:
     table = calibration([0.05, 0.95, 1.0, 0.92], [False, True, True, False])
     assert [(row.low, row.count, row.gold) for row in table] == [
         (0.0, 1, 0.0),
@@ -112,7 +112,7 @@ def test_references_are_counted_over_all_answers() -> None:
     assert (found.marked, found.in_source, found.exact, found.has_answer) == (0.75, 0.75, 0.5, 0.5)
 
 
-def test_without_references() -> None:
+def test_references_of_answers_without_any_have_no_figures() -> None:
     assert citing([]) is None
     found = citing([()])
     assert found is not None

@@ -26,7 +26,7 @@ def write(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def test_a_file_is_read(tmp_path: Path) -> None:
+def test_task_file_is_read(tmp_path: Path) -> None:
     other = {"id": 0, "question": "Is there a gull?", "answers": ["yes"], "chunks": ["A\u2028gull."]}
     task = load_task(
         write(tmp_path, ROW, {**other, "source": "ignored"}, {**ROW, "id": "3", "metric": "all-answers"})
@@ -62,12 +62,12 @@ def test_written_tasks_are_read_back(tmp_path: Path) -> None:
         ({**ROW, "metric": "bleu"}, "metric is one of any-answer, .*not 'bleu'"),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path: Path, row: Any, message: str) -> None:
+def test_unusable_rows_are_refused(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
         load_task(write(tmp_path, ROW, row))
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     with pytest.raises(EvaluationError, match=r"bad.jsonl cannot be read: No such file"):
         load_task(path)

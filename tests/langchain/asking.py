@@ -18,3 +18,11 @@ class Fixed(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
         return self.documents
+
+
+def asked(documents: Any, question: str = QUESTION) -> dict[str, Any]:
+    return {"question": question, "documents": documents}
+
+
+def without_times(output: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in output.items() if name not in ("timings", "usage")}

@@ -156,7 +156,7 @@ async def test_map_reduce_stream_adds_up_to_one_old_dict(
         assert {name: whole[name] for name in new.output_keys} == new.invoke(given, return_only_outputs=True)
 
 
-def test_map_reduce_errors(kernel: WimKernel, documents: list[Document]) -> None:
+def test_map_reduce_names_missing_inputs(kernel: WimKernel, documents: list[Document]) -> None:
     """Both raise KeyError for what is missing; the new one says what there is."""
     old, new = qa_pair(kernel, False)
     for chain in (old, new):

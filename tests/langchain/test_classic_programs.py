@@ -55,7 +55,7 @@ def _old_chains_are_deprecated() -> Iterator[None]:
 # -- whole programs ----------------------------------------------------------------------------------------------------
 
 
-async def test_analyze_document(real_kernel: WimKernel) -> None:
+async def test_analyze_document_chain_takes_the_replacement(real_kernel: WimKernel) -> None:
     text = "The gull sat on the mast.\n\nElsa Brandt owned the ship Aurora.\n\nThe fog was thick."
     splitter = CharacterTextSplitter(chunk_size=40, chunk_overlap=0)
     summary = AnalyzeDocumentChain(
@@ -74,7 +74,7 @@ async def test_analyze_document(real_kernel: WimKernel) -> None:
     assert (await asks.ainvoke({"input_document": text, "question": QUESTION})) == answered
 
 
-async def test_retrieval_qa(real_kernel: WimKernel, documents: list[Document]) -> None:
+async def test_retrieval_qa_takes_the_replacement(real_kernel: WimKernel, documents: list[Document]) -> None:
     chain = RetrievalQA(
         combine_documents_chain=create_wim_map_reduce_chain(real_kernel, **FEW),
         retriever=Fixed(documents=documents),
@@ -86,7 +86,9 @@ async def test_retrieval_qa(real_kernel: WimKernel, documents: list[Document]) -
     assert await chain.ainvoke({"query": QUESTION}) == said
 
 
-async def test_conversational_retrieval(real_kernel: WimKernel, documents: list[Document]) -> None:
+async def test_conversational_retrieval_chain_takes_the_replacement(
+    real_kernel: WimKernel, documents: list[Document]
+) -> None:
     rewriting = LLMChain(
         llm=FakeListLLM(responses=[QUESTION]),
         prompt=PromptTemplate.from_template("{chat_history} {question}"),
@@ -274,7 +276,9 @@ def test_a_retrieval_chain_announces_input(kernel: WimKernel, documents: list[Do
 
 @pytest.mark.in_process
 @pytest.mark.parametrize("name", ["text", "docs", "doc_summaries", "summaries", "context"])
-def test_variables_of_the_tutorials(kernel: WimKernel, documents: list[Document], name: str) -> None:
+def test_tutorial_variables_become_document_and_notes(
+    kernel: WimKernel, documents: list[Document], name: str
+) -> None:
     chain = create_wim_map_reduce_chain(
         kernel,
         task="summarise",
@@ -292,7 +296,9 @@ def test_variables_of_the_tutorials(kernel: WimKernel, documents: list[Document]
 
 
 @pytest.mark.parametrize("name", ["passages", "all_notes", "chunks"])
-def test_other_variables_name_the_cure(kernel: WimKernel, documents: list[Document], name: str) -> None:
+def test_unknown_prompt_variables_are_refused_with_a_remedy(
+    kernel: WimKernel, documents: list[Document], name: str
+) -> None:
     chain = create_wim_map_reduce_chain(
         kernel, combine_prompt=PromptTemplate.from_template("{" + name + "}"), **FEW
     )

@@ -182,7 +182,7 @@ async def test_usage_is_counted_as_the_kernel_counts_it(
 
 
 @pytest.mark.in_process
-async def test_usage_is_what_the_output_says(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_usage_callback_equals_the_outputs_usage(kernel: WimKernel, documents: list[Document]) -> None:
     with get_usage_metadata_callback() as counted:
         usage = whole(kernel, documents).invoke(QUESTION)["usage"]
     (model,) = counted.usage_metadata.values()
@@ -223,7 +223,7 @@ async def test_in_a_batch_each_run_hears_of_its_own_question(
 
 
 @pytest.mark.in_process
-async def test_events_need_no_run(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_compressor_works_outside_a_run(kernel: WimKernel, documents: list[Document]) -> None:
     compress = WimDocumentCompressor(kernel=kernel, options={"threshold": 0})
     assert len(compress.compress_documents(documents, QUESTION)) == 3
     assert len(await compress.acompress_documents(documents, QUESTION)) == 3
@@ -368,7 +368,9 @@ def _only(items: list[Any], mode: str) -> list[Any]:
     return [item for item in items if item[0] == mode]
 
 
-async def test_a_graph_that_is_only_invoked(make: Make, kernel: WimKernel, documents: list[Document]) -> None:
+async def test_graph_without_a_stream_invokes_its_nodes(
+    make: Make, kernel: WimKernel, documents: list[Document]
+) -> None:
     graph = graph_of(make(kernel, documents))
     assert graph.invoke({"question": QUESTION})["result"]
     assert (await graph.ainvoke({"question": QUESTION}))["result"]
@@ -382,7 +384,7 @@ async def test_margins_reach_a_graphs_stream_before_all_is_read(
     assert names.index("wim_margin") < len(names) - 1 - names[::-1].index("wim_chunk")
 
 
-async def test_a_graphs_usage(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_graph_usage_is_counted(kernel: WimKernel, documents: list[Document]) -> None:
     graph = graph_of(whole(kernel, documents))
     with get_usage_metadata_callback() as counted:
         result = graph.invoke({"question": QUESTION})["result"]

@@ -94,7 +94,7 @@ def by_hand(kernel: WimKernel, documents: list[Document], margins: list[dict[str
 @pytest.mark.skipif(
     sys.version_info < (3, 11), reason="LangGraph interrupts no async node before Python 3.11"
 )
-async def test_the_same_asynchronously(kernel: WimKernel, documents: list[Document]) -> None:
+async def test_resumed_graph_answers_asynchronously(kernel: WimKernel, documents: list[Document]) -> None:
     graph = reviewed_graph(kernel, InMemorySaver(), threshold=0)
     paused = await graph.ainvoke({"question": QUESTION, "documents": documents}, THREAD)
     margins = paused["__interrupt__"][0].value["margins"]

@@ -86,7 +86,7 @@ def test_the_passage_that_answers_is_quoted_with_its_place(real_kernel: WimKerne
     assert "Elsa Brandt owned the ship Aurora. (the message, characters" in seen[0][0].content
 
 
-def test_by_default_and_when_short_messages_stay(kernel: WimKernel, middleware: WimMiddleware) -> None:
+def test_messages_stay_by_default_and_when_short(kernel: WimKernel, middleware: WimMiddleware) -> None:
     for reads, text in ((WimMiddleware(kernel, **FEW), LONG), (middleware, QUESTION)):
         agent, seen = agent_with(reads)
         state = agent.invoke(said(text))
@@ -216,7 +216,7 @@ def test_a_text_without_words_is_summarised(middleware: WimMiddleware) -> None:
 
 
 @pytest.mark.in_process
-def test_what_cannot_be_read_is_said(tiny_kernel: WimKernel) -> None:
+def test_unreadable_message_is_reported_to_the_model(tiny_kernel: WimKernel) -> None:
     agent, seen = agent_with(WimMiddleware(tiny_kernel, over_message_tokens=60, **FEW))
     words = [{"type": "text", "text": "word " * 100}] * 90  # more than fits the model's window
     state = agent.invoke(said([*words, FILE], id="m1"))

@@ -126,7 +126,9 @@ def test_a_tools_own_artifact_stays(middleware: WimMiddleware) -> None:
     assert data["content"] == LONG
 
 
-async def test_errors_and_other_tools_stay(kernel: WimKernel, middleware: WimMiddleware) -> None:
+async def test_errors_and_other_tools_results_stay_unchanged(
+    kernel: WimKernel, middleware: WimMiddleware
+) -> None:
     message = results(agent_with(middleware, broken).invoke(ASK))["broken"]
     assert (message.status, message.content) == ("error", LONG)
     for chosen in (["archive"], [archive]):
@@ -309,7 +311,7 @@ def test_content_is_bounded(kernel: WimKernel) -> None:
 
 
 @pytest.mark.in_process
-def test_what_cannot_be_read_is_an_error_that_keeps_the_result(tiny_kernel: WimKernel) -> None:
+def test_unreadable_result_becomes_an_error_that_keeps_it(tiny_kernel: WimKernel) -> None:
     middleware = WimMiddleware(tiny_kernel, over_tokens=60, question=lambda request: "word " * 9000, **FEW)
     message = answered(middleware, LONG)
     assert message.status == "error"

@@ -94,7 +94,7 @@ def test_a_run_has_margins_as_an_extension_and_the_answer_as_a_message(
     assert message.usage_metadata["output_tokens"] > 0
 
 
-async def test_the_same_asynchronously(graph: Any, given: dict[str, Any]) -> None:
+async def test_run_extension_and_messages_stream_asynchronously(graph: Any, given: dict[str, Any]) -> None:
     run = await graph.astream_events(given, version="v3", transformers=[WimTransformer])
     events = [item["event"] async for item in run.extensions["wim"]]
     assert Counter(events) == WANTED

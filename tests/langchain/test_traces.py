@@ -117,7 +117,7 @@ def test_a_summary_and_prompts_of_ones_own_are_shown(
 
 
 @pytest.mark.in_process
-def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Document]) -> None:
+def test_wim_margins_and_wim_answer_are_traced(kernel: WimKernel, documents: list[Document]) -> None:
     given = {"question": QUESTION, "documents": documents}
     for style, asked in (
         ("free", True),
@@ -143,7 +143,9 @@ def test_margins_alone_and_answers_alone(kernel: WimKernel, documents: list[Docu
 
 
 @pytest.mark.in_process
-def test_parts_in_other_parts(kernel: WimKernel, documents: list[Document]) -> None:
+def test_retriever_and_tool_traces_hold_margins_and_prompt(
+    kernel: WimKernel, documents: list[Document]
+) -> None:
     retriever = ContextualCompressionRetriever(
         base_compressor=WimDocumentCompressor(kernel=kernel, threshold=0),
         base_retriever=Fixed(documents=documents),
@@ -169,7 +171,7 @@ def test_each_run_of_a_batch_shows_its_own_question(kernel: WimKernel, documents
         assert all(question in text and other not in text for text in texts)
 
 
-def test_a_document_read_in_part(kernel: WimKernel, documents: list[Document]) -> None:
+def test_elided_document_says_how_much_was_read(kernel: WimKernel, documents: list[Document]) -> None:
     part = WimRunnable(kernel=kernel, stop_after=1, **FEW)
     root = traced(part, {"question": QUESTION, "documents": documents})
     (model,) = (run for run in below(root) if run.run_type == "llm")

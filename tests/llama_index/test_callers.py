@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from llama_index.core import DocumentSummaryIndex, Settings, SummaryIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
-    PydanticResponse,
     Response,
     StreamingResponse,
 )
@@ -22,8 +20,6 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices.query.query_transform.base import StepDecomposeQueryTransform
 from llama_index.core.llms import MockLLM
-from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, RichPromptTemplate
 from llama_index.core.query_engine import (
     CitationQueryEngine,
     MultiStepQueryEngine,
@@ -32,16 +28,13 @@ from llama_index.core.query_engine import (
     SubQuestionQueryEngine,
 )
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
-from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import Document, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool, ToolMetadata
 from pieces import LOG
-from pydantic import BaseModel
-from transformers import GenerationConfig
 
 from wim_integrations.llama_index import WimSynthesizer
-from wim_kernel import PROMPTS, WimKernel
+from wim_kernel import WimKernel
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +192,9 @@ def test_every_caller_gets_a_response_with_margins(
     assert {node_id for margin in response.metadata["margins"] for node_id in margin["node_ids"]} <= ids
 
 
-async def test_every_caller_in_every_other_way(make: Make, kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_every_caller_works_async_and_streaming(
+    make: Make, kernel: WimKernel, index: SummaryIndex
+) -> None:
     wanted = str(make(WimSynthesizer(kernel, **FEW), index).query(QUESTION))
     engine = make(WimSynthesizer(kernel, **FEW), index)
     if make is not sub_question_async:  # drives its own loop
@@ -237,7 +232,7 @@ def test_router_that_combines_calls_get_response_on_strings(kernel: WimKernel, i
     assert str(combined.query(QUESTION))
 
 
-async def test_get_response_on_strings(kernel: WimKernel) -> None:
+async def test_get_response_reads_strings(kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     wanted = synthesizer.get_response(QUESTION, [LOG[:46], LOG[46:]])
     assert isinstance(wanted, str)
@@ -248,7 +243,9 @@ async def test_get_response_on_strings(kernel: WimKernel) -> None:
     assert "".join([piece async for piece in pieces]) == wanted
 
 
-async def test_condense_question_chat_engine(kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_condense_question_chat_engine_chats_streams_and_awaits(
+    kernel: WimKernel, index: SummaryIndex
+) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     chat = CondenseQuestionChatEngine.from_defaults(by_constructor(synthesizer, index), llm=MockLLM())
     wanted = str(chat.chat(QUESTION))
@@ -264,132 +261,13 @@ async def test_condense_question_chat_engine(kernel: WimKernel, index: SummaryIn
     assert chat.stream_chat("And when?").response_gen
 
 
-async def test_query_engine_tool(kernel: WimKernel, index: SummaryIndex) -> None:
+async def test_query_engine_tool_returns_margins(kernel: WimKernel, index: SummaryIndex) -> None:
     tool = QueryEngineTool.from_defaults(
         by_constructor(WimSynthesizer(kernel, **FEW), index), name="log", description=""
     )
     output = tool.call(input=QUESTION)
     assert output.content == (await tool.acall(input=QUESTION)).content != ""
     assert output.raw_output.metadata["margins"]
-
-
-# -- structured answers ------------------------------------------------------------------------------------------------
-
-
-class Owner(BaseModel):
-    name: str
-    year: int
-
-
-@pytest.mark.in_process
-async def test_answers_that_are_objects(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
-    few = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 80}
-    for synthesizer in (
-        WimSynthesizer(kernel, output_cls=Owner, **few),
-        WimSynthesizer(kernel, output_cls=Owner, streaming=True, **few),
-        WimSynthesizer(kernel, llm=StructuredLLM(llm=MockLLM(), output_cls=Owner), **few),
-    ):
-        for response in (
-            synthesizer.synthesize(QUESTION, nodes),
-            await synthesizer.asynthesize(QUESTION, nodes),
-        ):
-            assert isinstance(response, PydanticResponse)
-            assert isinstance(response.response, Owner)
-            assert response.metadata["margins"]
-    kernel.cache.clear()
-    with spying(kernel.model) as spy, pytest.raises(ValueError, match="more answer_tokens"):
-        WimSynthesizer(kernel, output_cls=Owner, answer_tokens=2).synthesize(QUESTION, nodes)
-    assert not spy.batches
-
-
-# -- prompts -----------------------------------------------------------------------------------------------------------
-
-
-def asked(synthesizer: WimSynthesizer, nodes: list[NodeWithScore], **variables: Any) -> tuple[str, str]:
-    """A margin's and the answer's prompts as the model sees them."""
-    reading = synthesizer._read(nodes).reading
-    result = reading.ask(
-        QUESTION, **{**synthesizer._call_options(QUESTION, variables), "margin_style": "free"}
-    )
-    decode = synthesizer.kernel.tokenizer.decode
-    return decode(result.margins[0].branch.suffix_ids), decode(result.branch.suffix_ids)
-
-
-@pytest.mark.in_process
-@pytest.mark.parametrize(
-    "template",
-    [
-        PromptTemplate("Context: {context_str}\nTone: {tone} {{x}}\nQuery: {query_str}"),
-        ChatPromptTemplate.from_messages(
-            [("system", "Context: {context_str}"), ("user", "Tone: {tone}\nQuery: {query_str}")]
-        ),
-        RichPromptTemplate("Context: {{ context_str }}\nTone: {{ tone }}\nQuery: {{ query_str }}"),
-        PromptTemplate(
-            "Context: {c}\nTone: {tone}\nQuery: {q}",
-            template_var_mappings={"context_str": "c", "query_str": "q"},
-        ),
-        PromptTemplate("Context: {context_str}\nTone: {tone}\nQuery: {query_str}").partial_format(
-            tone="<|im_end|>{y}"
-        ),
-    ],
-    ids=["text", "chat", "rich", "mapped", "partial"],
-)
-def test_templates(kernel: WimKernel, nodes: list[NodeWithScore], template: Any) -> None:
-    synthesizer = WimSynthesizer(kernel, **FEW)
-    shown = synthesizer.get_prompts()
-    assert set(shown) == {"text_qa_template", "margin_template"}
-    _, plain = asked(synthesizer, nodes)
-    engine = RetrieverQueryEngine(SummaryIndex([]).as_retriever(), response_synthesizer=synthesizer)
-    engine.update_prompts({"response_synthesizer:text_qa_template": template})
-    _, answer = asked(synthesizer, nodes, tone="<|im_end|>{y}")
-    assert "Context: the document above" in answer
-    assert "Tone: <|im_end|>{y}" in answer
-    assert f"Query: {QUESTION}" in answer
-    assert answer != plain
-    assert str(synthesizer.synthesize(QUESTION, nodes, tone="kind"))
-    synthesizer.update_prompts(
-        {"margin_template": PromptTemplate("Note what {context_str} says of {query_str}.")}
-    )
-    note, _ = asked(synthesizer, nodes, tone="kind")
-    assert f"Note what the last passage above says of {QUESTION}." in note
-
-
-@pytest.mark.in_process
-def test_a_template_that_changes_the_question(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
-    template = RichPromptTemplate("{{ query_str | upper }}\n{{ margins }}")
-    synthesizer = WimSynthesizer(kernel, text_qa_template=template, **FEW)
-    _, answer = asked(synthesizer, nodes)
-    assert QUESTION.upper() in answer
-    assert "\n- " in answer
-    assert not any("\ue000" <= char <= "\ue002" for char in answer)
-
-
-@pytest.mark.in_process
-def test_options_given_for_all_calls(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
-    prompts = replace(PROMPTS["answer"], answer="\n\nIn a {tone} tone: {question}")
-    _, answer = asked(WimSynthesizer(kernel, prompts=prompts, variables={"tone": "kind"}, **FEW), nodes)
-    assert f"In a kind tone: {QUESTION}" in answer
-    config = GenerationConfig(max_new_tokens=700, do_sample=False)
-    options = WimSynthesizer(kernel, output_cls=Owner, answer_config=config)._call_options(QUESTION, {})
-    assert options.get("answer_tokens") is None
-
-
-@pytest.mark.in_process
-def test_texts_that_a_subclass_changed_are_what_is_read(
-    kernel: WimKernel, nodes: list[NodeWithScore]
-) -> None:
-    class Masking(WimSynthesizer):
-        def get_response(self, query_str: str, text_chunks: Any, **kwargs: Any) -> Any:
-            return super().get_response(
-                query_str, [text.replace("Elsa", "****") for text in text_chunks], **kwargs
-            )
-
-    kernel.cache.clear()
-    mark = kernel.tokenizer.encode(" Elsa", add_special_tokens=False)[0]
-    with spying(kernel.model) as spy:
-        assert str(Masking(kernel, **FEW).synthesize(QUESTION, nodes))
-    assert spy.batches
-    assert spy.count(mark) == 0
 
 
 @pytest.mark.in_process
@@ -404,47 +282,6 @@ def test_margins_are_written_together_where_nobody_watches(
 
     assert passes() < passes(margin_batch=1)
     assert passes() == passes(margin_batch=3)
-
-
-# -- nothing to read, and bad input ------------------------------------------------------------------------------------
-
-
-async def test_nothing_to_read(kernel: WimKernel) -> None:
-    blank = [NodeWithScore(node=TextNode(text=" "))]
-    for nodes in ([], blank):
-        synthesizer = WimSynthesizer(kernel, empty_response="Nothing.")
-        assert str(synthesizer.synthesize(QUESTION, nodes)) == "Nothing."
-        assert str(await synthesizer.asynthesize(QUESTION, nodes)) == "Nothing."
-        streaming = WimSynthesizer(kernel, empty_response="Nothing.", streaming=True)
-        assert "".join(streaming.synthesize(QUESTION, nodes).response_gen) == "Nothing."
-        stream = await streaming.asynthesize(QUESTION, nodes)
-        assert "".join([piece async for piece in stream.async_response_gen()]) == "Nothing."
-        shaped = WimSynthesizer(
-            kernel, empty_response="Nothing.", llm=StructuredLLM(llm=MockLLM(), output_cls=Owner)
-        )
-        assert str(shaped.synthesize(QUESTION, nodes)) == "Nothing."
-
-
-def test_wrong_options_are_refused_at_once(kernel: WimKernel) -> None:
-    with pytest.raises(TypeError, match="treshold"):
-        WimSynthesizer(kernel, treshold=0.5)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="top_k"):
-        WimSynthesizer(kernel, top_k=0)
-
-
-def test_synthesizer_takes_every_task(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
-    summary = WimSynthesizer(kernel, task="summarise", margin_tokens=3, answer_tokens=5)
-    assert isinstance(summary, BaseSynthesizer)
-    assert str(summary.synthesize("", nodes))
-    early = WimSynthesizer(
-        kernel, threshold=0, stop_after=1, margin_tokens=2, answer_tokens=2, margin_batch=1
-    )
-    response = early.synthesize(QUESTION, nodes)
-    assert response.metadata["stopped_early"]
-    assert [item.score for item in response.source_nodes][1:] == [item.score for item in nodes][1:]
-
-
-# -- many at once ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.invariant(7)

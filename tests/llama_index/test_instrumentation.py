@@ -82,7 +82,7 @@ WANTED = Counter(
 )
 
 
-async def test_events_of_every_way(
+async def test_every_call_fires_the_same_events(
     kernel: WimKernel, nodes: list[NodeWithScore], heard: Heard, spans: SimpleSpanHandler
 ) -> None:
     async def streamed() -> None:
@@ -134,9 +134,7 @@ def test_margins_come_before_all_is_read_when_somebody_listens(
 
 
 @pytest.mark.in_process
-async def test_the_older_callbacks_and_their_token_counts(
-    kernel: WimKernel, nodes: list[NodeWithScore]
-) -> None:
+async def test_older_callbacks_receive_token_counts(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     counter, debug = TokenCountingHandler(tokenizer=str.split), LlamaDebugHandler(print_trace_on_end=False)
     synthesizer = WimSynthesizer(kernel, callback_manager=CallbackManager([counter, debug]), **FEW)
     for way in ("synthesize", "asynthesize"):
@@ -166,7 +164,7 @@ def test_a_token_budget_that_is_spent_stops_the_next_question(
     assert not any(live.in_use for live in kernel.cache.held)
 
 
-async def test_the_postprocessors_callbacks(
+async def test_postprocessor_fires_events_and_callbacks(
     kernel: WimKernel, nodes: list[NodeWithScore], heard: Heard
 ) -> None:
     counter = TokenCountingHandler(tokenizer=str.split)
@@ -243,7 +241,7 @@ async def test_margins_reach_an_agents_stream(kernel: WimKernel) -> None:
     assert str(result) == "Elsa Brandt."
 
 
-async def test_the_tools_schema_and_its_bounds(kernel: WimKernel) -> None:
+async def test_tool_schema_names_documents_and_output_is_bounded(kernel: WimKernel) -> None:
     tool = create_wim_tool(kernel, LOG, name="log", description="The log.", max_output_chars=40, **FEW)
     assert (tool.metadata.name, tool.metadata.description) == ("log", "The log.")
     assert set(tool.metadata.get_parameters_dict()["properties"]) == {"question"}

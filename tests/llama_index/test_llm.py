@@ -95,7 +95,7 @@ def test_wim_llm_metadata_and_options(kernel: WimKernel) -> None:
     assert not any(live.in_use for live in kernel.cache.held)
 
 
-def test_closed_stream_stops(kernel: WimKernel) -> None:
+def test_wim_llm_stops_when_its_stream_is_closed(kernel: WimKernel) -> None:
     with contextlib.closing(WimLLM(kernel, max_tokens=500).stream_complete("Hello")) as pieces:  # type: ignore[type-var]
         assert next(pieces).delta
     assert WimLLM(kernel, max_tokens=2).complete("Hello").text
@@ -115,7 +115,7 @@ def tools(synthesizer: WimSynthesizer) -> list[QueryEngineTool]:
 
 
 @pytest.mark.in_process
-async def test_a_router_query_engine(kernel: WimKernel) -> None:
+async def test_router_query_engine_selects_with_wim_llm(kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(kernel, **FEW)
     for selector in (
         LLMSingleSelector.from_defaults(llm=synthesizer.llm),
@@ -152,7 +152,7 @@ async def test_condense_question_chat_engine_streams_and_awaits(kernel: WimKerne
 
 
 @pytest.mark.in_process
-def test_sub_questions(kernel: WimKernel) -> None:
+def test_sub_question_engine_generates_with_wim_llm(kernel: WimKernel) -> None:
     synthesizer = WimSynthesizer(kernel, llm=WimLLM(kernel, max_tokens=400), **FEW)
     sub = SubQuestionQueryEngine.from_defaults(
         query_engine_tools=tools(synthesizer),
@@ -171,7 +171,7 @@ class Owner(BaseModel):
 
 
 @pytest.mark.in_process
-async def test_structured_predictions_fit(kernel: WimKernel) -> None:
+async def test_structured_predictions_fit_their_class(kernel: WimKernel) -> None:
     llm = WimLLM(kernel, max_tokens=64)
     prompt = PromptTemplate("Who owned {what}?")
     assert isinstance(llm.structured_predict(Owner, prompt, what="it"), Owner)

@@ -45,7 +45,7 @@ def test_metadata_that_is_excluded_is_not_read(kernel: WimKernel) -> None:
     assert texts(NodeReading(kernel, [node])) == [node.get_content(MetadataMode.LLM)] == ["b: 2\n\nA text."]
 
 
-def test_document_order(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+def test_order_document_sorts_nodes_by_position(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     other = TextNode(text="Of nothing known.", id_="x")
     wanted = [item.node for item in nodes]
     shuffled = [wanted[2], other, wanted[1], wanted[0]]
@@ -100,7 +100,7 @@ def test_long_nodes_are_split_and_margins_name_their_node(kernel: WimKernel) -> 
     assert "".join(LOG[span["start_char_idx"] : span["end_char_idx"]] for span in spans) == LOG
 
 
-def test_nothing_to_read(kernel: WimKernel) -> None:
+def test_nodes_without_text_make_an_empty_reading(kernel: WimKernel) -> None:
     for nodes in ([], [TextNode(text=" ")]):
         with pytest.raises(EmptyDocumentError):
             NodeReading(kernel, nodes)
@@ -166,7 +166,7 @@ def about_elsa(evidence: Any) -> float:
 
 
 @pytest.mark.in_process
-async def test_margins_as_nodes(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
+async def test_postprocessor_returns_margins_as_nodes(kernel: WimKernel, nodes: list[NodeWithScore]) -> None:
     before = [item.model_copy(deep=True) for item in nodes]
     postprocessor = WimNodePostprocessor(kernel, relevance=about_elsa)
     assert isinstance(postprocessor, BaseNodePostprocessor)

@@ -83,7 +83,7 @@ async def test_margins_are_events_of_the_spans_that_wrote_them(
         assert "[document: " in margin["prompt"]
 
 
-def test_the_postprocessors_margins_are_there_too(
+def test_postprocessor_margins_are_span_events(
     kernel: WimKernel, nodes: list[NodeWithScore], spans: Any
 ) -> None:
     postprocessor = WimNodePostprocessor(kernel, threshold=0, margin_style="free", margin_tokens=3)
@@ -93,7 +93,7 @@ def test_the_postprocessors_margins_are_there_too(
     assert {node.text for node in kept} == {text for text in texts if text.strip()} != set()
 
 
-def test_a_failure_is_an_errors_span(kernel: WimKernel, nodes: list[NodeWithScore], spans: Any) -> None:
+def test_failed_call_ends_in_an_error_span(kernel: WimKernel, nodes: list[NodeWithScore], spans: Any) -> None:
     with pytest.raises(ValueError, match="no question"):
         WimSynthesizer(kernel, **FEW).synthesize(" ", nodes)
     assert {span.status.is_ok for span in spans.get_finished_spans()} == {False}

@@ -112,7 +112,7 @@ async def test_the_tool_takes_several_documents_by_name(kernel: WimKernel) -> No
 @pytest.mark.parametrize(
     "wrong", [3, None, b"bytes", [3], [None], {"a": 3}, {"a": {"b": "c"}}, object(), {1, 2}]
 )
-def test_what_is_no_document_is_said(kernel: WimKernel, wrong: Any) -> None:
+def test_tool_refuses_what_is_no_document(kernel: WimKernel, wrong: Any) -> None:
     with pytest.raises(TypeError, match="A document is its nodes or texts"):
         create_wim_tool(kernel, wrong)
     with pytest.raises(ValueError, match="no documents"):

@@ -40,7 +40,7 @@ def test_a_chat_model_named_on_the_command_line_answers(
         assert provider.requests
 
 
-def test_a_provider_that_fails_is_told_on_the_page(
+def test_provider_error_is_shown_on_the_page(
     command: Callable[..., str], tab: Callable[..., Page], tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"

@@ -67,7 +67,7 @@ def test_axe_finds_nothing_serious_in_any_state(
         picture(page, "page-dark")
 
 
-def test_everything_works_from_the_keyboard(tab: Tab, url: str) -> None:
+def test_page_works_from_the_keyboard(tab: Tab, url: str) -> None:
     page = tab(url)
     expect(page.get_by_role("status")).to_contain_text("Ask a question")
     page.keyboard.press("Tab")
@@ -108,7 +108,7 @@ def test_everything_works_from_the_keyboard(tab: Tab, url: str) -> None:
     expect(page.get_by_label("Edit margin 2")).to_be_focused()
 
 
-def test_a_phone_shows_it_in_one_column(tab: Tab, url: str, picture: Picture) -> None:
+def test_page_is_one_column_on_a_phone(tab: Tab, url: str, picture: Picture) -> None:
     page = tab(url, **PHONE)
     page.get_by_label("Your question").fill(QUESTION)
     page.get_by_role("button", name="Ask").tap()
@@ -136,7 +136,7 @@ def test_what_a_person_types_stays_while_margins_come(tab: Tab, url: str, script
     expect(page.get_by_label("The text of margin 2")).to_have_value("Half a")
 
 
-def test_the_language_and_the_parts_of_the_page_are_named(tab: Tab, url: str) -> None:
+def test_page_has_a_language_and_named_regions(tab: Tab, url: str) -> None:
     page = tab(url)
     expect(page.locator("html")).to_have_attribute("lang", "en-US")
     expect(page).to_have_title("Writing in the Margins")

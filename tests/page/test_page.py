@@ -193,7 +193,7 @@ def test_stop_keeps_what_was_written_and_answers_when_asked_to(tab: Tab, url: st
     assert OWNER in script.prompts[-1]
 
 
-def test_a_second_question_keeps_the_first_one_at_hand(tab: Tab, url: str) -> None:
+def test_earlier_answers_stay_on_the_page(tab: Tab, url: str) -> None:
     page = tab(url)
     ask(page)
     expect(status(page)).to_have_text("Answered.")
@@ -220,7 +220,7 @@ def test_closing_the_tab_stops_the_work(tab: Tab, site: Site_, script: Script) -
     wait_until(lambda: not shared.views and not view.session.is_busy)
 
 
-def test_two_people_work_at_once(tab: Tab, url: str, script: Script) -> None:
+def test_two_tabs_have_sessions_of_their_own(tab: Tab, url: str, script: Script) -> None:
     own, buy = script.hold("Who owned"), script.hold("buy it?")
     script.answers = {"own": ANSWER, "buy": "In Brill [2]."}
     one, other = tab(url), tab(url)
@@ -237,7 +237,7 @@ def test_two_people_work_at_once(tab: Tab, url: str, script: Script) -> None:
     expect(card(one, 2)).to_have_attribute("data-kept", "yes")
 
 
-def test_an_error_is_told_and_the_page_goes_on(tab: Tab, url: str, script: Script) -> None:
+def test_page_shows_an_error_and_answers_the_next_question(tab: Tab, url: str, script: Script) -> None:
     def broken() -> Iterator[str]:
         raise RuntimeError("no more credit")
 

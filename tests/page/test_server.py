@@ -42,7 +42,7 @@ def url(site: Callable[..., tuple[Site, str]], kernel: WimKernel) -> str:
     return site(kernel, "The gull sat on the mast.")[1]
 
 
-def test_only_this_machine_s_own_names_and_pages_are_welcome(url: str) -> None:
+def test_requests_of_other_hosts_and_origins_are_refused(url: str) -> None:
     host = urlsplit(url).netloc
     port = host.rpartition(":")[2]
     assert status_of(url)[0] == 200
@@ -55,7 +55,7 @@ def test_only_this_machine_s_own_names_and_pages_are_welcome(url: str) -> None:
     assert status_of(url, Origin="null")[0] == 403
 
 
-def test_browsers_are_told_to_load_nothing_from_elsewhere(url: str) -> None:
+def test_content_security_policy_forbids_other_sources(url: str) -> None:
     policy = status_of(url)[1]["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "script-src-attr 'none'" in policy
@@ -93,7 +93,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, command: Cal
         (["--threshold", "2"], "Invalid value for '--threshold'"),
     ],
 )
-def test_wrong_use_of_the_command_is_told(arguments: list[str], says: str) -> None:
+def test_wrong_arguments_of_wim_ui_are_refused_with_a_reason(arguments: list[str], says: str) -> None:
     result = CliRunner().invoke(show, arguments)
     assert result.exit_code in (1, 2)
     assert says in result.output

@@ -1,4 +1,4 @@
-"""Real servers for the tests: `transformers serve` on the embedded model, and a proxy that can spoil connections."""
+"""Real servers for the tests: `transformers serve` on a tiny model, and a proxy that can spoil connections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,31 @@ class Served:
         ]
 
 
-@pytest.fixture(
-    scope="package"
-)  # this folder is a package, so that the server ends with its tests: it is never idle
-def served(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The server."""
+@contextmanager
+def serving(folder: str | Path, log: Path) -> Iterator[Served]:
+    """A server on a model."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    folder = smollm2[0].name_or_path
-    assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
-    server = Served(folder, tmp_path_factory.mktemp("serve") / "log")
+    server = Served(str(folder), log)
     yield server
     server.stop()
+
+
+# This folder is a package, so that the server ends with its tests: it is never idle.
+@pytest.fixture(scope="package")
+def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server, on the tiny llama: most tests are about requests, whatever the model says."""
+    with serving(tiny_folder, tmp_path_factory.mktemp("serve") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def serves_smollm2(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server on the embedded model, for the tests of what it answers."""
+    folder = smollm2[0].name_or_path
+    assert Path(folder).is_dir(), "the embedded model is loaded from a converted copy"
+    with serving(folder, tmp_path_factory.mktemp("serve") / "log") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from wim_kernel.common.concurrency import iterate_in_thread, stoppable
 
 pytestmark = pytest.mark.slow
 
+LONG_BEFORE_THE_REPLY = 30  # seconds; the proxy holds replies back for sixty
+
 
 def rests(kernel) -> bool:
     """Whether nobody holds a reading, and no request is under way."""
@@ -51,16 +53,15 @@ async def test_cancelling_a_task_stops_its_requests_at_once(behind_proxy, proxy)
         if posts(proxy):
             break
         await asyncio.sleep(0.05)
-    begun, before = time.monotonic(), proxy.closed_early
+    before = proxy.closed_early
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await asyncio.wait_for(task, LONG_BEFORE_THE_REPLY)
     for _ in range(100):
         if rests(kernel):
             break
         await asyncio.sleep(0.05)
     assert rests(kernel)
-    assert time.monotonic() - begun < 10  # long before the answer would have come
     for _ in range(100):
         if proxy.closed_early > before:
             break
@@ -78,11 +79,11 @@ async def test_cancelled_tasks_begin_no_request_once_another_ends(behind_proxy, 
         if posts(proxy) and sum(reading.in_use for reading in kernel.cache.held):
             break
     await asyncio.sleep(0.3)  # until the second waits, too
-    begun, before = time.monotonic(), posts(proxy)
+    before = posts(proxy)
     assert before == 1
     for task in reversed(tasks):
         task.cancel()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
+    found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LONG_BEFORE_THE_REPLY)
     assert [type(each) for each in found] == [asyncio.CancelledError] * 2
     for _ in range(100):
         if rests(kernel):
@@ -90,11 +91,10 @@ async def test_cancelled_tasks_begin_no_request_once_another_ends(behind_proxy, 
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)
     assert rests(kernel)
-    assert time.monotonic() - begun < 10
     assert posts(proxy) == before
 
 
-async def test_a_wait_that_cannot_be_ended_keeps_no_other_from_it():
+async def test_cancelled_wait_does_not_block_other_waits():
     stopped, waiting = threading.Event(), threading.Event()
 
     def fails() -> None:

@@ -26,10 +26,10 @@ def said(kernel: WimKernel, turns: list[Turn]) -> str:
 
 @pytest.mark.parametrize("turns", [TURNS, TURNS[-1:], TURNS[:2]], ids=["chat", "alone", "system"])
 def test_a_server_says_what_the_model_says(
-    behind_proxy: Callable[..., WimKernel], real_kernel: WimKernel, turns: list[Turn]
+    behind_proxy: Callable[..., WimKernel], kernel: WimKernel, turns: list[Turn]
 ) -> None:
-    assert said(behind_proxy(), turns) == said(real_kernel, turns)
+    assert said(behind_proxy(), turns) == said(kernel, turns)
 
 
-def test_without_a_tokenizer(behind_proxy: Callable[..., Any]) -> None:
+def test_server_completes_without_a_tokenizer(behind_proxy: Callable[..., Any]) -> None:
     assert said(behind_proxy(tokenizer=None), TURNS).strip()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 
 import pytest
-from helpers import config
 from proxy import posts, proxied
-from ship import OPTIONS, QUESTION, TEXTS, always
+from ship import OPTIONS, QUESTION, TEXTS, always, same
 
-from wim_kernel import AnswerToken, ChunkRead, Frame, MarginWritten, Prompts, ServerError, WimKernel
+from wim_kernel import AnswerToken, ChunkRead, MarginWritten, ServerError, WimKernel
 
 pytestmark = pytest.mark.slow
 
@@ -27,37 +28,12 @@ def expected(kernel):
     return kernel.read(TEXTS).ask(QUESTION, relevance=always, **OPTIONS)
 
 
-def same(result, expected) -> bool:
-    texts = [[margin.text for margin in each.margins] for each in (result, expected)]
-    return texts[0] == texts[1] and result.answer == expected.answer
-
-
-def test_the_server_is_asked_what_it_is(kernel):
+def test_engine_recognises_transformers_serve(kernel):
     engine = kernel.engine
     assert (engine.family.name, engine.route, engine.window) == ("transformers", "text", 8192)
     assert not engine.shows_tokens
     with pytest.raises(AttributeError, match="does not run in this process"):
         kernel.model  # noqa: B018
-
-
-@pytest.mark.invariant(3)
-def test_margins_and_answer_equal_those_of_the_kernel_in_this_process(served, real_kernel):
-    """With prompts whose runs meet where the tokenizer cuts in any case, since the server is sent text."""
-    plain = {
-        name: value.replace("\n\n", "\n") for name, value in vars(Prompts()).items() if isinstance(value, str)
-    }
-    frame, prompts = Frame(separator="\n"), Prompts(**plain)
-    kernel = WimKernel.from_server(
-        served.url, served.folder, tokenizer=served.folder, window=8192, frame=frame
-    )
-    here = WimKernel(real_kernel.model, real_kernel.tokenizer, frame=frame)
-    options = {**OPTIONS, "relevance": always, "prompts": prompts, "answer_config": config(80)}
-    there, mine = kernel.read(TEXTS).ask(QUESTION, **options), here.read(TEXTS).ask(QUESTION, **options)
-    assert same(there, mine)
-    assert len(mine.token_ids) < 80  # it ends by itself, there too
-    assert there.usage.prefill_tokens == mine.usage.prefill_tokens
-    assert there.usage.cached_tokens is None  # this server does not say
-    assert there.relevance_by == "the caller's own"
 
 
 @pytest.mark.invariant(1)
@@ -127,7 +103,7 @@ def test_transient_errors_are_retried(behind_proxy, proxy, expected, fault, requ
     assert same(result, expected)
 
 
-def test_many_faults_lose_nothing(behind_proxy, proxy, expected):
+def test_many_transient_faults_lose_nothing(behind_proxy, proxy, expected):
     kernel = behind_proxy(retries=8)
     proxy.spoil = [
         "refuse",
@@ -228,7 +204,7 @@ def test_a_redirect_is_not_followed(served, behind_proxy, proxy):
         assert elsewhere.requests == []
 
 
-def test_no_server_at_all():
+def test_unreachable_server_is_an_error_with_its_url():
     with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1: its models could not be listed"):
         WimKernel.from_server("http://127.0.0.1:9/v1", retries=0)
 
@@ -255,7 +231,7 @@ def test_threads_share_a_server(kernel, expected):
     assert all(same(result, expected) for result in found)
 
 
-def test_integrations_need_nothing_but_the_kernel(kernel):
+def test_adapters_work_on_a_server_kernel(kernel):
     from langchain_core.documents import Document
     from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -271,13 +247,25 @@ def test_integrations_need_nothing_but_the_kernel(kernel):
     assert str(response).strip()
 
 
-async def test_async_callers(kernel, expected):
+def test_a_chain_on_chat_openai_streams(served):
+    from wim_integrations.langchain import create_wim_documents_chain
+
+    openai = pytest.importorskip("langchain_openai")
+    llm = openai.ChatOpenAI(
+        model=served.folder, base_url=served.url, api_key="none", max_tokens=12, temperature=0
+    )
+    asked = {"context": TEXTS, "input": QUESTION}
+    with closing(create_wim_documents_chain(llm).stream(asked)) as stream:  # type: ignore[type-var]
+        assert len(list(islice(stream, 4))) == 4
+
+
+async def test_aask_equals_ask_on_a_server(kernel, expected):
     result = await kernel.read(TEXTS).aask(QUESTION, relevance=always, **OPTIONS)
     assert same(result, expected)
     assert same(replace(result, question=""), expected)
 
 
-def test_the_command_line(served, tmp_path):
+def test_wim_ask_uses_a_server(served, tmp_path):
     pytest.importorskip("click")
     from click.testing import CliRunner
 
