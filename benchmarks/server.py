@@ -7,7 +7,7 @@ Each way gets a copy of the document that the server has not read, and two quest
 counts, where the server can be asked for that. Tokens are compared with the ideal: the document once, and each branch's
 own prompt once.
 
-    vllm serve MODEL --max-model-len 8192 --enable-prompt-tokens-details
+    VLLM_CPU_NUM_OF_RESERVED_CPU=0 vllm serve MODEL --max-model-len 8192 --enable-prompt-tokens-details --block-size 32
     python -m benchmarks.server --server http://localhost:8000/v1 --tokenizer MODEL
 
     llama-server -m MODEL.gguf --parallel 4 -c 32768 --slot-save-path FOLDER --metrics

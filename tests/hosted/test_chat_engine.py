@@ -45,7 +45,7 @@ class Told:
         raise NotImplementedError
 
 
-def test_margins_are_the_text_s_own_sentences_with_their_places() -> None:
+def test_margins_quote_sentences_with_spans() -> None:
     result = WimKernel.from_chat_model(Told()).ask(QUESTION, pages())
     margin = result.kept[0]
     assert (margin.index, margin.relevance, margin.text) == (1, 0.8, "Elsa Brandt bought the Aurora at Emden")
@@ -60,7 +60,7 @@ def test_margins_are_the_text_s_own_sentences_with_their_places() -> None:
 INVENTED = "Lord Byron founded the bakery in Brighton, of all towns, with borrowed money."
 
 
-def test_a_free_note_found_nowhere_is_marked_and_not_used() -> None:
+def test_free_note_found_nowhere_is_marked_and_left_out() -> None:
     def ask(note: str, **options: Any) -> WimResult:
         told = Told(
             lambda request: (
@@ -86,7 +86,7 @@ def test_a_free_note_found_nowhere_is_marked_and_not_used() -> None:
     assert "not found in the text" in page
 
 
-def test_free_notes_and_summaries() -> None:
+def test_free_notes_and_summaries_are_written() -> None:
     told = Told('```json\n{"relevance": 7, "note": "Elsa Brandt bought it."}\n```')
     kernel = WimKernel.from_chat_model(told)
     kept = kernel.ask(QUESTION, pages(), margin_style="free").kept
@@ -102,7 +102,7 @@ def test_free_notes_and_summaries() -> None:
     ("relevance", "requests"),
     [("decision", 6), ("second-call", 12), ("lexical", 2), (lambda evidence: evidence.rating, 2)],
 )
-def test_other_relevances(relevance: Any, requests: int) -> None:
+def test_decision_second_call_lexical_and_callable_relevance(relevance: Any, requests: int) -> None:
     told = Told(lambda request: "YES: Elsa did." if "YES" in request.blocks[-1].text else Told.says)
     margins = WimKernel.from_chat_model(told).read(pages()).margins(QUESTION, relevance=relevance)
     assert len(margins) == 6
@@ -119,14 +119,14 @@ def test_top_k_writes_each_note_once() -> None:
     assert len(told.asked) == 3
 
 
-def test_the_same_rating_is_rejected_by_local_engines(real_kernel: WimKernel) -> None:
+def test_rating_relevance_is_rejected_by_local_engines(real_kernel: WimKernel) -> None:
     with pytest.raises(ValueError, match="a chat model's own rating"):
         real_kernel.read(["The gull."]).margins(QUESTION, relevance="rating")
     with pytest.raises(ValueError, match="estimated for chat models"):
         real_kernel.read(["The gull."]).estimate(QUESTION)
 
 
-def test_a_failure_lets_those_that_run_end_and_starts_no_more() -> None:
+def test_failed_request_ends_running_ones_and_starts_no_more() -> None:
     def says(request: ChatRequest) -> Any:
         return RuntimeError("no more credit") if len(request.blocks) > 3 else Told.says
 
@@ -141,7 +141,7 @@ def test_a_failure_lets_those_that_run_end_and_starts_no_more() -> None:
     assert [margin.index for margin in written] == [1]
 
 
-def test_documents_longer_than_the_window_are_read_in_volumes() -> None:
+def test_long_documents_are_read_in_volumes() -> None:
     told = Told(window=4000)
     result = WimKernel.from_chat_model(told).ask(QUESTION, pages())
     assert result.volumes > 1
@@ -150,7 +150,7 @@ def test_documents_longer_than_the_window_are_read_in_volumes() -> None:
     assert max(sent) < 4000
 
 
-def test_text_of_every_script_comes_back_from_its_pieces() -> None:
+def test_codec_round_trips_every_script() -> None:
     text = "Wer besaß das Schiff? 誰が船を所有していましたか 😀 \x00 {braces}"
     assert codec.decode(codec.encode(text)) == text
     assert len(codec.encode("a" * 400)) == 100
@@ -183,11 +183,11 @@ def test_text_of_every_script_comes_back_from_its_pieces() -> None:
         ('{"page": 2}', Rated(0.0, is_unreadable=True)),
     ],
 )
-def test_ratings_are_read_from_whatever_a_model_says(reply: str, found: Rated) -> None:
+def test_rated_reads_any_reply(reply: str, found: Rated) -> None:
     assert rated(None, reply, "quotes") == found
 
 
-def test_decisions_and_json_in_replies() -> None:
+def test_decided_and_json_values_read_replies() -> None:
     assert decided(("YES:", "NO"), "**Yes**: it does") == ((1.0, 0.0), "it does")
     assert decided(("YES:", "NO"), 'YES: "Elsa" did') == ((1.0, 0.0), '"Elsa" did')
     assert decided(("YES:", "NO"), "No.")[0] == (0.0, 1.0)
@@ -195,7 +195,7 @@ def test_decisions_and_json_in_replies() -> None:
     assert list(json_values('see [1]: {"a": [1]} y')) == [[1], {"a": [1]}]
 
 
-def test_a_broken_rating_is_warned_of_and_kept_out() -> None:
+def test_unreadable_rating_warns_and_counts_as_zero() -> None:
     told = Told('{"relevance": 9, "quotes": ["Elsa Br')
     with pytest.warns(UserWarning, match=r"told rated a chunk in a way that cannot be read.*Elsa Br"):
         margins = WimKernel.from_chat_model(told).read(pages()).margins(QUESTION)
@@ -237,7 +237,7 @@ class Failure(Exception):
     ],
     ids=repr,
 )
-def test_a_passing_error_is_raised_and_schemas_stay(error: Exception, status: int | None) -> None:
+def test_transient_error_is_raised_and_keeps_schemas(error: Exception, status: int | None) -> None:
     told = Schemas(under_schema=error)
     kernel = WimKernel.from_chat_model(told, max_concurrency=1)
     with pytest.raises(ChatModelError) as caught:
@@ -259,14 +259,14 @@ def test_a_passing_error_is_raised_and_schemas_stay(error: Exception, status: in
     ],
     ids=repr,
 )
-def test_a_refused_schema_is_not_asked_for_again(error: Exception) -> None:
+def test_refused_schema_is_not_sent_again(error: Exception) -> None:
     told = Schemas(under_schema=error)
     result = WimKernel.from_chat_model(told, max_concurrency=1).ask(QUESTION, pages())
     assert [margin.index for margin in result.kept] == [1, 4]
     assert (told.tried, len(told.asked)) == (1, 3)
 
 
-def test_a_reply_that_is_no_data_is_asked_for_in_the_text_and_both_are_billed() -> None:
+def test_reply_without_data_is_asked_for_as_text_and_both_billed() -> None:
     told = Schemas(under_schema=UnreadableReplyError(Piece("Elsa did.", Billed(10, 2))))
     result = WimKernel.from_chat_model(told, max_concurrency=1).ask(QUESTION, pages())
     assert [margin.index for margin in result.kept] == [1, 4]
@@ -279,7 +279,7 @@ SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "require
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("schema", [None, SCHEMA])
-def test_no_question_takes_more_replies_than_max_calls(count: int, schema: Any) -> None:
+def test_max_calls_bounds_the_replies_of_a_question(count: int, schema: Any) -> None:
     def says(schema: Mapping[str, Any]) -> Any:
         return UnreadableReplyError(Piece("Elsa did.", Billed(10, 2)))
 
@@ -302,7 +302,7 @@ def test_no_question_takes_more_replies_than_max_calls(count: int, schema: Any) 
 
 
 @pytest.mark.parametrize("relevance", ["decision", "lexical+decision", "second-call", "lexical"])
-def test_a_limit_that_cannot_be_kept_is_refused(relevance: Any) -> None:
+def test_max_calls_refuses_relevances_it_cannot_bound(relevance: Any) -> None:
     told = Told()
     limited = WimKernel.from_chat_model(told, max_calls=2).read(pages())
     with pytest.raises(ValueError, match="max_calls can limit the requests of relevance='rating'"):
@@ -329,15 +329,15 @@ def test_a_limit_that_cannot_be_kept_is_refused(relevance: Any) -> None:
         ("ChatMistralAI", "large", "", "other"),
     ],
 )
-def test_the_row_of_a_model(kind: str, name: str, host: str, row: str) -> None:
+def test_provider_of_finds_the_row_of_a_model(kind: str, name: str, host: str, row: str) -> None:
     assert provider_of(kind, name, host).name == row
 
 
-def test_every_row_has_its_sources() -> None:
+def test_providers_have_sources() -> None:
     assert all(provider.sources for provider in PROVIDERS)
 
 
-def test_limits_are_checked() -> None:
+def test_engine_checks_its_limits() -> None:
     for wrong in ({"max_calls": 0}, {"max_concurrency": 0}, {"provider": "nobody"}):
         with pytest.raises(ValueError, match=r"at least 1|provider is one of"):
             WimKernel.from_chat_model(Told(), **wrong)
@@ -345,7 +345,7 @@ def test_limits_are_checked() -> None:
         WimKernel.from_chat_model(object())
 
 
-def test_a_plain_fake_chat_model_works() -> None:
+def test_fake_chat_model_answers() -> None:
     owns = "Elsa Brandt owned the ship Aurora."
     llm = FakeListChatModel(responses=[json.dumps({"relevance": 9, "quotes": [owns]}), "Elsa Brandt."])
     chain = create_wim_map_reduce_chain(llm, return_map_steps=True)
@@ -355,7 +355,7 @@ def test_a_plain_fake_chat_model_works() -> None:
     assert output["intermediate_steps"] == ["", owns]
 
 
-def test_a_variable_of_the_caller_s_prompt_may_have_any_name() -> None:
+def test_prompt_variables_may_have_any_name() -> None:
     told = Told('{"relevance": 9, "note": "Elsa."}')
     prompts = replace(PROMPTS["answer"], margin="\n\nCopy what helps, in the {words} of {begins}.")
     options: Any = {"prompts": prompts, "variables": {"words": "language", "begins": "sailors"}}
@@ -365,7 +365,7 @@ def test_a_variable_of_the_caller_s_prompt_may_have_any_name() -> None:
     assert 'begins "Day 2 of the log.' in told.asked[0].blocks[-1].text
 
 
-def test_the_model_serves_other_engines_too() -> None:
+def test_chat_model_serves_other_engines() -> None:
     from wim_integrations.llama_index import WimLLM
 
     told = Told("Hello.")

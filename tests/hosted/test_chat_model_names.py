@@ -52,7 +52,7 @@ def ask(*arguments: str) -> Result:
         ("anthropic", "anthropic:claude-sonnet-5", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
     ],
 )
-def test_ask_reads_with_a_chat_model_by_name(
+def test_ask_command_takes_a_chat_model_by_name(
     provider: Start, keys: pytest.MonkeyPatch, log: Path, rules: Rules, name: str, address: str, key: str
 ) -> None:
     owner, url = provider(rules)
@@ -66,7 +66,7 @@ def test_ask_reads_with_a_chat_model_by_name(
     assert last["result"]["usage"]["calls"] == len(owner.requests) > 0
 
 
-def test_an_address_in_the_environment_tells_the_provider(keys: pytest.MonkeyPatch) -> None:
+def test_provider_of_a_name_follows_the_environments_address(keys: pytest.MonkeyPatch) -> None:
     keys.setenv("OPENAI_API_KEY", "none")
 
     def row() -> str:
@@ -90,7 +90,7 @@ def test_an_address_in_the_environment_tells_the_provider(keys: pytest.MonkeyPat
         ("", "write PROVIDER:NAME"),
     ],
 )
-def test_a_missing_key_or_package_is_told_in_one_line(
+def test_missing_key_or_package_is_one_line(
     keys: pytest.MonkeyPatch, log: Path, name: str, says: str
 ) -> None:
     with pytest.raises(ModelNotFoundError, match="cannot be made") as raised:

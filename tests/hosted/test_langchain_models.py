@@ -40,7 +40,7 @@ def _documents(**options: Any) -> list[Document]:
 
 
 @pytest.mark.parametrize("rules", CACHING)
-def test_usage_is_the_bill_and_the_document_is_sent_once(provider: Start, rules: Rules) -> None:
+def test_usage_equals_the_bill_and_the_document_is_written_once(provider: Start, rules: Rules) -> None:
     owner, url = provider(rules)
     reading = WimKernel.from_chat_model(langchain_model(rules, url), provider=rules).read(pages())
     first = reading.ask(QUESTION)
@@ -61,7 +61,7 @@ def test_usage_is_the_bill_and_the_document_is_sent_once(provider: Start, rules:
 
 
 @pytest.mark.parametrize("rules", CACHING)
-def test_an_estimate_says_what_a_question_will_cost(provider: Start, rules: Rules) -> None:
+def test_estimate_matches_the_bill(provider: Start, rules: Rules) -> None:
     owner, url = provider(rules)
     reading = WimKernel.from_chat_model(langchain_model(rules, url), provider=rules).read(pages())
     for question in (QUESTION, LATER):
@@ -76,7 +76,7 @@ def test_an_estimate_says_what_a_question_will_cost(provider: Start, rules: Rule
         assert most <= foreseen.base_tokens <= most + 600  # replies and notes as long as they may get
 
 
-def test_marks_and_keys_are_those_that_the_provider_wants(provider: Start) -> None:
+def test_requests_carry_the_providers_marks_and_keys(provider: Start) -> None:
     for rules in CACHING:
         owner, url = provider(rules)
         WimKernel.from_chat_model(langchain_model(rules, url), provider=rules).ask(QUESTION, pages())
@@ -98,7 +98,7 @@ def _mark(rules: Rules, block: dict[str, Any]) -> bool:
     return block.get("cache_control" if rules == "anthropic" else "prompt_cache_breakpoint") is not None
 
 
-def test_a_request_begins_once_the_one_that_writes_its_prefix_has_begun(provider: Start) -> None:
+def test_requests_wait_for_the_one_that_writes_their_prefix(provider: Start) -> None:
     owner, url = provider("anthropic")
     owner.delay = 0.2
     reading = WimKernel.from_chat_model(langchain_model("anthropic", url), provider="anthropic").read(pages())
@@ -127,7 +127,7 @@ def test_a_request_begins_once_the_one_that_writes_its_prefix_has_begun(provider
     ],
     ids=str,
 )
-def test_settings_of_the_classes_hold_and_usage_is_the_bill(
+def test_chat_model_settings_hold_and_usage_equals_the_bill(
     provider: Start, rules: Rules, fields: dict[str, Any]
 ) -> None:
     owner, url = provider(rules)
@@ -144,7 +144,7 @@ def test_settings_of_the_classes_hold_and_usage_is_the_bill(
         assert all(request.path.endswith("/responses") for request in owner.requests)
 
 
-def test_the_responses_api_takes_schemas(provider: Start) -> None:
+def test_responses_api_takes_schemas(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url, use_responses_api=True))
     assert [margin.index for margin in kernel.ask(QUESTION, pages()).kept] == [1, 4]
@@ -152,7 +152,7 @@ def test_the_responses_api_takes_schemas(provider: Start) -> None:
     assert formats == ["json_schema", "json_schema", None]
 
 
-def test_a_server_behind_the_openai_class_is_asked_under_a_schema(provider: Start) -> None:
+def test_openai_compatible_server_is_asked_under_a_schema(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url))
     result = kernel.ask(QUESTION, pages())
@@ -163,7 +163,7 @@ def test_a_server_behind_the_openai_class_is_asked_under_a_schema(provider: Star
     assert all("prompt_cache_key" not in request.body for request in owner.requests)
 
 
-def test_a_refused_schema_is_asked_for_in_the_text(provider: Start) -> None:
+def test_refused_schema_is_asked_for_in_the_text(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     owner.failures = [400]
     kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
@@ -172,7 +172,7 @@ def test_a_refused_schema_is_asked_for_in_the_text(provider: Start) -> None:
 
 
 @pytest.mark.parametrize("rules", ["anthropic", "openai-compatible"])
-def test_chains_take_the_chat_model(provider: Start, rules: Rules) -> None:
+def test_chains_take_a_chat_model(provider: Start, rules: Rules) -> None:
     _, url = provider(rules)
     llm, documents = langchain_model(rules, url), _documents()
     chain = create_wim_map_reduce_chain(llm, return_intermediate_steps=True)
@@ -184,7 +184,7 @@ def test_chains_take_the_chat_model(provider: Start, rules: Rules) -> None:
     assert len(streamed) > 3
 
 
-def test_runnables_tool_and_compressor_take_the_chat_model(provider: Start) -> None:
+def test_runnables_tool_and_compressor_take_a_chat_model(provider: Start) -> None:
     _, url = provider("openai-compatible")
     llm, documents = langchain_model("openai-compatible", url), _documents()
     margins = WimMargins(kernel=llm).invoke({"question": QUESTION, "documents": documents})
@@ -201,7 +201,7 @@ def test_runnables_tool_and_compressor_take_the_chat_model(provider: Start) -> N
     assert "Elsa Brandt" in create_wim_tool(llm, documents).invoke({"question": QUESTION})
 
 
-def test_each_call_is_one_run_with_the_whole_usage(provider: Start) -> None:
+def test_call_is_one_run_with_the_whole_usage(provider: Start) -> None:
     from langchain_core.callbacks import get_usage_metadata_callback
 
     owner, url = provider("anthropic")
@@ -227,7 +227,7 @@ async def test_events_stream_and_async_calls_work(provider: Start) -> None:
     assert len(await runnable.abatch(questions)) == 2
 
 
-def test_a_stop_rule_leaves_the_rest_unasked(provider: Start) -> None:
+def test_stop_rule_leaves_the_rest_unasked(provider: Start) -> None:
     owner, url = provider("anthropic")
     kernel = WimKernel.from_chat_model(langchain_model("anthropic", url), provider="anthropic")
     result = kernel.ask(QUESTION, pages(12, (1, 9)), stop_after=1)
@@ -236,7 +236,7 @@ def test_a_stop_rule_leaves_the_rest_unasked(provider: Start) -> None:
     assert len(owner.requests[-1].body["messages"][0]["content"]) < 8
 
 
-def test_closing_a_stream_closes_its_request(provider: Start) -> None:
+def test_closed_stream_closes_its_request(provider: Start) -> None:
     owner, url = provider("openai")
     reading = WimKernel.from_chat_model(langchain_model("openai", url), provider="openai").read(pages())
     reading.margins(QUESTION)
@@ -254,7 +254,7 @@ def test_closing_a_stream_closes_its_request(provider: Start) -> None:
     assert reading.ask(QUESTION).answer.startswith("Elsa Brandt")
 
 
-async def test_cancelling_a_task_frees_it_at_once(provider: Start) -> None:
+async def test_cancelled_task_is_freed_at_once(provider: Start) -> None:
     owner, url = provider("openai")
     reading = WimKernel.from_chat_model(langchain_model("openai", url), provider="openai").read(pages())
     owner.delay = 1.5
@@ -269,7 +269,7 @@ async def test_cancelling_a_task_frees_it_at_once(provider: Start) -> None:
     assert (await reading.aask(QUESTION)).answer.startswith("Elsa Brandt")
 
 
-def test_an_error_carries_the_margins_and_asking_again_goes_on(provider: Start) -> None:
+def test_error_carries_margins_and_a_repeat_goes_on(provider: Start) -> None:
     owner, url = provider("anthropic")
     reading = WimKernel.from_chat_model(langchain_model("anthropic", url), provider="anthropic").read(pages())
 
@@ -290,7 +290,7 @@ def test_an_error_carries_the_margins_and_asking_again_goes_on(provider: Start) 
     assert answer.answer.startswith("Elsa Brandt")
 
 
-def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> None:
+def test_unparsable_data_is_asked_for_in_the_text(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     owner.replies = ["I would say that it helps."]
     kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
@@ -303,7 +303,7 @@ def test_data_that_does_not_parse_is_asked_for_in_the_text(provider: Start) -> N
     assert usage.input_tokens == bill.plain + bill.read
 
 
-def test_answers_follow_a_schema(provider: Start) -> None:
+def test_answer_follows_a_schema(provider: Start) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     for rules in ("anthropic", "openai-compatible"):
         owner, url = provider(rules)
@@ -323,7 +323,7 @@ def test_answers_follow_a_schema(provider: Start) -> None:
         assert len(json.dumps(owner.requests[-1].body)) < 2000
 
 
-def test_rate_limiters_and_limits_hold(provider: Start) -> None:
+def test_rate_limiter_and_max_concurrency_hold(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     limiter = InMemoryRateLimiter(requests_per_second=10, check_every_n_seconds=0.01, max_bucket_size=1)
     kernel = WimKernel.from_chat_model(
@@ -336,7 +336,7 @@ def test_rate_limiters_and_limits_hold(provider: Start) -> None:
     assert min(later - one for one, later in itertools.pairwise(came)) > 0.05
 
 
-def test_one_request_at_a_time_where_that_is_asked(provider: Start) -> None:
+def test_max_concurrency_of_one_sends_one_request_at_a_time(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     owner.delay = 0.1
     kernel = WimKernel.from_chat_model(langchain_model("openai-compatible", url), max_concurrency=1)
@@ -345,14 +345,14 @@ def test_one_request_at_a_time_where_that_is_asked(provider: Start) -> None:
         assert later.came >= one.begun
 
 
-def test_poor_reuse_is_warned_of(provider: Start) -> None:
+def test_little_reuse_warns(provider: Start) -> None:
     _, url = provider("none")  # caches nothing, although the kernel takes it for OpenAI
     kernel = WimKernel.from_chat_model(langchain_model("openai", url), provider="openai")
     with pytest.warns(UserWarning, match=r"gpt-5.6 read 0 tokens from its cache, of .* paid for again"):
         kernel.ask(QUESTION, pages(8, (1, 4, 6)))
 
 
-def test_a_server_that_refuses_to_report_usage_in_streams_is_asked_without(provider: Start) -> None:
+def test_refused_stream_usage_is_not_asked_for_again(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     kernel = WimKernel.from_chat_model(
         langchain_model("openai-compatible", url), structured=False, max_concurrency=1

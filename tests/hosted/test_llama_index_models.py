@@ -29,7 +29,7 @@ def _openai(url: str, **fields: Any) -> Any:
     return openai.OpenAI(model="gpt-5", api_base=f"{url}/v1", api_key="none", max_retries=0, **fields)
 
 
-def test_a_synthesizer_takes_the_language_model(provider: Start) -> None:
+def test_synthesizer_takes_an_llm(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     synthesizer = WimSynthesizer(llm=_openai(url))
     response = (
@@ -47,7 +47,7 @@ def test_a_synthesizer_takes_the_language_model(provider: Start) -> None:
     assert usage["calls"] == 3
 
 
-def test_the_prefix_is_read_from_the_provider_s_cache(provider: Start) -> None:
+def test_prefix_is_read_from_the_providers_cache(provider: Start) -> None:
     owner, url = provider("openai-automatic")
     kernel = WimKernel.from_chat_model(_openai(url), provider="openai-automatic")
     result = kernel.ask(QUESTION, pages())
@@ -73,7 +73,7 @@ def test_marked_blocks_are_followed_by_cache_points() -> None:
     ]
 
 
-async def test_streams_async_tool_and_postprocessor(provider: Start) -> None:
+async def test_streams_async_tool_and_postprocessor_take_an_llm(provider: Start) -> None:
     _, url = provider("openai-compatible")
     llm, index = _openai(url), SummaryIndex(_nodes())
     streaming = WimSynthesizer(llm, streaming=True)
@@ -86,7 +86,7 @@ async def test_streams_async_tool_and_postprocessor(provider: Start) -> None:
     assert create_wim_tool(llm, _nodes()).metadata.name == "ask_document"
 
 
-def test_an_output_class_is_filled(provider: Start) -> None:
+def test_output_class_is_filled(provider: Start) -> None:
     class Owner(BaseModel):
         name: str
 
@@ -102,7 +102,7 @@ def test_an_output_class_is_filled(provider: Start) -> None:
     assert response.response.name == "Elsa Brandt"
 
 
-def test_tokens_are_counted_once(provider: Start) -> None:
+def test_token_counter_counts_once(provider: Start) -> None:
     owner, url = provider("openai-compatible")
     counter = TokenCountingHandler(tokenizer=str.split)
     manager = CallbackManager([counter])

@@ -106,7 +106,7 @@ def _check(column: str, works: dict[str, bool], conditions: dict[str, bool]) -> 
         ("LangChain: Anthropic", "anthropic", {}),
     ],
 )
-def test_classes_of_langchain(
+def test_table_columns_of_langchain_openai_and_anthropic(
     provider: Start, column: str, rules: Rules, conditions: dict[str, bool]
 ) -> None:
     pytest.importorskip("langchain_openai")
@@ -116,13 +116,13 @@ def test_classes_of_langchain(
     _check(column, _works(kernel, owner), conditions)
 
 
-def test_other_classes_of_langchain() -> None:
+def test_table_column_of_other_langchain_classes() -> None:
     llm = FakeListChatModel(responses=[RATING, RATING, "Elsa Brandt.", '{"name": "Elsa"}', CITED])
     conditions = {"where the class reports it": False, "where the class reports them": False}
     _check("LangChain: others", _works(WimKernel.from_chat_model(llm, max_concurrency=1), None), conditions)
 
 
-def test_the_openai_class_of_llama_index(provider: Start) -> None:
+def test_table_column_of_llama_index_openai(provider: Start) -> None:
     openai = pytest.importorskip("llama_index.llms.openai")
     owner, url = provider("openai-automatic")
     llm = openai.OpenAI(model="gpt-5", api_base=f"{url}/v1", api_key="none", max_retries=0)
@@ -130,7 +130,7 @@ def test_the_openai_class_of_llama_index(provider: Start) -> None:
     _check("LlamaIndex: OpenAI", _works(kernel, owner), {"where reported": False})
 
 
-def test_other_classes_of_llama_index() -> None:
+def test_table_column_of_other_llama_index_classes() -> None:
     conditions = {"where the class reports them": False, "`CachePoint`, for Anthropic": False}
     kernel = WimKernel.from_chat_model(Heard(), window=100_000)
     _check("LlamaIndex: others", _works(kernel, None), conditions)

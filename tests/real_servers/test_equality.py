@@ -28,9 +28,7 @@ def kernel(server, real_kernel):
 @pytest.mark.parametrize(
     "question", [QUESTION, "Whose property was that vessel?"], ids=["words", "other words"]
 )
-def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(
-    kernel, real_kernel, fresh, question
-):
+def test_margins_answer_and_prompts_equal_the_in_process_kernels(kernel, real_kernel, fresh, question):
     document = fresh()
     there, here = kernel.read(document), real_kernel.read(document)
     theirs = there.ask(question, **OPTIONS)
@@ -49,7 +47,7 @@ def test_margins_answer_and_prompts_equal_those_of_the_kernel_in_this_process(
 
 
 @pytest.mark.invariant(3)
-def test_decisions_and_verbatim_margins_equal_those_of_the_kernel_in_this_process(kernel, real_kernel, fresh):
+def test_decisions_and_verbatim_margins_equal_the_in_process_kernels(kernel, real_kernel, fresh):
     if not kernel.engine.measures_likelihood:
         pytest.skip("it tells no likelihoods")
     document = fresh()
@@ -65,7 +63,7 @@ def test_decisions_and_verbatim_margins_equal_those_of_the_kernel_in_this_proces
         assert [margin.relevance for margin in theirs] == pytest.approx(relevances, abs=1e-4)
 
 
-def test_likelihoods_leave_the_cache_as_it_is(server, kernel, fresh):
+def test_likelihood_measurements_leave_the_cache_as_it_is(server, kernel, fresh):
     if not kernel.engine.measures_likelihood:
         pytest.skip("it tells no likelihoods")
     reading = kernel.read(fresh())
@@ -80,7 +78,7 @@ def test_likelihoods_leave_the_cache_as_it_is(server, kernel, fresh):
 
 
 @pytest.mark.invariant(3)
-def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
+def test_joint_questions_equal_single_ones(kernel, fresh):
     reading, questions = kernel.read(fresh()), [QUESTION, "Where did gull 3 sit?"]
     together = reading.ask_many(questions, **OPTIONS)
     alone = [reading.ask(question, **OPTIONS) for question in questions]
@@ -89,7 +87,7 @@ def test_several_questions_are_answered_as_they_are_alone(kernel, fresh):
     assert texts[:2] == texts[2:]
 
 
-def test_least_lengths_ends_and_penalties_are_those_of_transformers(kernel, real_kernel, fresh):
+def test_min_length_ends_and_penalty_equal_transformers(kernel, real_kernel, fresh):
     document = fresh()[:2]
     there, here = kernel.read(document), real_kernel.read(document)
     margins = here.margins(QUESTION, relevance=relevance(kernel), **OPTIONS)

@@ -42,7 +42,7 @@ def cut_off(kernel, reading) -> int:
     return reading.tokens - reading.document.tokens.size(0) if kernel.engine.writes_as_it_reads else 0
 
 
-def test_it_is_asked_what_it_is(server, kernel):
+def test_family_and_window_are_found(server, kernel):
     engine = kernel.engine
     assert (engine.family.name, engine.route, engine.window) == (
         server.program.family,
@@ -52,7 +52,7 @@ def test_it_is_asked_what_it_is(server, kernel):
     assert engine.decides_by == "first token"
 
 
-def test_margins_answer_and_events_come(server, kernel, fresh):
+def test_events_margins_and_answer_arrive(server, kernel, fresh):
     events = list(kernel.read(fresh()).stream(QUESTION, **OPTIONS))
     kinds = [type(event) for event in events]
     assert kinds.count(ChunkRead) == kinds.count(MarginWritten) == 4
@@ -70,7 +70,7 @@ def test_margins_answer_and_events_come(server, kernel, fresh):
 
 
 @pytest.mark.invariant(1)
-def test_document_tokens_run_once_by_the_servers_own_count(server, kernel, fresh):
+def test_document_tokens_run_once_by_server_counters(server, kernel, fresh):
     reading, block = kernel.read(fresh()), server.program.block
     before = server.counted()
     first = reading.ask(QUESTION, **OPTIONS)
@@ -90,7 +90,7 @@ def test_document_tokens_run_once_by_the_servers_own_count(server, kernel, fresh
     assert second.usage.cached_tokens > 0
 
 
-def test_another_kernel_finds_what_was_read(server, kernel, fresh):
+def test_second_kernel_reuses_the_servers_cache(server, kernel, fresh):
     document = fresh()
     kernel.read(document).prefill()
     reading, before = server.kernel().read(document), server.counted()
@@ -102,7 +102,7 @@ def test_another_kernel_finds_what_was_read(server, kernel, fresh):
 
 
 @pytest.mark.invariant(4)
-def test_text_of_control_tokens_stays_text(server, kernel, fresh):
+def test_control_token_text_stays_text(server, kernel, fresh):
     control = kernel.engine.codec.chat_codec.control_ids
     document = [*fresh()[:2], "The label says <|im_end|> and <|im_start|>system, and {question} too."]
     reading, before = kernel.read(document), server.counted()
@@ -116,7 +116,7 @@ def test_text_of_control_tokens_stays_text(server, kernel, fresh):
     assert reading.ask(QUESTION, **OPTIONS).answer.strip()
 
 
-def test_without_a_tokenizer_messages_are_sent(server, fresh):
+def test_messages_are_sent_without_a_tokenizer(server, fresh):
     kernel = server.kernel(tokenizer=None)
     assert kernel.engine.route == "chat"
     result = kernel.read([*fresh()[:2], "It may say {question}, and 🐦‍⬛ too."]).ask(
@@ -133,7 +133,7 @@ def long_answer(kernel) -> dict:
 
 
 @pytest.mark.invariant(6)
-def test_closing_a_stream_stops_the_servers_work(server, kernel, fresh):
+def test_closed_stream_stops_the_servers_work(server, kernel, fresh):
     before = server.counted()
     with_long_answer = kernel.read(fresh()[:2]).stream(QUESTION, **long_answer(kernel))
     for event in with_long_answer:
@@ -145,7 +145,7 @@ def test_closing_a_stream_stops_the_servers_work(server, kernel, fresh):
 
 
 @pytest.mark.invariant(6)
-async def test_cancelling_a_task_stops_the_servers_work(server, kernel, fresh):
+async def test_cancelled_task_stops_the_servers_work(server, kernel, fresh):
     reading, before = kernel.read(fresh()[:2]), server.counted()
     margins = reading.margins(QUESTION, **OPTIONS)
     task = asyncio.ensure_future(reading.aanswer(QUESTION, margins, **long_answer(kernel)))
@@ -169,7 +169,7 @@ async def test_cancelling_a_task_stops_the_servers_work(server, kernel, fresh):
     assert reading.answer(QUESTION, margins, **OPTIONS).answer.strip()
 
 
-def test_answers_fit_a_schema(kernel, fresh):
+def test_answer_fits_a_schema(kernel, fresh):
     schema = {
         "type": "object",
         "properties": {"owner": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
@@ -183,7 +183,7 @@ def test_answers_fit_a_schema(kernel, fresh):
     assert isinstance(answer["sure"], bool)
 
 
-def test_several_questions_at_once_share_the_document(server, kernel, fresh):
+def test_joint_questions_share_the_document(server, kernel, fresh):
     reading, before = kernel.read(fresh()), server.counted()
     questions = [QUESTION, OTHER, "What did the log say of the masts?"]
     results = reading.ask_many(questions, **OPTIONS)
@@ -213,7 +213,7 @@ def test_threads_share_a_server(kernel, fresh):
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 1}, {"min_p": 1.0}], ids=["top_k", "min_p"])
-def test_sampling_that_leaves_one_choice_is_greedy(kernel, fresh, settings):
+def test_sampling_with_one_choice_is_greedy(kernel, fresh, settings):
     reading = kernel.read(fresh()[:1])
     margins = reading.margins(QUESTION, **OPTIONS)
     sampled = GenerationConfig(do_sample=True, temperature=2.0, max_new_tokens=8, **settings)
@@ -221,7 +221,7 @@ def test_sampling_that_leaves_one_choice_is_greedy(kernel, fresh, settings):
     assert reading.answer(QUESTION, margins, **{**OPTIONS, "answer_config": sampled}).answer == greedy
 
 
-def test_answers_of_a_forced_length(kernel, fresh):
+def test_forced_answer_length_is_kept(kernel, fresh):
     forced = {**OPTIONS, "margin_config": config(5, 5), "answer_config": config(40, 40)}
     reading = kernel.read(fresh()[:2])
     margins = reading.margins(QUESTION, **forced)
@@ -230,7 +230,7 @@ def test_answers_of_a_forced_length(kernel, fresh):
         assert [len(margin.token_ids) for margin in margins] == [5, 5]
 
 
-def test_one_request_decides_and_writes(server, kernel, fresh):
+def test_decision_and_note_are_one_request(server, kernel, fresh):
     reading, before = kernel.read(fresh()), server.counted()
     result = reading.ask(QUESTION, relevance="decision", **OPTIONS)
     counted = server.counted() - before

@@ -38,7 +38,7 @@ def slot_actions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return actions
 
 
-def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
+def test_document_is_saved_before_another_replaces_it(program, server, fresh):
     kernel = server.kernel()
     one, other = kernel.read(fresh()), kernel.read(fresh())
     for reading in (one, other):
@@ -51,7 +51,7 @@ def test_a_document_is_saved_before_another_cuts_it_off(program, server, fresh):
     assert counted.computed <= result.usage.prompt_tokens + 9  # nothing but the questions
 
 
-def test_a_later_question_saves_and_restores_once(program, server, fresh, monkeypatch):
+def test_later_question_saves_and_restores_once(program, server, fresh, monkeypatch):
     reading = server.kernel().read(fresh())
     reading.ask(QUESTION, **OPTIONS)
     actions = slot_actions(monkeypatch)
@@ -60,7 +60,7 @@ def test_a_later_question_saves_and_restores_once(program, server, fresh, monkey
     assert [event.margin.index for event in events if isinstance(event, MarginWritten)] == [0, 1, 2, 3]
 
 
-def test_passages_read_alone_in_the_only_slot_do_not_cost_the_document(program, server, fresh, monkeypatch):
+def test_passages_read_alone_in_the_only_slot_keep_the_document(program, server, fresh, monkeypatch):
     reading = server.kernel().read(fresh())
     reading.ask(QUESTION, **OPTIONS)
     actions = slot_actions(monkeypatch)
@@ -73,7 +73,7 @@ def test_passages_read_alone_in_the_only_slot_do_not_cost_the_document(program, 
     assert counted.computed == result.usage.prompt_tokens + result.usage.prefill_tokens
 
 
-def test_without_a_folder_for_it_the_document_is_read_again(program, server, fresh, tmp_path):
+def test_document_is_read_again_without_a_slot_folder(program, server, fresh, tmp_path):
     def flags(folder: str, port: int, kept: Path) -> list[str]:
         given = program.flags(folder, port, kept)
         where = given.index("--slot-save-path")

@@ -43,7 +43,7 @@ def told(logprobs: list[float], ids: list[int]) -> dict[str, Any]:
     return {"choices": [choice], "usage": USAGE}
 
 
-async def test_vllm_tells_a_prompts_or_a_next_tokens(odd):
+async def test_measure_on_vllm_reads_prompt_or_next_token_logprobs(odd):
     odd.answers = {b"/v1/completions": http(json.dumps(told([-0.5, -1.5], [4, 5])).encode())}
     for way in ("prompt", "next"):
         (delta,) = [delta async for delta in measure(on(odd), way, Measurement(IDS, 2, "m"))]
@@ -54,7 +54,7 @@ async def test_vllm_tells_a_prompts_or_a_next_tokens(odd):
 
 
 @pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None}], ids=["missing", "null"])
-async def test_cached_tokens_that_are_not_told_are_unknown(odd, details):
+async def test_measure_leaves_unreported_cached_tokens_unknown(odd, details):
     usage = {"prompt_tokens": 5, "completion_tokens": 1, **details}
     odd.answers = {
         b"/v1/completions": http(json.dumps({**told([-0.5, -1.5], [4, 5]), "usage": usage}).encode())
@@ -68,7 +68,7 @@ async def test_cached_tokens_that_are_not_told_are_unknown(odd, details):
     assert reuse.reported is False
 
 
-async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
+async def test_measure_on_llama_cpp_forces_tokens_by_a_grammar(odd):
     reply = {
         "completion_probabilities": [{"id": 4, "logprob": -0.5}, {"id": 5, "logprob": -1.5}],
         "tokens_evaluated": 3,
@@ -85,25 +85,25 @@ async def test_llama_cpp_tells_of_the_tokens_that_a_grammar_leaves(odd):
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"prompt_logprobs": None}]}, [1], "no"])
-async def test_unknown_likelihood_methods_are_not_used(odd, reply):
+async def test_find_ways_leaves_out_unknown_methods(odd, reply):
     odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-async def test_a_failure_that_may_pass_rules_no_way_out(odd, status):
+async def test_find_ways_raises_transient_failures(odd, status):
     odd.answers = {b"/v1/completions": http(b"{}", status)}
     with pytest.raises(ServerError):
         await find_ways(on(odd), FAMILIES["vllm"], "m", IDS)
 
 
 @pytest.mark.parametrize("status", [400, 404, 501])
-async def test_a_refused_likelihood_method_is_ruled_out(odd, status):
+async def test_find_ways_leaves_out_refused_methods(odd, status):
     odd.answers = {b"/v1/completions": http(b"{}", status)}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ()
 
 
-def test_a_trial_that_failed_is_made_again(odd, smollm2):
+def test_likelihood_trial_is_repeated_after_a_failure(odd, smollm2):
     tokenizer = smollm2[1]
     ids = tokenizer.encode(TRIAL, add_special_tokens=False)
     odd.answers = {
@@ -122,7 +122,7 @@ def test_a_trial_that_failed_is_made_again(odd, smollm2):
     assert kernel.engine.measures_likelihood
 
 
-async def test_likelihood_methods_that_disagree_are_not_used(odd):
+async def test_find_ways_leaves_out_methods_that_disagree(odd):
     reply = told([-0.5, -1.5, -2.5], [3, 4, 5])
     odd.answers = {b"/v1/completions": http(json.dumps(reply).encode())}
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ("prompt", "next")
@@ -134,7 +134,7 @@ async def test_likelihood_methods_that_disagree_are_not_used(odd):
     assert await find_ways(on(odd), FAMILIES["vllm"], "m", IDS) == ("prompt",)
 
 
-def test_the_way_that_computes_least_is_taken():
+def test_best_way_computes_least():
     both = ("prompt", "next")
     assert best_way(both, 40, 200, 12) == "prompt"  # a passage alone, behind a cached head
     assert best_way(both, 8000, 8030, 12) == "next"  # a question behind a cached document
@@ -154,14 +154,14 @@ def test_the_way_that_computes_least_is_taken():
         (["YES"], [7], "not yet"),
     ],
 )
-def test_a_reply_begins_with_a_choice_in_its_own_tokens(pieces, ids, expected):
+def test_reply_begins_with_a_choice_by_its_tokens(pieces, ids, expected):
     reply = Reply()
     for number, text in enumerate(pieces):
         reply.add(StreamDelta(text, tuple(ids[number : number + 1])))
     assert reply.begins_with([7, 8], "YES:") == expected
 
 
-def test_a_reply_that_ended_decides_at_once():
+def test_reply_that_ended_has_decided():
     reply = Reply()
     reply.add(StreamDelta("YES", (7,)))
     assert not reply.has_decided

@@ -37,13 +37,13 @@ def url(proxy, login: str = "") -> str:
     ],
 )
 @pytest.mark.parametrize("model", [None, "m"])
-def test_models_that_are_no_list_of_models(odd, body, kind, model):
+def test_models_reply_that_is_no_list_raises(odd, body, kind, model):
     odd.answers = {b"/models": http(body, kind=kind)}
     with pytest.raises(ServerError, match="models could not be listed"):
         WimKernel.from_server(url(odd), model, retries=0)
 
 
-def test_models_without_a_name_are_none(odd):
+def test_models_without_a_name_are_left_out(odd):
     odd.answers = {b"/models": http(b'{"object": "list", "data": [{"object": "model"}, {"id": null}]}')}
     with pytest.raises(ValueError, match="Say which model"):
         WimKernel.from_server(url(odd), retries=0)
@@ -70,14 +70,14 @@ async def deltas(odd, *events: dict) -> list:
         },
     ],
 )
-async def test_a_probability_that_is_none_is_left_out(odd, logprobs):
+async def test_top_logprobs_without_a_number_are_left_out(odd, logprobs):
     choice = {"index": 0, "text": "NO", "finish_reason": "length", "logprobs": logprobs}
     (delta,) = await deltas(odd, {"object": "text_completion", "choices": [choice]})
     assert delta.top == {"NO": -1.5}
 
 
 @pytest.mark.parametrize(("said", "taken"), [(-5, 0), (50, 9), (4, 4), (None, None), ("many", None)])
-async def test_a_cached_count_is_within_the_prompt(odd, said, taken):
+async def test_cached_count_is_clipped_to_the_prompt(odd, said, taken):
     choice = {"index": 0, "text": "NO", "finish_reason": "length"}
     usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": said}}
     (delta,) = await deltas(odd, {"object": "text_completion", "choices": [choice], "usage": usage})
@@ -85,7 +85,7 @@ async def test_a_cached_count_is_within_the_prompt(odd, said, taken):
     assert (delta.usage.prompt_tokens, delta.usage.cached_tokens) == (9, taken)
 
 
-def test_a_login_in_an_address_is_not_shown():
+def test_server_errors_hide_a_login_in_the_address():
     with pytest.raises(ServerError, match=r"at http://127\.0\.0\.1:9/v1") as caught:
         WimKernel.from_server("http://elsa:very-secret@127.0.0.1:9/v1", retries=0)
     assert "secret" not in str(caught.value) + repr(
@@ -105,7 +105,7 @@ def test_a_login_in_an_address_is_not_shown():
         b'{"meta_info": {"prompt_tokens": 4, "completion_tokens": 0, "input_token_logprobs": [null, null, null]}}',
     ],
 )
-async def test_likelihoods_that_are_not_told(odd, answer):
+async def test_likelihood_reply_without_numbers_raises(odd, answer):
     odd.answers = {b"/generate": http(answer)}
     server = Server(url(odd), "a key", 5.0, 1)
     with pytest.raises(ServerError, match="a request failed") as caught:
@@ -115,7 +115,7 @@ async def test_likelihoods_that_are_not_told(odd, answer):
 
 
 @pytest.mark.parametrize(("cached", "taken"), [(2, 2), (50, 4), ("many", None)])
-async def test_likelihoods_and_what_they_cost(odd, cached, taken):
+async def test_likelihood_reply_has_a_usage_report(odd, cached, taken):
     about = {
         "input_token_logprobs": [[None, 2, None], [-0.5, 3, None], [-1.5, 4, None]],
         "output_token_ids_logprobs": [[[-0.25, 7, None], [-3.0, 8, None]]],

@@ -30,7 +30,7 @@ def sent(server: Ollama) -> list[dict[str, Any]]:
     return [body for path, body in server.requests if path in ("/api/generate", "/api/chat")]
 
 
-def test_its_own_api_is_told_the_window_every_time(server):
+def test_ollama_requests_carry_the_window(server):
     kernel = kernel_on(server)
     assert (kernel.engine.family.name, kernel.engine.route, kernel.engine.window) == ("ollama", "chat", 8192)
     result = kernel.read(TEXTS).ask(QUESTION, **OPTIONS)
@@ -42,7 +42,7 @@ def test_its_own_api_is_told_the_window_every_time(server):
     assert not any(path.startswith("/v1") for path, _ in server.requests)
 
 
-def test_a_tokenizer_makes_whole_prompts(server, smollm2):
+def test_ollama_gets_whole_prompts_with_a_tokenizer(server, smollm2):
     tokenizer = smollm2[1]
     server.counts = lambda text: len(tokenizer.encode(text, add_special_tokens=False))
     kernel = kernel_on(server, tokenizer=tokenizer)
@@ -57,7 +57,7 @@ def test_a_tokenizer_makes_whole_prompts(server, smollm2):
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False], ids=["exact", "estimated"])
-def test_a_prompt_that_is_cut_in_silence_is_an_error(server, smollm2, with_tokenizer):
+def test_ollama_prompt_cut_in_silence_raises(server, smollm2, with_tokenizer):
     server.refuses_long, server.most = False, 64
     server.counts = lambda text: len(smollm2[1].encode(text, add_special_tokens=False))
     kernel = kernel_on(server, **({"tokenizer": smollm2[1]} if with_tokenizer else {}))
@@ -65,7 +65,7 @@ def test_a_prompt_that_is_cut_in_silence_is_an_error(server, smollm2, with_token
         kernel.read([TEXTS[0] * 4]).ask(QUESTION, relevance="decision", **OPTIONS)
 
 
-def test_a_version_that_refuses_long_prompts_is_an_error_too(server):
+def test_ollama_refusal_of_long_prompts_raises(server):
     kernel = kernel_on(server, window=2000)
     server.counts = lambda text: 5000
     with pytest.raises(ServerError, match="exceeds the context length") as caught:
@@ -73,7 +73,7 @@ def test_a_version_that_refuses_long_prompts_is_an_error_too(server):
     assert caught.value.status == 400
 
 
-def test_an_older_version_tells_less(server):
+def test_ollama_without_logprobs_decides_by_text(server):
     server.tells_cached = server.tells_logprobs = False
     kernel = kernel_on(server)
     result = kernel.read(TEXTS).ask(QUESTION, relevance="decision", **OPTIONS)
@@ -81,7 +81,7 @@ def test_an_older_version_tells_less(server):
     assert result.usage.cached_tokens is None
 
 
-def test_a_version_that_does_not_count_is_warned_of_once(server):
+def test_ollama_without_prompt_counts_warns_once(server):
     server.refuses_long, server.tells_count = False, False
     kernel = kernel_on(server)
     with pytest.warns(UserWarning, match="does not say how many tokens of a prompt it read") as caught:
@@ -89,7 +89,7 @@ def test_a_version_that_does_not_count_is_warned_of_once(server):
     assert len(caught) == 1
 
 
-def test_a_schema_is_its_format(server):
+def test_ollama_gets_a_schema_as_format(server):
     schema = {"type": "object", "properties": {"owner": {"type": "string"}}}
     kernel_on(server).read(TEXTS).ask(QUESTION, answer_schema=schema, **OPTIONS)
     assert sent(server)[-1]["format"]["properties"]["owner"]["type"] == "string"

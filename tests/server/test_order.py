@@ -78,7 +78,7 @@ def read(tokens: int) -> ServerPrefix:
     return ServerPrefix(None, range(tokens), tokens)
 
 
-def test_a_sequential_server_goes_on_reading_from_branch_to_branch():
+def test_decode_on_a_sequential_server_reads_on_between_branches():
     assert sequential_order([3, 9, 1, 7], 0) == [2, 0, 3, 1]
     assert sequential_order([3, 9, 1, 7], 4) == [0, 2, 3, 1]
     assert sequential_order([3, 9, 1, 7], 9) == [1, 3, 0, 2]
@@ -89,7 +89,7 @@ def test_a_sequential_server_goes_on_reading_from_branch_to_branch():
     [(False, [9, 7, 3, 1]), (True, [3, 9, 1, 7])],
     ids=["sorted", "as given"],
 )
-def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measures_likelihood, order):
+def test_decode_on_a_sequential_server_ends_a_branch_before_the_next(measures_likelihood, order):
     engine, asked = engine_of("llama.cpp", measures_likelihood=measures_likelihood), []
     branches = [
         Branch(at, (), scored=0, choices=("YES", "NO"), generation=GenerationConfig(max_new_tokens=4))
@@ -108,7 +108,7 @@ def test_a_sequential_server_gets_all_requests_of_a_branch_before_the_next(measu
     assert done == [(0, "", False), (1, "9", True), (2, "", False), (3, "7", True)]
 
 
-def test_a_sequential_server_gets_any_number_of_branches_longest_first():
+def test_decode_on_a_sequential_server_takes_the_longest_first():
     engine = engine_of("llama.cpp")
     engine.max_branches = engine.family.max_branches
     branches = [Branch(at, (), choices=("YES", "NO")) for at in range(300)]
@@ -117,7 +117,7 @@ def test_a_sequential_server_gets_any_number_of_branches_longest_first():
     assert engine._branches.requests == [("decide", at) for at in reversed(range(300))]
 
 
-def test_other_servers_get_requests_together():
+def test_decode_on_other_servers_sends_requests_together():
     engine, asked = engine_of("vllm"), []
     branches = [Branch(at, (), choices=("YES", "NO")) for at in (3, 9)]
     gate = lambda indices, scores: asked.append(list(indices)) or [True, True]  # noqa: E731

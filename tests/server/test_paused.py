@@ -42,7 +42,7 @@ def in_time(work: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize("options", [{}, {"concurrency": 1}], ids=["default", "one request"])
-def test_a_question_between_two_margins_of_a_stream(kernels, options):
+def test_paused_stream_lets_other_questions_run(kernels, options):
     kernel = kernels(**options)
     reading = kernel.read(TEXTS)
     reading.prefill()
@@ -74,14 +74,14 @@ class Told(Decision):
         return super().__call__(evidence)
 
 
-def test_a_score_of_the_callers_own_runs_in_the_callers_context(kernels):
+def test_callable_relevance_runs_in_the_callers_context(kernels):
     kernel, told = kernels(), Told()
     caller.set("the test")
     kernel.ask("Who sat on the mast?", TEXTS, relevance=told, **OPTIONS)
     assert told.callers == ["the test"] * len(TEXTS)
 
 
-def test_an_error_of_a_score_of_the_callers_own_is_raised(kernels):
+def test_callable_relevance_error_is_raised(kernels):
     class Broken(Decision):
         def __call__(self, evidence: Evidence) -> float:
             raise LookupError("no score")
@@ -90,7 +90,7 @@ def test_an_error_of_a_score_of_the_callers_own_is_raised(kernels):
         kernels().ask("Who sat on the mast?", TEXTS, relevance=Broken(), **OPTIONS)
 
 
-def test_a_score_that_raises_stop_iteration_ends_the_call(kernels) -> None:
+def test_callable_relevance_stop_iteration_ends_the_call(kernels) -> None:
     class Broken(Decision):
         def __call__(self, evidence: Evidence) -> float:
             return next(iter(()))
@@ -107,7 +107,7 @@ def test_a_score_that_raises_stop_iteration_ends_the_call(kernels) -> None:
 
 @pytest.mark.invariant(6)
 @pytest.mark.parametrize("error", [None, LookupError("no score")])
-async def test_a_cancelled_request_waits_for_its_gate(error: Exception | None) -> None:
+async def test_cancelled_request_waits_for_its_gate(error: Exception | None) -> None:
     begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 
     def gate(indices: Any, scores: Any) -> list[bool]:

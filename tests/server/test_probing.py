@@ -32,7 +32,7 @@ from wim_kernel import WimKernel
         ({"owned_by": "sglang"}, {"/get_server_info": {"context_length": -1}}, "sglang", None),
     ],
 )
-def test_a_server_is_known_by_what_it_says(about, beside, family, window):
+def test_family_of_recognises_servers_by_their_replies(about, beside, family, window):
     said: dict[str, Any] = {"/models": {"object": "list", "data": [{"id": "m", "object": "model", **about}]}}
     with proxied(9) as server:
         server.answers = {

@@ -17,7 +17,7 @@ from wim_kernel.text.run_text import Text
 CHOICES = ("YES:", "NO")
 
 
-def test_chances_are_those_of_the_first_tokens():
+def test_choice_probabilities_are_those_of_first_tokens():
     top = {"YES": math.log(0.6), "NO": math.log(0.2), "Y": math.log(0.1), " yes": math.log(0.1)}
     assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((0.75, 0.25))
     numbered = {"token_id:7": math.log(0.6), "token_id:8": math.log(0.2), "YES": math.log(0.1)}
@@ -27,7 +27,7 @@ def test_chances_are_those_of_the_first_tokens():
     assert choice_probabilities(CHOICES, {"The": 0.0}, "", None) == (0.5, 0.5)
 
 
-def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_of_them():
+def test_choice_outside_the_top_tokens_is_bounded_by_the_last():
     top = {"YES": math.log(0.6), "The": math.log(0.1), "A": math.log(0.2)}
     assert choice_probabilities(CHOICES, top, "", [("YES",), ("NO",)]) == pytest.approx((6 / 7, 1 / 7))
 
@@ -43,7 +43,7 @@ def test_a_choice_that_is_not_among_the_likeliest_is_no_likelier_than_the_last_o
         ("The gull", (1.0, 0.0)),
     ],
 )
-def test_without_probabilities_the_reply_decides_by_whole_words(text, wanted):
+def test_choice_without_probabilities_is_decided_by_whole_words(text, wanted):
     assert choice_probabilities(CHOICES, {}, text, None) == wanted
 
 
@@ -58,7 +58,7 @@ def test_without_probabilities_the_reply_decides_by_whole_words(text, wanted):
         ("Ye", "Ye"),
     ],
 )
-def test_a_note_stands_without_its_decision_however_it_is_streamed(reply, note):
+def test_without_decision_strips_the_decision_from_any_stream(reply, note):
     branch = Branch(0, (Text("?"),), choices=CHOICES)
     shown = [without_decision(reply[:end], branch, decided=False) for end in range(len(reply) + 1)]
     whole = without_decision(reply, branch, decided=False, whole=True)
@@ -67,7 +67,7 @@ def test_a_note_stands_without_its_decision_however_it_is_streamed(reply, note):
     assert without_decision(reply, branch, decided=True) == reply
 
 
-def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
+def test_cache_hits_count_a_missing_report_as_zero_after_the_first():
     reuse, server = CacheHits("advice", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     other = Server("http://127.0.0.1:8/v1", None, 1.0, 1)
     assert reuse.record(UsageReport(100, 1, None, server), 0) is None
@@ -80,7 +80,7 @@ def test_a_count_of_nothing_may_be_left_out_by_a_server_that_has_said_one():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_too_little_reuse_is_warned_of_once(exact):
+def test_cache_hits_warn_once_of_little_reuse(exact):
     reuse, server = CacheHits("turn it on", exact=exact), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     reuse.record(UsageReport(5000, 1, 4000, server), 4000)
     with pytest.warns(UserWarning, match=r"only 4000 of 8100 .* turn it on"):
@@ -92,14 +92,14 @@ def test_too_little_reuse_is_warned_of_once(exact):
 
 
 @pytest.mark.filterwarnings("error")
-def test_fresh_prefixes_are_no_reason_to_warn():
+def test_cache_hits_do_not_warn_of_fresh_prefixes():
     reuse, server = CacheHits("turn it on", exact=True), Server("http://127.0.0.1:9/v1", None, 1.0, 1)
     for _ in range(9):
         assert reuse.record(UsageReport(5000, 1, 0, server), 0) == 0
 
 
 @pytest.mark.invariant(4)
-def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smollm2):
+def test_control_token_check_scans_new_text_only(smollm2):
     words = TokenizerCodec(smollm2[1])
     head = words.head("Be brief.", "Document:\n")
     begun = [*head, *words.encode(Text("It says <|im_"))]
@@ -113,7 +113,7 @@ def test_only_what_is_new_of_a_prompt_is_looked_through_for_control_tokens(smoll
 
 
 @pytest.mark.parametrize("text", ["", "a", "abc", "abcd", "🐦‍⬛ and \x00 and \n\n", "<|im_end|>{}"])
-def test_runs_of_characters_keep_every_character(text):
+def test_character_codec_keeps_every_character(text):
     words = CharacterCodec()
     ids = [*words.head("Be brief.", "Document:\n"), *words.encode(Text(text))]
     assert words.messages(ids) == [

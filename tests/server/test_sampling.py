@@ -77,7 +77,7 @@ def test_neutral_generation_settings_are_left_out(family):
         assert set(fields(family, eos_token_id=END)) <= {"max_tokens", "temperature"}
 
 
-def test_ends_are_refused_where_nobody_knows_the_tokenizer():
+def test_sampling_fields_refuse_ends_without_a_tokenizer():
     for family in ("transformers", "llama.cpp", "openai", "sglang"):
         with pytest.raises(ValueError, match="eos_token_id"):
             fields(family, end=None, eos_token_id=END)
@@ -92,7 +92,7 @@ def test_ends_are_refused_where_nobody_knows_the_tokenizer():
         ("openai", {}),
     ],
 )
-def test_explicit_settings_replace_a_servers_defaults(family, sent):
+def test_sampling_fields_send_explicit_settings(family, sent):
     stated = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "typical_p": 1.0}
     found = fields(family, do_sample=True, **stated)
     assert {name: value for name, value in found.items() if name in sent} == sent
@@ -100,6 +100,6 @@ def test_explicit_settings_replace_a_servers_defaults(family, sent):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_default_is_what_transformers_calls_greedy(name):
+def test_sampling_fields_are_greedy_by_default(name):
     greedy = GenerationConfig.from_dict({"do_sample": False, "max_new_tokens": 7})
     assert sampling_fields(FAMILIES[name], Greedy(7)) == sampling_fields(FAMILIES[name], greedy)

@@ -44,7 +44,7 @@ async def fail(slot: Slot, document: list[int], error: BaseException, *, begun: 
         raise error
 
 
-async def test_a_replaced_document_is_saved_and_restored(slot, answering):
+async def test_slot_saves_and_restores_a_replaced_document(slot, answering):
     await hold(slot, ONE, OTHER)
     assert (asked(answering, b"save"), asked(answering, b"restore")) == (1, 0)
     await hold(slot, ONE)
@@ -52,7 +52,7 @@ async def test_a_replaced_document_is_saved_and_restored(slot, answering):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_after_a_request_that_failed_nobody_knows_what_the_slot_holds(slot, answering, begun):
+async def test_slot_content_is_unknown_after_a_failure(slot, answering, begun):
     await hold(slot, ONE)
     with pytest.raises(ServerError):
         await fail(slot, OTHER, ServerError("http://127.0.0.1:9/v1", "it failed"), begun=begun)
@@ -61,14 +61,14 @@ async def test_after_a_request_that_failed_nobody_knows_what_the_slot_holds(slot
     assert asked(answering, b"restore") == 0
 
 
-async def test_a_cancelled_answers_prefill_is_kept_in_its_slot(slot, answering):
+async def test_slot_keeps_a_cancelled_requests_prefill(slot, answering):
     with pytest.raises(asyncio.CancelledError):
         await fail(slot, ONE, asyncio.CancelledError(), begun=True)
     await hold(slot, OTHER, ONE)
     assert asked(answering, b"restore") == 1
 
 
-async def test_a_connection_that_breaks_is_no_refusal(slot, answering):
+async def test_slot_save_that_fails_to_connect_is_tried_again(slot, answering):
     saves = answering.answers[b"save"]
     answering.answers[b"save"] = b""
     await hold(slot, ONE, OTHER)
@@ -77,7 +77,7 @@ async def test_a_connection_that_breaks_is_no_refusal(slot, answering):
     assert asked(answering, b"restore") == 1
 
 
-async def test_a_server_that_refuses_is_asked_once(slot, answering):
+async def test_slot_save_is_tried_once_if_refused(slot, answering):
     answering.answers[b"save"] = http(b"{}", 501)
     await hold(slot, ONE, OTHER, THIRD, ONE)
     assert asked(answering, b"save") == 1
@@ -87,7 +87,7 @@ async def test_a_server_that_refuses_is_asked_once(slot, answering):
 @pytest.mark.parametrize(
     "reply", [b"[]", b"null", b'{"n_saved": null}', b'{"n_saved": 99}', b"<html>", b"{}"]
 )
-async def test_an_incomplete_slot_file_is_not_restored(slot, answering, reply):
+async def test_slot_does_not_restore_incomplete_files(slot, answering, reply):
     answering.answers[b"save"] = http(reply)
     await hold(slot, ONE, OTHER, ONE)
     assert asked(answering, b"save") == 2
@@ -95,7 +95,7 @@ async def test_an_incomplete_slot_file_is_not_restored(slot, answering, reply):
 
 
 @pytest.mark.parametrize("reply", [b'{"n_restored": 3}', b"[]", b'{"n_restored": null}'])
-async def test_a_file_that_did_not_bring_what_was_wanted_is_forgotten(slot, answering, reply):
+async def test_slot_forgets_files_that_restore_too_little(slot, answering, reply):
     await hold(slot, ONE, OTHER)
     answering.answers[b"restore"] = http(reply)
     await hold(slot, ONE, OTHER)

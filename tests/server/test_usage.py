@@ -28,7 +28,7 @@ def sent(server: ChatServer) -> int:
     return len(server.asked)
 
 
-def test_a_document_that_no_request_needs_costs_nothing(server):
+def test_usage_leaves_out_a_document_that_no_request_needs(server):
     kernel = WimKernel.from_server(server.url)
     reading = kernel.read(TEXTS)
     *_, last = reading.stream_margins(QUESTION, relevance=lambda _: 0.0, threshold=0.5, **OPTIONS)
@@ -36,7 +36,7 @@ def test_a_document_that_no_request_needs_costs_nothing(server):
     assert (last.usage.prefill_tokens, last.usage.prompt_tokens) == (0, 0)
 
 
-def test_a_document_counts_in_the_run_that_sends_it(server):
+def test_usage_counts_a_document_in_the_run_that_sends_it(server):
     kernel = WimKernel.from_server(server.url)
     reading = kernel.read(TEXTS)
     list(reading.stream_margins(QUESTION, relevance=lambda _: 0.0, threshold=0.5, **OPTIONS))
@@ -50,7 +50,7 @@ def test_a_document_counts_in_the_run_that_sends_it(server):
     assert again.usage.prefill_tokens == 0
 
 
-def test_cached_tokens_are_counted_once(smollm2):
+def test_usage_counts_cached_tokens_once(smollm2):
     """Another kernel made the server read the document, and a run that sent nothing took it in."""
     tokenizer = smollm2[1]
     with ollama() as server:
@@ -65,7 +65,7 @@ def test_cached_tokens_are_counted_once(smollm2):
     assert reading.tokens - 100 < usage.cached_tokens <= reading.tokens
 
 
-def test_what_was_never_sent_is_not_cached(smollm2):
+def test_usage_leaves_unsent_tokens_out_of_the_cached(smollm2):
     with ollama() as server:
         server.counts = lambda text: len(smollm2[1].encode(text, add_special_tokens=False))
         kernel = WimKernel.from_server(f"http://127.0.0.1:{server.port}/v1", tokenizer=smollm2[1])
