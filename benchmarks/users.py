@@ -52,15 +52,18 @@ def measure(kernel: WimKernel, args: argparse.Namespace) -> list[dict[str, Any]]
     readings = [kernel.read(shuffled(text, args.tokens, kernel, seed)) for seed in range(max(args.users))]
     for reading in readings:
         reading.prefill()
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def best(some: Sequence[Reading], at_once: int) -> float:
+        found = []
+        for turn in range(3):  # the first one waits for kernels and graphs
+            asked = [f"{args.question} ({turn}, {at_once}, {user})" for user in range(len(some))]
+            found.append(tokens_per_second(kernel, some, asked, args.new_tokens, at_once))
+        return max(found[1:])
+
+    alone = best(readings[:4], 1)  # which does not depend on how many wait
     for count in args.users:
-        figures: dict[str, Any] = {"users": count}
-        for name, at_once in (("one after another", 1), ("at once", count)):
-            found = []
-            for turn in range(3):  # the first one waits for kernels and graphs
-                asked = [f"{args.question} ({turn}, {name}, {user})" for user in range(count)]
-                found.append(tokens_per_second(kernel, readings[:count], asked, args.new_tokens, at_once))
-            figures[name] = max(found[1:])
+        figures = {"users": count, "one after another": alone, "at once": best(readings[:count], count)}
         rows.append(figures)
         print(figures, flush=True)
     return rows
