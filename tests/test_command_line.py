@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wim(kernel: WimKernel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     """Run `wim ask` in this process on a tiny model that is loaded already, with nothing read."""
-    monkeypatch.setattr(models, "load", lambda model, gguf_file: kernel)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file, weights: kernel)
     budget = kernel.cache.budget
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:

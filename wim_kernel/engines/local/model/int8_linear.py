@@ -1,0 +1,245 @@
+"""Linear layers with weights in 8 bits, for CPUs.
+
+A weight is a whole number from -127 to 127, times a scale of its output. Each row of inputs is a row of whole numbers
+in 16 bits, times a scale of that row. Its upper and lower bytes are multiplied by the weights in one product of 8-bit
+numbers, which oneDNN computes by the processor's own instructions (VNNI). All sums are exact, so a row's result depends
+on that row alone, whatever the batch, and inputs lose hardly anything: what is lost is the weights' rounding. Inputs of
+8 bits would cost half the products and several times the error, and rounding steps as coarse as that turn the smallest
+differences between two ways to compute attention into other words.
+
+On processors without VNNI, on other devices, and where gradients are wanted, the same numbers are multiplied in
+float32, which is slower than a model that is not quantised.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wim_kernel.engines.local.model.joining import are_views, concatenate
+
+MOST = 127
+"""Largest whole number of a weight."""
+MOST_INPUT = 32_512
+"""Largest whole number of an input: 256 times the largest of its upper byte, which is a signed number in 8 bits."""
+_SMALLEST = 1e-30  # in place of zero, to divide by
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers that are given the same input, and are computed as one product."""
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with weights in 8 bits.
+
+    Its state dict holds the weights in float32, as a plain linear layer's does, so a saved model is a plain checkpoint,
+    and plain weights that are loaded are quantised.
+
+    Args:
+        layer: the layer whose weights are quantised.
+
+    Attributes:
+        weight: whole numbers, (out, in), int8.
+        scale: factors on the rows of ``weight``, (out,), float32 whatever the model's dtype.
+        bias: the layer's own bias, (out,), or None.
+        group: computes the layer together with others that have the same input.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight, scale = quantised(layer.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = layer.bias
+        self.group = Group([self])
+        self.train(layer.training)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``rows @ weight.T * scale + bias``, (..., in) to (..., out), in the dtype of ``rows``."""
+        if rows.requires_grad and torch.is_grad_enabled():
+            result = nn.functional.linear(rows, self.dequantised().to(rows.dtype))
+        else:
+            result = self.group.product(self, rows)
+        return result if self.bias is None else result + self.bias
+
+    def dequantised(self) -> Tensor:
+        """The weights in float32, (out, in)."""
+        return self.weight.float() * self.scale[:, None]
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        scale = self.scale.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scale.dtype != torch.float32:  # another dtype is that of inputs and results
+            self.scale.data = scale.to(self.scale.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.dequantised()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        given = state_dict.get(prefix + "weight")
+        parts = dict(state_dict)
+        if given is not None and given.dtype != torch.int8:
+            parts[prefix + "weight"], parts[prefix + "scale"] = quantised(given)
+        super()._load_from_state_dict(parts, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class Group:
+    """Layers that are given the same input, computed as one product.
+
+    The weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more memory.
+
+    Args:
+        layers: layers with the same number of inputs.
+    """
+
+    def __init__(self, layers: Sequence[Int8Linear]) -> None:
+        self.layers = tuple(layers)
+        self._joined: Tensor | None = None
+        # the last input of the thread, and the outputs that no layer has taken yet
+        self._last = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.layers, self._joined, self._last = state["layers"], None, threading.local()
+
+    def product(self, layer: Int8Linear, rows: Tensor) -> Tensor:
+        """The output of one layer, without its bias. Outputs of the others are kept until they are asked for.
+
+        Args:
+            layer: one of the group's layers.
+            rows: the input, (..., in).
+
+        Returns:
+            (..., out), in the dtype of ``rows``.
+        """
+        if len(self.layers) == 1:
+            return _product(rows, layer.weight, layer.scale)
+        index = next(index for index, other in enumerate(self.layers) if other is layer)
+        source, parts = getattr(self._last, "parts", (None, {}))
+        if source is not rows or index not in parts:
+            scale = torch.cat([other.scale for other in self.layers])
+            sizes = [other.out_features for other in self.layers]
+            parts = dict(enumerate(torch.split(_product(rows, self._weight(), scale), sizes, -1)))
+        part: Tensor = parts.pop(index)
+        self._last.parts = (rows, parts) if parts else (None, {})
+        return part
+
+    def _weight(self) -> Tensor:
+        """The weights of all layers, joined anew if the model was copied or given others."""
+        weights = [layer.weight for layer in self.layers]
+        whole = self._joined
+        if whole is None or not are_views(whole, weights):
+            with torch.inference_mode(False), torch.no_grad():
+                whole = self._joined = concatenate(weights)
+        return whole
+
+
+def _product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Rows (..., in) times weights (out, in) in 8 bits times their scales, (..., out), in the dtype of ``rows``."""
+    flat = rows.reshape(-1, rows.shape[-1]).float()
+    row_scale = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST).div_(MOST_INPUT)
+    numbers = torch.round(flat / row_scale)
+    if rows.device.type == "cpu" and multiplies_bytes():
+        sums = torch._int_mm(_bytes(numbers), weight.t())
+        result = torch.add(sums[len(flat) :], sums[: len(flat)].float(), alpha=256)
+    else:
+        result = nn.functional.linear(numbers, weight.float())
+    return result.mul_(row_scale).mul_(scale).to(rows.dtype).view(*rows.shape[:-1], -1)
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    """The upper bytes of whole numbers (M, K), then the lower, as (2 M, K) in int8.
+
+    A number is 256 times its upper byte, plus its lower one; both are signed.
+    """
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    short = numbers.to(torch.int16)
+    return torch.cat(((short + 128).view(torch.int8)[:, high::2], short.view(torch.int8)[:, low::2]))
+
+
+def quantise(model: PreTrainedModel) -> None:
+    """Quantise the linear layers of a model on a CPU, in place.
+
+    Embeddings, norms and whatever else is no `torch.nn.Linear` stay as they are, an embedding that shares its weights
+    with the output layer as well.
+
+    Args:
+        model: a causal LM.
+
+    Raises:
+        ValueError: if the model is not on a CPU, or has no plain linear layers.
+    """
+    found = {id(layer): layer for layer in model.modules() if _is_plain(layer)}
+    devices = {layer.weight.device.type for layer in found.values()}
+    if devices - {"cpu"}:
+        raise ValueError(
+            f"weights='int8' is for models on a CPU, and this one is on {', '.join(sorted(devices))}: load it with "
+            "device='cpu', or without the option."
+        )
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no linear layers that weights='int8' could quantise: it is quantised already, "
+            "or offloaded."
+        )
+    replaced: dict[int, Int8Linear] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in found:
+                if id(child) not in replaced:
+                    replaced[id(child)] = Int8Linear(found[id(child)])
+                setattr(parent, name, replaced[id(child)])
+        for names in SAME_INPUT:
+            layers = [getattr(parent, name, None) for name in names]
+            same = [layer for layer in layers if isinstance(layer, Int8Linear)]
+            if len(same) == len(names) and len({layer.in_features for layer in same}) == 1:
+                group = Group(same)
+                for layer in same:
+                    layer.group = group
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.is_floating_point()
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Whether this process can multiply 8-bit numbers by the processor's own instructions, and does it exactly.
+
+    Without these instructions (VNNI) the product is slow, or adds pairs up in 16 bits, which is too few.
+    """
+    known: Callable[[], bool] | None = getattr(torch.cpu, "_is_vnni_supported", None)
+    if known is None or not known():
+        return False
+    rows = torch.randint(-128, 128, (16, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
+    rows[0], weight = -128, torch.full((32, 64), MOST, dtype=torch.int8)
+    try:
+        found = torch._int_mm(rows, weight.t())
+    except (AttributeError, RuntimeError):  # another build of torch
+        return False
+    return torch.equal(found.float(), rows.float() @ weight.float().t())
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (out, in) as whole numbers, int8, and the scale of each output, (out,) in float32."""
+    exact = weight.float()
+    scale = exact.abs().amax(1).clamp(min=_SMALLEST) / MOST
+    return torch.round(exact / scale[:, None]).to(torch.int8), scale
