@@ -97,6 +97,7 @@ def _key(model: PreTrainedModel, options: Mapping[str, Any]) -> str | None:
     identity = identity_of([*files, *(Path(inspect.getfile(code)) for code in _code_of(model))])
     if identity is None:
         return None
+    chosen = {name: value for name, value in options.items() if value is not None}
     known = [identity, machine_key(), transformers.__version__, type(model).__qualname__, str(model.dtype)]
     known.append(str(model.config._attn_implementation))
     known += [

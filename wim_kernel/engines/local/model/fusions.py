@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from wim_kernel.common import forks
 from wim_kernel.engines.local.attention.triton_launch import DTYPES, available, interpreted
 from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
-from wim_kernel.engines.local.model.joining import are_views, concatenate
 from wim_kernel.engines.local.model.patching import ForwardPatch
 
 ROTARY = "apply_rotary_pos_emb"
@@ -39,9 +38,9 @@ class FusedProjections:
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
-        self.weight: Tensor | None = concatenate([layer.weight for layer in layers])
+        self.weight: Tensor | None = _concatenate([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.bias = concatenate(biases) if biases else None
+        self.bias = _concatenate(biases) if biases else None
         # the last input of the thread, and the outputs that no layer has taken yet
         self._last = threading.local()
 
@@ -68,11 +67,36 @@ class FusedProjections:
     def _is_fused(self) -> bool:
         """Whether the layers' parameters are still views of the fused tensors. If not, releases those tensors."""
         if self.weight is not None and not (
-            are_views(self.weight, [layer.weight for layer in self.layers])
-            and (self.bias is None or are_views(self.bias, [layer.bias for layer in self.layers]))
+            _are_views(self.weight, [layer.weight for layer in self.layers])
+            and (self.bias is None or _are_views(self.bias, [layer.bias for layer in self.layers]))
         ):
             self.weight = self.bias = None
         return self.weight is not None
+
+
+def _are_views(whole: Tensor, parts: Sequence[Tensor | None]) -> bool:
+    """Whether the parts are consecutive views of one tensor."""
+    address, storage_ptr = whole.data_ptr(), whole.untyped_storage().data_ptr()
+    for part in parts:
+        if part is None or part.dtype != whole.dtype or part.data_ptr() != address:
+            return False
+        if part.untyped_storage().data_ptr() != storage_ptr:
+            return False
+        address += part.nbytes
+    return True
+
+
+def _concatenate(parameters: Sequence[Tensor]) -> Tensor:
+    """Concatenate parameters; each then becomes a view of the result."""
+    first = parameters[0].data
+    if _are_views(first, parameters):  # they were concatenated before
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(
+        parameters, torch.split(whole, [len(item) for item in parameters]), strict=True
+    ):
+        parameter.data = part
+    return whole
 
 
 def _qkv_projections(module: nn.Module) -> list[nn.Linear]:

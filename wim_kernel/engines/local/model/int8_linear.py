@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wim_kernel.engines.local.model.joining import are_views, concatenate
-
 MOST = 127
 """Largest whole number of a weight."""
 MOST_INPUT = 32_512
 """Largest whole number of an input: 256 times the largest of its upper byte, which is a signed number in 8 bits."""
+FEW_ROWS = 16
+"""Number of rows for which weights are laid out; the layout works for any number."""
 _SMALLEST = 1e-30  # in place of zero, to divide by
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that are given the same input, and are computed as one product."""
@@ -103,23 +103,21 @@ class Int8Linear(nn.Module):
 class Group:
     """Layers that are given the same input, computed as one product.
 
-    The weights are moved into one tensor, of which each layer's parameter becomes a view, so they take no more memory.
-
     Args:
         layers: layers with the same number of inputs.
     """
 
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         self.layers = tuple(layers)
-        self._joined: Tensor | None = None
+        self._laid_out: tuple[list[tuple[int, int]], LaidOut] | None = None
         # the last input of the thread, and the outputs that no layer has taken yet
         self._last = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layers": self.layers}
+        return {"layers": self.layers}  # oneDNN's layout cannot be copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.layers, self._joined, self._last = state["layers"], None, threading.local()
+        self.layers, self._laid_out, self._last = state["layers"], None, threading.local()
 
     def product(self, layer: Int8Linear, rows: Tensor) -> Tensor:
         """The output of one layer, without its bias. Outputs of the others are kept until they are asked for.
@@ -132,48 +130,77 @@ class Group:
             (..., out), in the dtype of ``rows``.
         """
         if len(self.layers) == 1:
-            return _product(rows, layer.weight, layer.scale)
+            return self._all(rows)
         index = next(index for index, other in enumerate(self.layers) if other is layer)
         source, parts = getattr(self._last, "parts", (None, {}))
         if source is not rows or index not in parts:
-            scale = torch.cat([other.scale for other in self.layers])
             sizes = [other.out_features for other in self.layers]
-            parts = dict(enumerate(torch.split(_product(rows, self._weight(), scale), sizes, -1)))
+            parts = dict(enumerate(torch.split(self._all(rows), sizes, -1)))
         part: Tensor = parts.pop(index)
         self._last.parts = (rows, parts) if parts else (None, {})
         return part
 
-    def _weight(self) -> Tensor:
-        """The weights of all layers, joined anew if the model was copied or given others."""
-        weights = [layer.weight for layer in self.layers]
-        whole = self._joined
-        if whole is None or not are_views(whole, weights):
-            with torch.inference_mode(False), torch.no_grad():
-                whole = self._joined = concatenate(weights)
-        return whole
+    def _all(self, rows: Tensor) -> Tensor:
+        """The outputs of all layers, one after another, (..., sum of out)."""
+        flat = rows.reshape(-1, rows.shape[-1]).float()
+        row_scale = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST).div_(MOST_INPUT)
+        numbers = torch.round(flat / row_scale)
+        if rows.device.type == "cpu" and multiplies_bytes():
+            sums = self._weights().product(_bytes(numbers))
+            result = torch.add(sums[len(flat) :], sums[: len(flat)], alpha=256)
+        else:
+            weight, scale = (torch.cat(parts) for parts in zip(*map(_parts, self.layers), strict=True))
+            result = nn.functional.linear(numbers, weight.float()).mul_(scale)
+        return result.mul_(row_scale).to(rows.dtype).view(*rows.shape[:-1], -1)
+
+    def _weights(self) -> LaidOut:
+        """The weights of all layers, laid out anew when they have changed."""
+        versions = [_version(part) for layer in self.layers for part in _parts(layer)]
+        if self._laid_out is None or self._laid_out[0] != versions:
+            weight, scale = (torch.cat(parts) for parts in zip(*map(_parts, self.layers), strict=True))
+            self._laid_out = versions, LaidOut(weight, scale)
+        return self._laid_out[1]
 
 
-def _product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Rows (..., in) times weights (out, in) in 8 bits times their scales, (..., out), in the dtype of ``rows``."""
-    flat = rows.reshape(-1, rows.shape[-1]).float()
-    row_scale = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST).div_(MOST_INPUT)
-    numbers = torch.round(flat / row_scale)
-    if rows.device.type == "cpu" and multiplies_bytes():
-        sums = torch._int_mm(_bytes(numbers), weight.t())
-        result = torch.add(sums[len(flat) :], sums[: len(flat)].float(), alpha=256)
-    else:
-        result = nn.functional.linear(numbers, weight.float())
-    return result.mul_(row_scale).mul_(scale).to(rows.dtype).view(*rows.shape[:-1], -1)
+def _parts(layer: Int8Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach(), layer.scale.detach()
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+class LaidOut:
+    """Weights in oneDNN's layout.
+
+    Args:
+        weight: (N, K) in int8.
+        scale: factors on its rows, (N,).
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.weight: Tensor = torch.ops.onednn.qlinear_prepack(
+            weight.contiguous(), [FEW_ROWS, weight.shape[1]]
+        )
+        self.scale = scale.contiguous()
+        self.zeros = torch.zeros(len(scale), dtype=torch.int32)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """``(rows - 128) @ weight.T * scale``, from (M, K) in uint8 to (M, N) in float32; the sums are exact."""
+        result: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+            rows, 1.0, 128, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return result
 
 
 def _bytes(numbers: Tensor) -> Tensor:
-    """The upper bytes of whole numbers (M, K), then the lower, as (2 M, K) in int8.
+    """The upper bytes of whole numbers (M, K), then the lower, as (2 M, K) in uint8, each 128 more than it stands for.
 
     A number is 256 times its upper byte, plus its lower one; both are signed.
     """
-    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
-    short = numbers.to(torch.int16)
-    return torch.cat(((short + 128).view(torch.int8)[:, high::2], short.view(torch.int8)[:, low::2]))
+    low, high = (0, 1) if sys.byteorder == "little" else (3, 2)
+    shifted = (numbers + (128 * 256 + 128)).to(torch.int32).view(torch.uint8)
+    return torch.cat((shifted[:, high::4], shifted[:, low::4]))
 
 
 def quantise(model: PreTrainedModel) -> None:
@@ -222,20 +249,20 @@ def _is_plain(layer: nn.Module) -> bool:
 
 @functools.cache
 def multiplies_bytes() -> bool:
-    """Whether this process can multiply 8-bit numbers by the processor's own instructions, and does it exactly.
+    """Whether oneDNN can multiply 8-bit numbers here by the processor's own instructions (VNNI), and does it exactly.
 
-    Without these instructions (VNNI) the product is slow, or adds pairs up in 16 bits, which is too few.
+    Without them it adds pairs of products up in 16 bits, which is too few for numbers as large as these.
     """
     known: Callable[[], bool] | None = getattr(torch.cpu, "_is_vnni_supported", None)
     if known is None or not known():
         return False
-    rows = torch.randint(-128, 128, (16, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
-    rows[0], weight = -128, torch.full((32, 64), MOST, dtype=torch.int8)
+    rows = torch.randint(0, 256, (16, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    rows[0], weight = 255, torch.full((32, 64), MOST, dtype=torch.int8)
     try:
-        found = torch._int_mm(rows, weight.t())
+        found = LaidOut(weight, torch.ones(32)).product(rows)
     except (AttributeError, RuntimeError):  # another build of torch
         return False
-    return torch.equal(found.float(), rows.float() @ weight.float().t())
+    return torch.equal(found, (rows.float() - 128) @ weight.float().t())
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
