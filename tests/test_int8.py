@@ -40,6 +40,10 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(torch.arange(21).view(3, 7)).logits
 
 
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
 @pytest.fixture(params=[True, False], ids=["bytes", "floats"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Products by VNNI, where the processor has it, and as other processors compute them."""
@@ -65,7 +69,7 @@ def test_a_product_is_that_of_the_dequantised_weights(rows: int, inputs: int) ->
     # as a share of the products that are added up, row by row, so that rows of small magnitude count too
     largest = (given.abs().amax(1, keepdim=True).double() * weight.abs().sum(1)).norm(dim=1)
     assert bool(((found - wanted).norm(dim=1) < 2e-5 * largest).all())
-    error = (small.dequantised() - plain.weight).abs().amax(1) / plain.weight.abs().amax(1)
+    error = (small.dequantised() - plain.weight.detach()).abs().amax(1) / plain.weight.abs().amax(1)
     assert 0 < float(error.max()) < 0.5 / 127 + 1e-6
 
 
@@ -113,14 +117,15 @@ def test_both_ways_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_have_the_inputs_shape_and_dtype(dtype: torch.dtype) -> None:
+    given = torch.randn(2, 3, 96, dtype=dtype)
     plain = layer(bias=True)
+    wanted = plain(given.float())
     small = Int8Linear(plain).to(dtype)
     assert small.scale.dtype == torch.float32
     assert small.weight.dtype == torch.int8
-    given = torch.randn(2, 3, 96, dtype=dtype)
     found = small(given)
     assert (found.shape, found.dtype) == ((2, 3, 70), dtype)
-    torch.testing.assert_close(found.float(), plain(given.float()), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
 
 
 def test_weights_that_change_are_laid_out_anew() -> None:
@@ -176,8 +181,7 @@ def test_linear_layers_are_replaced_and_nothing_else(tiny_model: TinyModel, kind
     own = dict(model.named_parameters())
     assert others
     assert all(torch.equal(own[name], item) for name, item in others.items())
-    error = (logits(model) - logits(plain)).norm() / logits(plain).norm()
-    assert 0 < error < 0.05
+    assert 1e-3 < apart(logits(model), logits(plain)) < 0.05
 
 
 def test_layers_of_one_input_are_one_product(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,16 +225,16 @@ def test_a_model_can_be_copied_pickled_and_moved(tiny_model: TinyModel) -> None:
     )  # what is loaded was made on this line
     half = other.to(torch.bfloat16)
     assert logits(half).dtype == torch.bfloat16
-    torch.testing.assert_close(logits(half).float(), wanted, rtol=0.2, atol=0.2)
+    assert apart(logits(half).float(), wanted) < 0.05
 
 
 def test_a_saved_model_is_a_plain_checkpoint(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = small(tiny_model)
     model.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-3, atol=1e-3)
+    assert apart(logits(plain), logits(model)) < 1e-3
     quantise(plain)
-    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
+    assert apart(logits(plain), logits(model)) < 1e-3
 
 
 def test_what_cannot_be_quantised_is_refused_with_the_reason(tiny_model: TinyModel, smollm2: Loaded) -> None:
@@ -263,10 +267,8 @@ def test_margins_and_answer_equal_generate(tiny_model: TinyModel, smollm2: Loade
 
 
 @pytest.mark.slow
-def test_the_embedded_model_stays_exact_and_keeps_its_calibration(
-    smollm2: Loaded, real_kernel: WimKernel
-) -> None:
-    kernel = WimKernel(copy.deepcopy(smollm2[0]), smollm2[1], weights="int8")
+def test_the_embedded_model_stays_exact_and_keeps_its_calibration(real_kernel: WimKernel) -> None:
+    kernel = WimKernel.from_pretrained("embedded", device="cpu", dtype="float32", weights="int8")
     assert kernel.engine.calibration_key() == real_kernel.engine.calibration_key()
     assert kernel.engine.identity() != real_kernel.engine.identity()
     reading = kernel.read(

@@ -225,7 +225,7 @@ def quantise(model: PreTrainedModel) -> None:
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no linear layers that weights='int8' could quantise: it is quantised already, "
-            "or offloaded."
+            "offloaded, or in use by another kernel."
         )
     replaced: dict[int, Int8Linear] = {}
     for parent in list(model.modules()):
