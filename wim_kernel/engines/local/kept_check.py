@@ -102,7 +102,7 @@ def _key(model: PreTrainedModel, options: Mapping[str, Any]) -> str | None:
     known.append(str(model.config._attn_implementation))
     known += [
         model.config.to_json_string(use_diff=False),
-        json.dumps(dict(options), sort_keys=True, default=str),
+        json.dumps(chosen, sort_keys=True, default=str),
     ]
     return hashlib.blake2b("\n".join(known).encode(), digest_size=16).hexdigest()
 
