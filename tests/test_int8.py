@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wim_kernel import WimKernel
 from wim_kernel.engines.local.model import int8_linear
-from wim_kernel.engines.local.model.int8_linear import Int8Linear, quantise
+from wim_kernel.engines.local.model.int8_linear import Int8Group, Int8Linear
+from wim_kernel.engines.local.model.quantising import quantise
 
 QUESTION = "Which zebra kept the ledger?"
 CHUNKS = ["zebra harbour ledger night rope gull keel", "sail, brass. lamp; fog? oar crate moon", "A zebra."]
@@ -27,7 +28,7 @@ def layer(inputs: int = 96, outputs: int = 70, *, bias: bool = False) -> nn.Line
 
 def small(tiny_model: TinyModel, kind: str = "llama") -> PreTrainedModel:
     model = copy.deepcopy(tiny_model(kind))
-    quantise(model)
+    quantise(model, "int8")
     return model
 
 
@@ -187,14 +188,14 @@ def test_linear_layers_are_replaced_and_nothing_else(tiny_model: TinyModel, kind
 def test_layers_of_one_input_are_one_product(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(tiny_model)
     counted: list[int] = []
-    whole = int8_linear.Group._all
+    whole = Int8Group._all
 
-    def count(group: int8_linear.Group, rows: torch.Tensor) -> torch.Tensor:
+    def count(group: Int8Group, rows: torch.Tensor) -> torch.Tensor:
         found = whole(group, rows)
         counted.append(found.shape[-1])
         return found
 
-    monkeypatch.setattr(int8_linear.Group, "_all", count)
+    monkeypatch.setattr(Int8Group, "_all", count)
     logits(model)
     block = model.model.layers[0]
     parts = [
@@ -233,18 +234,18 @@ def test_a_saved_model_is_a_plain_checkpoint(tiny_model: TinyModel, tmp_path: Pa
     model.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert apart(logits(plain), logits(model)) < 1e-3
-    quantise(plain)
+    quantise(plain, "int8")
     assert apart(logits(plain), logits(model)) < 1e-3
 
 
 def test_what_cannot_be_quantised_is_refused_with_the_reason(tiny_model: TinyModel, smollm2: Loaded) -> None:
     model = small(tiny_model)
     with pytest.raises(ValueError, match="no linear layers that weights='int8' could quantise"):
-        quantise(model)
+        quantise(model, "int8")
     with torch.device("meta"):
         elsewhere = AutoModelForCausalLM.from_config(model.config)
     with pytest.raises(ValueError, match="for models on a CPU, and this one is on meta"):
-        quantise(elsewhere)
+        quantise(elsewhere, "int8")
     with pytest.raises(ValueError, match=r"weights is 'int8'.* or None, not 'int3'"):
         WimKernel(copy.deepcopy(tiny_model("llama")), smollm2[1], weights="int3")
 

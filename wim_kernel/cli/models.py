@@ -37,7 +37,7 @@ _OPTIONS = (
     click.option(
         "--weights",
         type=click.Choice(get_args(Weights)),
-        help="Quantise the weights: int8 is faster on a CPU, and takes less memory.",
+        help="Quantise the weights: int8 for a CPU, fp8 for a GPU (Hopper, Ada). Faster, and less memory.",
     ),
     click.option(
         "--server",

@@ -96,7 +96,8 @@ class LocalEngine(Shared):
         self.model = model
         model.train(False)
         self._unquantised_key = calibration_digest(model) if weights is not None else None
-        quantise(model, weights)
+        if weights != "fp8":
+            quantise(model, weights)
         self.tokenizer = tokenizer
         self.codec = ChatCodec(tokenizer)
         self.lock = FairLock()
@@ -116,6 +117,11 @@ class LocalEngine(Shared):
         self.budget_bytes = budget_of(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         self._check(cache_mode, kept, may_fall_back=attention == "auto")
+        if (
+            weights == "fp8"
+        ):  # after the check: inputs are rounded so coarsely that it could not tell rounding from a fault
+            self.runner.uninstall()
+            quantise(model, weights)
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
         self.batcher = StepBatcher(self.lock, max_rows=64)

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from wim_kernel.engines.local.model.quantised_linear import Group, QuantisedLinear
 
 MOST = 127
 """Largest whole number of a weight."""
@@ -30,118 +29,28 @@ MOST_INPUT = 32_512
 FEW_ROWS = 16
 """Number of rows for which weights are laid out; the layout works for any number."""
 _SMALLEST = 1e-30  # in place of zero, to divide by
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers that are given the same input, and are computed as one product."""
 
 
-class Int8Linear(nn.Module):
-    """A linear layer with weights in 8 bits.
+class Int8Linear(QuantisedLinear):
+    """A linear layer with weights in 8 bits: whole numbers from -127 to 127."""
 
-    Its state dict holds the weights in float32, as a plain linear layer's does, so a saved model is a plain checkpoint,
-    and plain weights that are loaded are quantised.
+    @staticmethod
+    def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantisedLinear.quantised`."""
+        exact = weight.float()
+        scale = exact.abs().amax(1).clamp(min=_SMALLEST) / MOST
+        return torch.round(exact / scale[:, None]).to(torch.int8), scale
 
-    Args:
-        layer: the layer whose weights are quantised.
-
-    Attributes:
-        weight: whole numbers, (out, in), int8.
-        scale: factors on the rows of ``weight``, (out,), float32 whatever the model's dtype.
-        bias: the layer's own bias, (out,), or None.
-        group: computes the layer together with others that have the same input.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight, scale = quantised(layer.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
-        self.bias = layer.bias
-        self.group = Group([self])
-        self.train(layer.training)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """``rows @ weight.T * scale + bias``, (..., in) to (..., out), in the dtype of ``rows``."""
-        if rows.requires_grad and torch.is_grad_enabled():
-            result = nn.functional.linear(rows, self.dequantised().to(rows.dtype))
-        else:
-            result = self.group.product(self, rows)
-        return result if self.bias is None else result + self.bias
-
-    def dequantised(self) -> Tensor:
-        """The weights in float32, (out, in)."""
-        return self.weight.float() * self.scale[:, None]
-
-    def extra_repr(self) -> str:
-        """What `print` shows of the layer."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        scale = self.scale.data
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.scale.dtype != torch.float32:  # another dtype is that of inputs and results
-            self.scale.data = scale.to(self.scale.device)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.dequantised()
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        given = state_dict.get(prefix + "weight")
-        parts = dict(state_dict)
-        if given is not None and given.dtype != torch.int8:
-            parts[prefix + "weight"], parts[prefix + "scale"] = quantised(given)
-        super()._load_from_state_dict(parts, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+    @staticmethod
+    def grouped(layers: Sequence[Int8Linear]) -> Int8Group:
+        """See `QuantisedLinear.grouped`."""
+        return Int8Group(layers)
 
 
-class Group:
-    """Layers that are given the same input, computed as one product.
-
-    Args:
-        layers: layers with the same number of inputs.
-    """
-
-    def __init__(self, layers: Sequence[Int8Linear]) -> None:
-        self.layers = tuple(layers)
-        self._laid_out: tuple[list[tuple[int, int]], LaidOut] | None = None
-        # the last input of the thread, and the outputs that no layer has taken yet
-        self._last = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"layers": self.layers}  # oneDNN's layout cannot be copied
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.layers, self._laid_out, self._last = state["layers"], None, threading.local()
-
-    def product(self, layer: Int8Linear, rows: Tensor) -> Tensor:
-        """The output of one layer, without its bias. Outputs of the others are kept until they are asked for.
-
-        Args:
-            layer: one of the group's layers.
-            rows: the input, (..., in).
-
-        Returns:
-            (..., out), in the dtype of ``rows``.
-        """
-        if len(self.layers) == 1:
-            return self._all(rows)
-        index = next(index for index, other in enumerate(self.layers) if other is layer)
-        source, parts = getattr(self._last, "parts", (None, {}))
-        if source is not rows or index not in parts:
-            sizes = [other.out_features for other in self.layers]
-            parts = dict(enumerate(torch.split(self._all(rows), sizes, -1)))
-        part: Tensor = parts.pop(index)
-        self._last.parts = (rows, parts) if parts else (None, {})
-        return part
+class Int8Group(Group):
+    """Layers with weights in 8 bits that are given the same input."""
 
     def _all(self, rows: Tensor) -> Tensor:
-        """The outputs of all layers, one after another, (..., sum of out)."""
         flat = rows.reshape(-1, rows.shape[-1]).float()
         row_scale = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST).div_(MOST_INPUT)
         numbers = torch.round(flat / row_scale)
@@ -149,25 +58,12 @@ class Group:
             sums = self._weights().product(_bytes(numbers))
             result = torch.add(sums[len(flat) :], sums[: len(flat)], alpha=256)
         else:
-            weight, scale = (torch.cat(parts) for parts in zip(*map(_parts, self.layers), strict=True))
+            weight, scale = self._joined()
             result = nn.functional.linear(numbers, weight.float()).mul_(scale)
         return result.mul_(row_scale).to(rows.dtype).view(*rows.shape[:-1], -1)
 
-    def _weights(self) -> LaidOut:
-        """The weights of all layers, laid out anew when they have changed."""
-        versions = [_version(part) for layer in self.layers for part in _parts(layer)]
-        if self._laid_out is None or self._laid_out[0] != versions:
-            weight, scale = (torch.cat(parts) for parts in zip(*map(_parts, self.layers), strict=True))
-            self._laid_out = versions, LaidOut(weight, scale)
-        return self._laid_out[1]
-
-
-def _parts(layer: Int8Linear) -> tuple[Tensor, Tensor]:
-    return layer.weight.detach(), layer.scale.detach()
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    def _made(self, weight: Tensor, scale: Tensor) -> LaidOut:
+        return LaidOut(weight, scale)
 
 
 class LaidOut:
@@ -203,50 +99,6 @@ def _bytes(numbers: Tensor) -> Tensor:
     return torch.cat((shifted[:, high::4], shifted[:, low::4]))
 
 
-def quantise(model: PreTrainedModel) -> None:
-    """Quantise the linear layers of a model on a CPU, in place.
-
-    Embeddings, norms and whatever else is no `torch.nn.Linear` stay as they are, an embedding that shares its weights
-    with the output layer as well.
-
-    Args:
-        model: a causal LM.
-
-    Raises:
-        ValueError: if the model is not on a CPU, or has no plain linear layers.
-    """
-    found = {id(layer): layer for layer in model.modules() if _is_plain(layer)}
-    devices = {layer.weight.device.type for layer in found.values()}
-    if devices - {"cpu"}:
-        raise ValueError(
-            f"weights='int8' is for models on a CPU, and this one is on {', '.join(sorted(devices))}: load it with "
-            "device='cpu', or without the option."
-        )
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no linear layers that weights='int8' could quantise: it is quantised already, "
-            "offloaded, or in use by another kernel."
-        )
-    replaced: dict[int, Int8Linear] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) in found:
-                if id(child) not in replaced:
-                    replaced[id(child)] = Int8Linear(found[id(child)])
-                setattr(parent, name, replaced[id(child)])
-        for names in SAME_INPUT:
-            layers = [getattr(parent, name, None) for name in names]
-            same = [layer for layer in layers if isinstance(layer, Int8Linear)]
-            if len(same) == len(names) and len({layer.in_features for layer in same}) == 1:
-                group = Group(same)
-                for layer in same:
-                    layer.group = group
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.is_floating_point()
-
-
 @functools.cache
 def multiplies_bytes() -> bool:
     """Whether oneDNN can multiply 8-bit numbers here by the processor's own instructions (VNNI), and does it exactly.
@@ -263,10 +115,3 @@ def multiplies_bytes() -> bool:
     except (AttributeError, RuntimeError):  # another build of torch
         return False
     return torch.equal(found, (rows.float() - 128) @ weight.float().t())
-
-
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (out, in) as whole numbers, int8, and the scale of each output, (out,) in float32."""
-    exact = weight.float()
-    scale = exact.abs().amax(1).clamp(min=_SMALLEST) / MOST
-    return torch.round(exact / scale[:, None]).to(torch.int8), scale
