@@ -313,8 +313,9 @@ def kernel(tiny_kernel: WimKernel) -> WimKernel:
 def large_blocks() -> Iterator[None]:
     """Few and large blocks, which the interpreter of kernels is sooner done with; test_kernels.py has the real ones."""
     from wim_kernel.engines.local.attention import triton_launch
+    from wim_kernel.engines.local.attention.block_sizes import Blocks
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("prefix_blocks", "own_blocks"):
-            patch.setattr(triton_launch, name, lambda shape, shared: triton_launch.Blocks(64, 64, 4, 1))
+            patch.setattr(triton_launch, name, lambda shape, shared: Blocks(64, 64, 4, 1))
         yield

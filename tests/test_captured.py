@@ -21,8 +21,8 @@ from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.backends import choose, cudnn, triton_backend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.rows.base import StepOutput
-from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses, graph_size
-from wim_kernel.engines.local.rows.decode_step import DecodeStep
+from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
+from wim_kernel.engines.local.rows.decode_step import DecodeStep, StepSize
 from wim_kernel.engines.local.rows.triton_rows import TritonRows
 from wim_kernel.text.run_text import Text
 
@@ -89,7 +89,7 @@ class Watched:
         load, run = DecodeStep.load, DecodeStep.run
 
         def counting_load(graph, batch, table, numbers):
-            self.loaded.append(graph.rows)
+            self.loaded.append(graph.size.rows)
             load(graph, batch, table, numbers)
 
         def counting_run(graph):
@@ -209,6 +209,53 @@ def test_joint_steps_equal_single_steps(kernels):
 
 
 @pytest.mark.invariant(3)
+@pytest.mark.parametrize("kind", ["narrow", "gemma3"])
+def test_joint_steps_on_several_prefixes_equal_single_steps(kernels, kind, monkeypatch):
+    """Batches of one, two and three rows on prefixes of different lengths, two of them on one prefix."""
+    kernel = kernels(kind)
+    prefixes = []
+    for text in ("Fog lay on the harbour for nine nights.", "The lamp was lit at dusk. " * 4):
+        kernel.read([text]).prefill()
+        prefixes.append(kernel.cache._entries[-1].prefix)
+    prefixes.append(prefix_of(kernel))
+    asked = [
+        (prefixes[0], [3], [[17, 18]]),
+        (prefixes[1], [5, 20, 4], [[9], [8, 7], [6, 5, 4]]),
+        (prefixes[0], [prefixes[0].tokens, 2], [[21, 22, 23], [24]]),
+        (prefixes[2], [6], [[30]]),
+    ]
+
+    def begun(prefix, lengths: list[int], prompts: list[list[int]], steps: int):
+        batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
+        found = [StepOutput.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
+        for _ in range(steps):
+            found.append(batch.step(found[-1].argmax))
+        return batch, found
+
+    alone = [begun(*each, 5)[1] for each in asked]
+    batches, found = zip(*(begun(*each, 0) for each in asked), strict=True)
+    assert len({batch.batch_key for batch in batches}) == 1
+    watched = Watched(monkeypatch)
+    for turn in range(5):
+        left = list(zip(batches, found, strict=True))[: 3 if turn == 4 else 4]  # the last one leaves
+        steps = [(batch, outputs[-1].argmax) for batch, outputs in left]
+        for (batch, outputs), output in zip(
+            left, batches[0].step_together(steps, ahead=turn != 1), strict=True
+        ):
+            outputs.append(output)
+            batch.advance()
+            assert (batch._next_step is not None) == (turn in (0, 2, 3))
+    # loaded at the start, and after the step without another one behind it; the last step was under way
+    assert watched.loaded == [8, 8]
+    assert watched.run == 5
+    for mine, wanted in zip(found, alone, strict=True):
+        wanted = wanted[: len(mine)]
+        assert [output.argmax for output in mine] == [output.argmax for output in wanted]
+        for one, other in zip(mine, wanted, strict=True):
+            torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.invariant(3)
 @pytest.mark.invariant(7)
 def test_threads_share_passes(kernels, monkeypatch):
     kernel = kernels("narrow")
@@ -221,9 +268,9 @@ def test_threads_share_passes(kernels, monkeypatch):
     wanted = [decoded(kernel, prefix, asked) for asked in sets]
     step_together = TritonRows.step_together
 
-    def counting(batch, steps):
+    def counting(batch, steps, *, ahead=False):
         together.append(len(steps))
-        return step_together(batch, steps)
+        return step_together(batch, steps, ahead=ahead)
 
     monkeypatch.setattr(TritonRows, "step_together", counting)
     with ThreadPoolExecutor(3) as threads:
@@ -249,20 +296,20 @@ def test_graphs_are_captured_again_when_hooks_or_dtype_change(kernels):
     kernel = kernels("narrow")
     passes, layers = CapturedPasses(kernel.engine.runner), [0, 1]
     passes.refresh()
-    graph = passes.decode_step(3, layers, torch.float32)
-    assert graph.rows == 4
+    graph = passes.decode_step(StepSize.of([3]), layers, torch.float32)
+    assert graph.size.rows == 4
     passes.refresh()
-    assert passes.decode_step(4, layers, torch.float32) is graph
+    assert passes.decode_step(StepSize.of([4]), layers, torch.float32) is graph
     with spying(kernel.model):  # a hook that has to run
         passes.refresh()
-        assert passes.decode_step(4, layers, torch.float32) is not graph
+        assert passes.decode_step(StepSize.of([4]), layers, torch.float32) is not graph
     passes.refresh()
-    graph = passes.decode_step(4, layers, torch.float32)
+    graph = passes.decode_step(StepSize.of([4]), layers, torch.float32)
     with torch.no_grad():
         kernel.model.model.norm.weight.mul_(1.0)  # the same place: what is captured reads what is there
     passes.refresh()
-    assert passes.decode_step(4, layers, torch.float32) is graph
-    assert passes.decode_step(4, layers, torch.bfloat16) is not graph
+    assert passes.decode_step(StepSize.of([4]), layers, torch.float32) is graph
+    assert passes.decode_step(StepSize.of([4]), layers, torch.bfloat16) is not graph
 
 
 def test_graphs_are_captured_again_when_module_attributes_change(kernels, monkeypatch):
@@ -277,10 +324,10 @@ def test_graphs_are_captured_again_when_module_attributes_change(kernels, monkey
         lambda: norm.register_buffer("table", torch.zeros(3)),
     ):
         passes.refresh()
-        graph = passes.decode_step(1, [0], torch.float32)
+        graph = passes.decode_step(StepSize.of([1]), [0], torch.float32)
         change()
         passes.refresh()
-        assert passes.decode_step(1, [0], torch.float32) is not graph
+        assert passes.decode_step(StepSize.of([1]), [0], torch.float32) is not graph
     del norm.scaling, norm.table
 
 
@@ -308,9 +355,18 @@ def test_prefix_of_another_dtype_is_refused(kernels):
         batch.prompt([[1, 2]], 2, torch.tensor([1]))
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (33, 64)])
-def test_graph_sizes(rows, size):
-    assert graph_size(rows) == size
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        ([1], StepSize(1, 1, 1)),
+        ([3], StepSize(4, 1, 4)),
+        ([33], StepSize(64, 1, 64)),
+        ([1, 1, 1], StepSize(4, 4, 1)),
+        ([8, 1], StepSize(16, 2, 8)),
+    ],
+)
+def test_step_sizes(rows, size):
+    assert StepSize.of(rows) == size
 
 
 def test_empty_prefix_gets_rows_in_pytorch(kernels):

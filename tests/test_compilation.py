@@ -56,22 +56,31 @@ def compiled(kernel, types, constants, warps, stages):
     stack = int(re.search(r"STACK:(\\d+)", said.stdout + said.stderr)[1])
     return {"shared": made.metadata.shared, "wgmma": "wgmma" in ptx, "mma": "mma.sync" in ptx, "stack": stack}
 
-found = []
+found, apart = [], []
 for rows, queries, heads, key_heads, size, kind, window, past, outer, runs in json.loads(sys.argv[1]):
     shape = host.Shape(rows, queries, key_heads, heads // key_heads, size, 4 if kind == "fp32" else 2)
-    width = host._power(size)
+    width = host.power(size)
     sizes = dict(GROUPS=heads // key_heads, SIZE=size, VALUE_SIZE=size, BLOCK_D=width, BLOCK_DV=width,
                  HAS_WINDOW=window, HAS_CAP=False)
     types = {name: "*" + kind for name in ("query", "key", "value", "sinks", "lib_prefix", "lib_causal", "out")}
-    types |= {"table": "*i64", "state": "*i32", "part": "*fp32", "part_lse": "*fp32", "lib_prefix_lse": "*fp32",
-              "lib_causal_lse": "*fp32", "scale": "fp32", "softcap": "fp32"}
+    types |= {"table": "*i64", "state": "*i32", "bounds": "*i32", "part": "*fp32",
+              "part_lse": "*fp32", "lib_prefix_lse": "*fp32", "lib_causal_lse": "*fp32", "scale": "fp32",
+              "softcap": "fp32"}
     b = host.prefix_blocks(shape)
-    constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, EARLY=True)
+    constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, BLOCK_PARTS=0, EARLY=True)
     found.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))
     b = host.own_blocks(shape)
     constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, SPLITS=runs, HAS_SINKS=True, HAS_PAST=past,
-                     HAS_LIB_PREFIX=outer, STORES=not outer, EARLY=True)
+                     HAS_LIB_PREFIX=outer, STORES=not outer, BY_BLOCK=False, EARLY=True)
     found.append(compiled(kernels.own_part, types, constants, b.warps, b.stages))
+    if queries == 1:  # each row on a prefix of its own
+        b = host.prefix_blocks(host.replace(shape, rows=1))
+        constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, BLOCK_PARTS=1, EARLY=True)
+        apart.append(compiled(kernels.prefix_part, types, constants, b.warps, b.stages))
+        b = host.own_blocks(shape)
+        constants = dict(sizes, BLOCK_R=b.queries, BLOCK_N=b.keys, SPLITS=1, HAS_SINKS=False, HAS_PAST=True,
+                         HAS_LIB_PREFIX=False, STORES=True, BY_BLOCK=True, EARLY=True)
+        apart.append(compiled(kernels.own_part, types, constants, b.warps, b.stages))
 types["causal_queries"] = types["heads"] = "i32"
 parts = dict(VALUE_SIZE=128, BLOCK_DV=128, ROWS=16, SPLITS=1, HAS_SINKS=True, HAS_LIB_PREFIX=True)
 found.append(compiled(kernels.merged, types, parts, 4, 3))
@@ -81,7 +90,7 @@ found.append(compiled(small_kernels._rms_norm, three, norm, 8, 3))
 six = {name: "*bf16" for name in ("query", "key", "to_query", "to_key", "cos", "sin")}
 found.append(compiled(small_kernels._rotate, six, dict(HALF=64, BLOCK=64, HEADS=32, KEY_HEADS=8), 4, 3))
 found.append(compiled(small_kernels._gate, {name: "*bf16" for name in ("gate", "up", "out")}, dict(BLOCK=1024), 4, 3))
-print(json.dumps(found))
+print(json.dumps([found, apart]))
 """
 
 
@@ -96,9 +105,11 @@ def test_kernels_compile_for_hopper(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    found, apart = json.loads(done.stdout)
     assert len(found) == 2 * len(CASES) + 4
-    assert all(kernel["shared"] <= 227 * 1024 for kernel in found)
+    assert [kernel["mma"] for kernel in apart] == [True] * 4 + [False] * 2
+    assert all(kernel["stack"] <= 16 for kernel in apart)
+    assert all(kernel["shared"] <= 227 * 1024 for kernel in [*found, *apart])
     prefix, own = found[0], found[1]
     assert prefix["wgmma"]  # a chunk is read by the chip's own matrix instructions
     assert own["wgmma"]

@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, check, falling
 
-from wim_kernel.engines.local.attention.triton_launch import (
-    Blocks,
-    Shape,
-    interpreted,
-    own_blocks,
-    prefix_blocks,
-)
+from wim_kernel.engines.local.attention.block_sizes import Blocks, Shape, own_blocks, prefix_blocks
+from wim_kernel.engines.local.attention.triton_launch import interpreted
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,6 +15,7 @@ from wim_kernel.engines.local.attention.prompt_probe import ProbedRow, PromptPro
 from wim_kernel.engines.local.attention.triton_launch import interpreted
 from wim_kernel.engines.local.rows import cuda_graphs
 from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
+from wim_kernel.engines.local.rows.decode_step import StepSize
 from wim_kernel.engines.local.rows.prompt_pass import (
     CAPTURE_PREFIX,
     KEPT_STEP,
@@ -167,7 +168,7 @@ def test_a_pass_that_cannot_be_captured_runs_launch_by_launch(kernel, prefix, ru
     assert len(tried) == (1 if error is None else 2)  # memory may be free later
     assert len(passes._prompts) == (1 if error is None else 0)
     assert (
-        passes.decode_step(1, [0, 1], torch.float32)._pool is not None
+        passes.decode_step(StepSize.of([1]), [0, 1], torch.float32)._pool is not None
     )  # decode steps can still be captured
 
 

@@ -197,11 +197,11 @@ def test_a_pass_has_no_more_rows_than_are_allowed(kernel, monkeypatch):
 def test_a_failed_shared_step_falls_back_to_single_steps(kernel, monkeypatch):
     step_together, failed = TorchRows.step_together, []
 
-    def failing(self, steps):
+    def failing(self, steps, *, ahead=False):
         if len(steps) > 1:
             failed.append(len(steps))
             raise RuntimeError("out of something")
-        return step_together(self, steps)
+        return step_together(self, steps, ahead=ahead)
 
     reading = kernel.read(TEXTS)
     wanted = reading.ask("Who owned it?", **LONG)

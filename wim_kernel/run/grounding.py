@@ -42,7 +42,7 @@ def found_share(note: str, text: str, question: str = "") -> float | None:
     """
     found = [
         True if place is not None else _is_reworded(sentence, text, question)
-        for sentence, place in places_of(note, Locator(text))
+        for sentence, place in places_of(note, _locator(text))
     ]
     known = [each for each in found if each is not None]
     return sum(known) / len(known) if known else None
@@ -81,5 +81,16 @@ def _tells(word: str) -> bool:
 
 
 def _share(of: list[str], text: str) -> float:
-    in_text = set(words(text))
+    in_text = _vocabulary(text)
     return sum(word in in_text for word in of) / len(of)
+
+
+# The chunks of a document are looked up for every question. To prepare a long one takes longer than to look it up.
+@lru_cache(maxsize=64)
+def _locator(text: str) -> Locator:
+    return Locator(text)
+
+
+@lru_cache(maxsize=64)
+def _vocabulary(text: str) -> frozenset[str]:
+    return frozenset(words(text))

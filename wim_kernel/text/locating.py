@@ -24,6 +24,9 @@ _SAME = str.maketrans(
         **dict.fromkeys(map(chr, range(0x064B, 0x0653)), None),
     }
 )
+_ASCII = str.maketrans(
+    {character: character.translate(_SAME).casefold() for character in map(chr, range(128))}
+)
 # Scripts without spaces between words: a line break within them is no space, and each character is a word.
 _NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(rf"[{_NO_SPACES}]|[\p{{L}}\p{{M}}\p{{N}}--[{_NO_SPACES}]]+", regex.V1)
@@ -169,20 +172,25 @@ def _normalised(text: str) -> tuple[str, list[int]]:
     line's end becomes one word; letters are decomposed and folded, so that ligatures are letters.
     """
     divided = {match.start(): match.end() for match in _DIVIDED.finditer(text)}
-    characters: list[str] = []
+    parts: list[str] = []
     places: list[int] = []
     position = 0
-    for gap in _gaps(text, divided):
-        start, end, space = gap
-        for place in range(position, start):
-            for folded in _folded(text[place]):
-                characters.append(folded)
-                places.append(place)
-        if space and characters:
-            characters.append(" ")
+    folded_ascii = text.translate(_ASCII)  # each character stays one
+    for start, end, space in _gaps(text, divided):
+        run = folded_ascii[position:start]
+        if run.isascii():
+            parts.append(run)
+            places.extend(range(position, start))
+        else:
+            for place, character in enumerate(run, position):
+                folded = _folded(character)
+                parts.append(folded)
+                places.extend([place] * len(folded))
+        if space and places:
+            parts.append(" ")
             places.append(start)
         position = end
-    return "".join(characters).rstrip(), places
+    return "".join(parts).rstrip(), places
 
 
 def _gaps(text: str, divided: dict[int, int]) -> list[tuple[int, int, bool]]:

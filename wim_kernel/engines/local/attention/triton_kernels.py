@@ -130,24 +130,35 @@ if AVAILABLE:
 
     @triton.jit(do_not_specialize=["rows", "queries"])
     def prefix_part(
-        query, q_row, q_head, q_token, table, state, part, part_lse, rows, queries, scale, softcap, window,
+        query, q_row, q_head, q_token, table, state, bounds, part, part_lse, rows, queries, scale, softcap, window,
         GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
-        HAS_CAP: tl.constexpr, EARLY: tl.constexpr,
+        HAS_CAP: tl.constexpr, BLOCK_PARTS: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
         """One run of the prefix for a block of queries of one key head: the output and the log-sum-exp, base 2.
 
+        ``BLOCK_PARTS``: 0 if all rows see one prefix; otherwise rows of one query each lie in blocks with a prefix of
+        their own, whose first row and number of rows are in ``bounds``, and this many programs share a block.
         ``EARLY``: the next kernel may begin now with the work that does not depend on this one's results.
         """
         if EARLY:
             let_next_begin()
         block, split, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         splits, key_heads = tl.num_programs(1), tl.num_programs(2)
-        r = block * BLOCK_R + tl.arange(0, BLOCK_R)
-        row = r // (queries * GROUPS)
-        token = r // GROUPS % queries
+        if BLOCK_PARTS:
+            prefix = block // BLOCK_PARTS
+            r = block % BLOCK_PARTS * BLOCK_R + tl.arange(0, BLOCK_R)
+            row = tl.load(bounds + 2 * prefix) + r // GROUPS
+            token = tl.zeros([BLOCK_R], tl.int32)
+            real = r // GROUPS < tl.load(bounds + 2 * prefix + 1)
+            column = 2 + 2 * rows + 2 * prefix
+        else:
+            r = block * BLOCK_R + tl.arange(0, BLOCK_R)
+            row = r // (queries * GROUPS)
+            token = r // GROUPS % queries
+            real = row < rows
+            column = 0
         group = r % GROUPS
-        real = row < rows
         length = tl.load(state + 1 + row, mask=real, other=0)
         pad = tl.load(state + 1 + rows + row, mask=real, other=0)
         begin, longest = tl.load(state), tl.max(length)
@@ -166,8 +177,8 @@ if AVAILABLE:
         )
         q = tl.load(q_at[:, None] + d[None, :], mask=real[:, None] & (d[None, :] < SIZE), other=0.0)
         running_max, running_sum, acc = _span(
-            q, _address(table, 0, query) + head * SIZE, key_heads * SIZE,
-            _address(table, 1, query) + head * VALUE_SIZE, key_heads * VALUE_SIZE,
+            q, _address(table, column, query) + head * SIZE, key_heads * SIZE,
+            _address(table, column + 1, query) + head * VALUE_SIZE, key_heads * VALUE_SIZE,
             begin, tl.minimum(begin + per, longest), low, tl.where(real, length, longest),
             tl.full([BLOCK_R], float("-inf"), tl.float32), tl.zeros([BLOCK_R], tl.float32),
             tl.zeros([BLOCK_R, BLOCK_DV], tl.float32), scale, softcap,
@@ -191,12 +202,13 @@ if AVAILABLE:
         window, GROUPS: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
         HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_PAST: tl.constexpr,
-        HAS_LIB_PREFIX: tl.constexpr, STORES: tl.constexpr, EARLY: tl.constexpr,
+        HAS_LIB_PREFIX: tl.constexpr, STORES: tl.constexpr, BY_BLOCK: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
         """A row's own tokens, of earlier steps and of this one, for one key head; merges in the runs of the prefix.
 
         Covers the blocks from the one with query ``causal_queries`` on. ``STORES``: store the new keys and values in
-        the row's own buffers. ``EARLY``: the kernel before this one may still be running.
+        the row's own buffers. ``BY_BLOCK``: absent rows are in no block of the prefix, so they have no runs to merge.
+        ``EARLY``: the kernel before this one may still be running.
         """
         order = tl.num_programs(0) - 1 - tl.program_id(0)  # blocks with the most keys start first
         block = causal_queries * GROUPS // BLOCK_R + order
@@ -259,9 +271,9 @@ if AVAILABLE:
         mask = real[:, None] & (dv[None, :] < VALUE_SIZE)
         at = (row64 * key_heads * GROUPS + head * GROUPS + group) * queries + token
         running_max, running_sum, acc = _merge_runs(
-            running_max, running_sum, acc, part, part_lse, at, rows * key_heads * GROUPS * queries, real, mask, dv,
-            VALUE_SIZE,
-            SPLITS,
+            running_max, running_sum, acc, part, part_lse, at, rows * key_heads * GROUPS * queries,
+            real & (pad < ABSENT_PAD) if BY_BLOCK else real, mask & (pad < ABSENT_PAD) if BY_BLOCK else mask, dv,
+            VALUE_SIZE, SPLITS,
         )  # fmt: skip
         if HAS_LIB_PREFIX:
             running_max, running_sum, acc = _merge_library(

@@ -15,14 +15,35 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention import triton_kernels as kernels
+from wim_kernel.engines.local.attention.block_sizes import (
+    Shape,
+    blocks_of,
+    own_blocks,
+    power,
+    prefix_blocks,
+    shared_memory,
+)
 from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.triton_kernels import ABSENT as ABSENT
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NO_WINDOW = 2**30
-HOPPER_SHARED = 227 * 1024
 ALIGNED = 16
 """The room of rows' own buffers is a multiple of this many tokens, so that all addresses are multiples of 16 bytes."""
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Rows on several prefixes: blocks of adjacent rows, each of which sees a prefix of its own.
+
+    Attributes:
+        bounds: for each block its first row and its number of rows, int32, (blocks, 2). A block may have no rows. The
+            address table has two further columns for each: the addresses of its prefix's keys and of its values.
+        most_rows: most rows of a block.
+    """
+
+    bounds: Tensor
+    most_rows: int
 
 
 def table_row(
@@ -78,111 +99,27 @@ class CudnnPartials:
     causal_queries: int = 0
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes on which the choice of blocks depends.
-
-    Attributes:
-        rows: number of rows.
-        queries: number of queries per row.
-        key_heads: number of key heads.
-        groups: number of query heads that share a key head.
-        size: head size, the larger of keys' and values'.
-        itemsize: bytes of an element.
-    """
-
-    rows: int
-    queries: int
-    key_heads: int
-    groups: int
-    size: int
-    itemsize: int
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A kernel's launch parameters: queries and keys of a block, warps, pipeline stages."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-
-
-def prefix_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
-    """Blocks of the prefix kernel: the fastest on an H100 whose accumulators fit the registers."""
-    return _fitted(_best_prefix_blocks(shape), shape, shared_bytes)
-
-
-def own_blocks(shape: Shape, shared_bytes: int = HOPPER_SHARED) -> Blocks:
-    """Blocks of the kernel over rows' own tokens: the fastest on an H100 whose accumulators fit the registers."""
-    return _fitted(_best_own_blocks(shape), shape, shared_bytes)
-
-
-def _fitted(blocks: Blocks, shape: Shape, shared_bytes: int) -> Blocks:
-    """The blocks with fewer stages, and then fewer keys, until they fit a multiprocessor's shared memory."""
-    width = _power(shape.size) * shape.itemsize
-    while blocks.queries * width + blocks.stages * blocks.keys * 2 * width > shared_bytes:
-        if blocks.stages > 1:
-            blocks = replace(blocks, stages=blocks.stages - 1)
-        elif blocks.keys > 16:
-            blocks = replace(blocks, keys=blocks.keys // 2)
-        else:
-            break
-    return blocks
-
-
-def _best_prefix_blocks(shape: Shape) -> Blocks:
-    queries = shape.rows * shape.queries * shape.groups
-    if shape.itemsize == 4:  # there are no matrix units for full float32, so blocks are small
-        return Blocks(16, 16, 4, 1)
-    if shape.size > 128:
-        return Blocks(min(64, _power(queries)), 32, 8, 2)
-    block = min(128, _power(queries))
-    return Blocks(block, 64, 8 if block == 128 else 4, 4 if block == 128 and shape.queries == 1 else 3)
-
-
-def _best_own_blocks(shape: Shape) -> Blocks:
-    queries = shape.queries * shape.groups
-    if shape.itemsize == 4:
-        return Blocks(16, 16, 4, 1)
-    if shape.size > 128:
-        return Blocks(min(64, _power(queries)), 32, 8, 2)
-    if shape.queries == 1:  # shares a multiprocessor's memory with the prefix kernel, which still runs
-        if shape.rows > 16:
-            return Blocks(_power(queries), 64, 4, 2)
-        return Blocks(_power(queries), 128, 8, 2 if shape.rows <= 4 else 1)
-    block = min(128, _power(queries))
-    return Blocks(block, 64, 8 if block == 128 else 4, 3)
-
-
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Most bytes of shared memory that a block may use."""
-    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return int(getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED))
-
-
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Number of multiprocessors of a device; a small number where kernels are interpreted."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def prefix_splits(query: Tensor, key: Tensor, longest: int) -> int:
+def prefix_splits(query: Tensor, key: Tensor, longest: int, row_blocks: RowBlocks | None = None) -> int:
     """Number of runs to cut the prefix into, so that one wave of blocks fills the multiprocessors (flash-decoding).
 
     Args:
         query: (B, H, M, D).
         key: (B, K, M, D).
         longest: most prefix tokens that a row sees; 0 gives 0.
+        row_blocks: the rows of each prefix; None if all rows see one.
     """
     if longest == 0:
         return 0
-    shape = _shape(query, key, key)
+    shape, count = _prefix_shape(_shape(query, key, key), row_blocks)
     blocks = prefix_blocks(shape, shared_memory(query.device))
-    programs = _blocks(shape.rows * shape.queries * shape.groups, blocks.queries) * shape.key_heads
-    splits = min(32, max(1, multiprocessors(query.device) // programs), _blocks(longest, blocks.keys))
+    programs = count * blocks_of(shape.rows * shape.queries * shape.groups, blocks.queries) * shape.key_heads
+    splits = min(32, max(1, multiprocessors(query.device) // programs), blocks_of(longest, blocks.keys))
     return 1 << (splits.bit_length() - 1)  # a power of two, since each number is compiled
 
 
@@ -197,6 +134,7 @@ def branch_attention(
     *,
     past: bool = True,
     partials: CudnnPartials | None = None,
+    row_blocks: RowBlocks | None = None,
 ) -> Tensor:
     """Attention of rows over the visible prefix and their own tokens; stores the new keys and values.
 
@@ -211,6 +149,7 @@ def branch_attention(
         splits: number of runs that the prefix is cut into; 0 if no row sees any of it.
         past: whether rows may have own tokens from earlier steps.
         partials: partial results to merge in, for a batch of one row.
+        row_blocks: the rows of each prefix, with one query a row; None if all rows see one prefix.
 
     Returns:
         (B, M, H, Dv), contiguous.
@@ -232,8 +171,8 @@ def branch_attention(
         "GROUPS": groups,
         "SIZE": size,
         "VALUE_SIZE": value_size,
-        "BLOCK_D": _power(size),
-        "BLOCK_DV": _power(value_size),
+        "BLOCK_D": power(size),
+        "BLOCK_DV": power(value_size),
         "HAS_WINDOW": params.window is not None,
         "HAS_CAP": params.softcap is not None,
     }
@@ -244,12 +183,14 @@ def branch_attention(
     part_lse = query.new_empty(max(splits, 1) * rows * heads * queries, dtype=torch.float32)
     with on_device(query.device):
         if splits:
-            blocks = prefix_blocks(shape, shared)
-            grid = (_blocks(rows * queries * groups, blocks.queries), splits, key_heads)
-            kernels.prefix_part[grid](
-                query, *_strides(query), table, state, part, part_lse, rows, queries, params.scale, cap, window,
-                **sizes, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, EARLY=early, num_warps=blocks.warps,
-                num_stages=blocks.stages,
+            block_shape, count = _prefix_shape(shape, row_blocks)
+            blocks = prefix_blocks(block_shape, shared)
+            parts = blocks_of(block_shape.rows * queries * groups, blocks.queries)
+            kernels.prefix_part[count * parts, splits, key_heads](
+                query, *_strides(query), table, state, state if row_blocks is None else row_blocks.bounds, part,
+                part_lse, rows, queries, params.scale, cap, window, **sizes, BLOCK_R=blocks.queries,
+                BLOCK_N=blocks.keys, BLOCK_PARTS=0 if row_blocks is None else parts, EARLY=early,
+                num_warps=blocks.warps, num_stages=blocks.stages,
             )  # fmt: skip
         sinks = query if params.sinks is None else params.sinks
         prefix, causal = (_part(part, out, part_lse) for part in (partials.prefix, partials.causal))
@@ -260,7 +201,7 @@ def branch_attention(
         }
         blocks, causal_queries = own_blocks(shape, shared), partials.causal_queries
         grid = (
-            _blocks(queries * groups, blocks.queries) - causal_queries * groups // blocks.queries,
+            blocks_of(queries * groups, blocks.queries) - causal_queries * groups // blocks.queries,
             rows,
             key_heads,
         )
@@ -269,13 +210,13 @@ def branch_attention(
                 query, *_strides(query), key, *_strides(key), value, *_strides(value), table, state, sinks,
                 part, part_lse, *prefix, out, rows, queries, causal_queries, params.scale, cap, window,
                 **sizes, **kinds, BLOCK_R=blocks.queries, BLOCK_N=blocks.keys, HAS_PAST=past,
-                STORES=partials.causal is None, EARLY=early, num_warps=blocks.warps, num_stages=blocks.stages,
-                **({"launch_pdl": True} if early else {}),
+                STORES=partials.causal is None, BY_BLOCK=row_blocks is not None, EARLY=early, num_warps=blocks.warps,
+                num_stages=blocks.stages, **({"launch_pdl": True} if early else {}),
             )  # fmt: skip
         if causal_queries:
-            kernels.merged[(_blocks(causal_queries * heads, 16),)](
+            kernels.merged[(blocks_of(causal_queries * heads, 16),)](
                 sinks, part, part_lse, *prefix, *causal, out, queries, causal_queries, heads,
-                **kinds, VALUE_SIZE=value_size, BLOCK_DV=_power(value_size), ROWS=16, num_warps=4,
+                **kinds, VALUE_SIZE=value_size, BLOCK_DV=power(value_size), ROWS=16, num_warps=4,
             )  # fmt: skip
     return out
 
@@ -300,6 +241,13 @@ def _shape(query: Tensor, key: Tensor, value: Tensor) -> Shape:
     )
 
 
+def _prefix_shape(shape: Shape, row_blocks: RowBlocks | None) -> tuple[Shape, int]:
+    """The shape of the rows that see one prefix, and the number of prefixes."""
+    if row_blocks is None:
+        return shape, 1
+    return replace(shape, rows=row_blocks.most_rows), len(row_blocks.bounds)
+
+
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
     row, head, token, one = tensor.stride()
     if one != 1:
@@ -310,13 +258,3 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """A context in which kernels are launched on ``device``."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _blocks(number: int, size: int) -> int:
-    """The number of blocks of ``size`` that hold ``number`` items."""
-    return -(-number // size)
-
-
-def _power(number: int) -> int:
-    """The next power of two, at least 16: the smallest tile of the matrix units."""
-    return max(16, 1 << (number - 1).bit_length())

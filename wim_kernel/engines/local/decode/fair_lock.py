@@ -70,7 +70,9 @@ class FairLock:
     As a context manager it is a plain lock, first come, first served. Not reentrant.
 
     Attributes:
-        changed: the condition that guards all state and is notified of every change.
+        changed: the condition that guards all state. It is notified when the lock may be free for somebody who waits.
+        asked: a condition on the same state, notified when somebody asks for the lock. Those who wait for the lock do
+            not wait for this: if each of many callers woke all others, waking would take longer than a decode step.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,8 @@ class FairLock:
 
     def renew_after_fork(self) -> None:
         """Forget waiters and holder: their threads live in the parent process."""
-        self.changed = threading.Condition()
+        state = threading.RLock()
+        self.changed, self.asked = threading.Condition(state), threading.Condition(state)
         self._waiting: list[_Waiter] = []
         self._holder: tuple[_Waiter, float] | None = None  # and when it got the lock
         self._expected: tuple[Account, float] | None = None  # and when its grace period ends
@@ -109,7 +112,7 @@ class FairLock:
             waiter = _Waiter(account.virtual_time, is_new, next(self._tickets), account)
             try:
                 self._waiting.append(waiter)
-                self.changed.notify_all()
+                self.asked.notify_all()
                 while not unless():
                     if self._is_next(waiter):
                         self._holder, self._expected = (waiter, time.perf_counter()), None
@@ -123,7 +126,8 @@ class FairLock:
             finally:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
-                self.changed.notify_all()
+                if self._holder is None:
+                    self.changed.notify_all()
 
     def release(self, *, will_return: bool = False) -> float:
         """Release the lock; returns the seconds for which it was held.

@@ -37,6 +37,7 @@ class DecodeSession:
         self.account = account
         self.batch = batch
         self.pending_tokens: list[int] | None = None  # of a step that nobody has run yet
+        self.ahead = False  # whether that step may launch the one after it
         self.output: StepOutput | None = None
         self.runs_alone = False  # set when a joint pass has failed
         self.has_stepped = False
@@ -58,11 +59,11 @@ class DecodeSession:
         """
         lock = self.batcher.lock
         with lock.changed:
-            self.pending_tokens, self.output, self.has_stepped = tokens, None, True
+            self.pending_tokens, self.ahead, self.output, self.has_stepped = tokens, ahead, None, True
         try:
             if lock.acquire(self.account, unless=lambda: self.output is not None):
                 try:
-                    return self._run(tokens, ahead)
+                    return self._run(tokens)
                 finally:
                     self.batcher.last_step_seconds = lock.release(will_return=True)
         finally:
@@ -72,7 +73,7 @@ class DecodeSession:
         self.batch.advance()
         return self.output
 
-    def _run(self, tokens: list[int], ahead: bool) -> StepOutput:
+    def _run(self, tokens: list[int]) -> StepOutput:
         """Run this step together with the pending ones that fit. The caller holds the lock."""
         others = self.batcher.pending_steps(self)
         if others:
@@ -83,12 +84,13 @@ class DecodeSession:
                 logger.warning("A decode step of %d callers failed; each goes on alone: %s", count, error)
                 for session in (self, *(session for session, _ in others)):
                     session.runs_alone = True
-        return self.batch.step(tokens, ahead=ahead)
+        return self.batch.step(tokens, ahead=self.ahead)
 
     def _run_with(self, others: list[tuple[DecodeSession, list[int]]], tokens: list[int]) -> StepOutput:
         begun = time.perf_counter()
         steps = [(session.batch, pending) for session, pending in others]
-        own_output, *outputs = self.batch.step_together([(self.batch, tokens), *steps])
+        ahead = self.ahead and all(session.ahead for session, _ in others)
+        own_output, *outputs = self.batch.step_together([(self.batch, tokens), *steps], ahead=ahead)
         with self.batcher.lock.changed:
             for (session, _), output in zip(others, outputs, strict=True):
                 session.output, session.pending_tokens = output, None
@@ -138,6 +140,7 @@ class StepBatcher:
                     self._sessions.remove(session)
                 self.lock.wont_return(session.account)
                 self.lock.changed.notify_all()
+                self.lock.asked.notify_all()
 
     def pending_steps(self, leader: DecodeSession) -> list[tuple[DecodeSession, list[int]]]:
         """Other sessions whose pending steps can join the leader's, with their tokens.
@@ -150,7 +153,7 @@ class StepBatcher:
                 left = deadline - time.perf_counter()
                 if left <= 0:
                     break
-                self.lock.changed.wait(left)
+                self.lock.asked.wait(left)
             for session in late:
                 session.misses += 1
             return self._collect(leader)

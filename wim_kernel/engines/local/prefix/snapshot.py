@@ -158,7 +158,9 @@ class SnapshotRows:
 
     batch_key = None  # each row needs a pass of its own
 
-    def step_together(self, steps: Sequence[tuple[SnapshotRows, list[int]]]) -> list[StepOutput]:
+    def step_together(
+        self, steps: Sequence[tuple[SnapshotRows, list[int]]], *, ahead: bool = False
+    ) -> list[StepOutput]:
         """Never called, since `batch_key` is None."""
         raise NotImplementedError
 

@@ -68,11 +68,14 @@ class BranchRows(Protocol):
     def batch_key(self) -> Hashable:
         """Batches with equal keys can run their steps in one pass; None for a batch that always runs alone."""
 
-    def step_together(self, steps: Sequence[tuple[Any, list[int]]]) -> list[StepOutput]:
+    def step_together(
+        self, steps: Sequence[tuple[Any, list[int]]], *, ahead: bool = False
+    ) -> list[StepOutput]:
         """Run a step of several batches, this one among them, in one pass; each batch then has to `advance`.
 
         Args:
             steps: batches with equal `batch_key`, each with a token for each of its rows.
+            ahead: as of `step`, for all of them.
         """
 
     def advance(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wim_kernel.engines.local.model.patching import ForwardPatch
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
-from wim_kernel.engines.local.rows.decode_step import DecodeStep
+from wim_kernel.engines.local.rows.decode_step import DecodeStep, StepSize
 from wim_kernel.engines.local.rows.prompt_pass import MOST_TOKENS, PromptPass, PromptSize
 
 MOST_PROMPTS = 16  # most captured passes over prompts
@@ -20,7 +20,7 @@ WAIT = 64  # passes over prompts that run launch by launch after memory was shor
 
 
 class CapturedPasses:
-    """The captured passes of one model: decode steps by number of rows, prompts by size.
+    """The captured passes of one model: decode steps and prompts, by size.
 
     Args:
         runner: the model.
@@ -56,15 +56,14 @@ class CapturedPasses:
         self._pool = torch.cuda.graph_pool_handle() if self._can_capture() else None
         return False
 
-    def decode_step(self, rows: int, layers: Sequence[int], dtype: torch.dtype) -> DecodeStep:
-        """The step for ``rows`` rows or a few more.
+    def decode_step(self, size: StepSize, layers: Sequence[int], dtype: torch.dtype) -> DecodeStep:
+        """The step of a size.
 
         Args:
-            rows: number of rows that it must hold.
+            size: number of rows and prefixes.
             layers: indices of the model's layers that attend, ascending.
             dtype: dtype of keys and values.
         """
-        size = graph_size(rows)
         key = self._key(size, layers, dtype)
         if key not in self._steps:
             if any(item.capture_failed for item in self._steps.values()):
@@ -119,7 +118,7 @@ class CapturedPasses:
         """Whether weights have moved: a replay would read the memory that they have left."""
         return self._addresses != [item.data_ptr() for item in self._tensors]
 
-    def _key(self, size: PromptSize | int, layers: Sequence[int], dtype: torch.dtype) -> Hashable:
+    def _key(self, size: PromptSize | StepSize, layers: Sequence[int], dtype: torch.dtype) -> Hashable:
         device = self.runner.device
         autocast = torch.is_autocast_enabled() and torch.get_autocast_dtype(device.type)
         return size, dtype, autocast, stream_of(device), *layers
@@ -141,11 +140,6 @@ class CapturedPasses:
             for module in model.modules()
         )
         return devices == {self.runner.device} and self.runner.device.type == "cuda" and not hooked
-
-
-def graph_size(rows: int) -> int:
-    """The smallest power of two that is at least ``rows``."""
-    return 1 << (rows - 1).bit_length()
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}

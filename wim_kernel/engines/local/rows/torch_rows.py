@@ -164,8 +164,10 @@ class TorchRows:
         """Equal for all batches on one model and one stream of the device, whatever their prefixes."""
         return id(self.runner), self._stream
 
-    def step_together(self, steps: Sequence[tuple[TorchRows, list[int]]]) -> list[StepOutput]:
-        """See `BranchRows.step_together`. Batches on one prefix are computed next to each other."""
+    def step_together(
+        self, steps: Sequence[tuple[TorchRows, list[int]]], *, ahead: bool = False
+    ) -> list[StepOutput]:
+        """See `BranchRows.step_together`; never runs ahead. Batches on one prefix are computed next to each other."""
         own = [batch._own_tokens(slice(0, len(new)), batch.used, 1) for batch, new in steps]
         layers = [batch.layers for batch, _ in steps]
         by_prefix = sorted(range(len(steps)), key=lambda index: id(layers[index]))

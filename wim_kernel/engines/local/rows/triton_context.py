@@ -11,7 +11,11 @@ from torch import Tensor
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.attention.prompt_probe import AttentionObserver
-from wim_kernel.engines.local.attention.triton_launch import branch_attention, prefix_splits
+from wim_kernel.engines.local.attention.triton_launch import (
+    RowBlocks,
+    branch_attention,
+    prefix_splits,
+)
 
 
 @dataclass
@@ -28,6 +32,7 @@ class TritonContext:
         dtype: dtype of the keys and values in the buffers.
         probe: observes the attention of this pass, if given.
         keys: for the probe, the prefix's keys in each of ``layers``, (key heads, capacity, D).
+        row_blocks: the rows of each prefix; None if all rows see one.
     """
 
     table: Tensor
@@ -38,6 +43,7 @@ class TritonContext:
     dtype: torch.dtype
     probe: AttentionObserver | None = None
     keys: Sequence[Tensor | None] = ()
+    row_blocks: RowBlocks | None = None
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams
@@ -52,5 +58,7 @@ class TritonContext:
             self.probe.observe(layer, query, key, self.keys[index], params)
         row = self.table[index]
         table, state = (item.to(query.device) for item in (row, self.state))
-        splits = prefix_splits(query, key, self.longest)
-        return branch_attention(query, key, value, params, table, state, splits, past=self.past)
+        splits = prefix_splits(query, key, self.longest, self.row_blocks)
+        return branch_attention(
+            query, key, value, params, table, state, splits, past=self.past, row_blocks=self.row_blocks
+        )

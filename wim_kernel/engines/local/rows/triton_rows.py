@@ -7,6 +7,7 @@ while the host still looks at the result of the one before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from wim_kernel.engines.local.attention.prompt_probe import PromptProbe
-from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state, table_row
+from wim_kernel.engines.local.attention.triton_launch import ABSENT, pack_state
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of, to_device, upload
 from wim_kernel.engines.local.prefix.store import LayerStore
+from wim_kernel.engines.local.rows.addresses import Addresses, address_table
 from wim_kernel.engines.local.rows.base import StepOutput, left_padded
 from wim_kernel.engines.local.rows.cuda_graphs import CapturedPasses
-from wim_kernel.engines.local.rows.decode_step import DecodeStep
+from wim_kernel.engines.local.rows.decode_step import DecodeStep, StepSize
 from wim_kernel.engines.local.rows.prompt_pass import WIDTH_STEP, PromptSize, rounded
 from wim_kernel.engines.local.rows.triton_context import TritonContext
 
@@ -93,7 +95,7 @@ class TritonRows:
         self._stores = [layers[layer] for layer in self.layers]  # a prefix that grows replaces its stores
         self._dtype = self._stores[0].keys.dtype
         self._own = [store.own_buffers(len(lengths), room + WIDTH_STEP - 1) for store in self._stores]
-        self._addresses = _Addresses(self._stores, self._own)
+        self._addresses = Addresses(self._stores, self._own)
         self._stream = stream_of(self.runner.device)
         self._decode_step: DecodeStep | None = None
         self._key = object()  # identifies the batch in a decode step, without keeping it alive
@@ -136,7 +138,7 @@ class TritonRows:
         before = torch.tensor(lengths)[:, None] - torch.tensor(pads)[:, None]
         positions = (before + torch.arange(ids.shape[1])[None]).clamp(min=0)
         state = upload(pack_state(0, lengths, pads, [0] * len(ids)), torch.int32, self.runner.device)
-        table = to_device(_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
+        table = to_device(address_table([self._addresses], [self.rows[rows]], len(ids)), self.runner.device)
         context = TritonContext(table, self.layers, state, size.longest, False, self._dtype)
         if probe is not None:
             context = replace(context, probe=probe, keys=[store.keys for store in self._stores])
@@ -151,7 +153,7 @@ class TritonRows:
         captured = self.passes.prompt(size, self.layers, self._dtype)
         if captured is None:
             return None
-        table = _table([self._addresses], [self.rows[rows]], len(ids))
+        table = address_table([self._addresses], [self.rows[rows]], len(ids))
         state = pack_state(0, self.lengths[rows], self.pads[rows], [0] * len(ids))
         try:
             logits = captured.run(table, state, ids, keep)
@@ -180,31 +182,52 @@ class TritonRows:
 
     @property
     def batch_key(self) -> Hashable:
-        """Equal for batches on the same prefix buffers and the same stream of the device."""
-        return id(self.passes), id(self._stores[0]), self._stream
+        """Equal for batches of one model on the same stream of the device, whatever prefix each of them is on."""
+        return id(self.passes), tuple(self.layers), self._dtype, self._stream
 
     @torch.inference_mode()
-    def step_together(self, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[StepOutput]:
+    def step_together(
+        self, steps: Sequence[tuple[TritonRows, list[int]]], *, ahead: bool = False
+    ) -> list[StepOutput]:
         """See `BranchRows.step_together`. A batch whose step is in flight already, on the same tokens, takes that."""
         pending: dict[int, PendingStep] = {}
         for index, (batch, tokens) in enumerate(steps):
-            if batch._next_step is not None and batch._next_step.matches(batch.rows, tokens):
-                pending[index] = batch._next_step
-        rest = [index for index in range(len(steps)) if index not in pending]
+            in_flight, batch._next_step = batch._next_step, None
+            if in_flight is not None and in_flight.matches(batch.rows, tokens):
+                pending[index] = in_flight
+        # batches on one prefix next to each other
+        order = sorted(range(len(steps)), key=lambda index: steps[index][0].prefix_id)
+        rest = [index for index in order if index not in pending]
         if rest:
             pending.update(zip(rest, _launch([steps[index] for index in rest]), strict=True))
+        batches = [steps[index][0] for index in order]
+        if ahead and len(rest) in (0, len(steps)) and _can_run_ahead_together(batches):
+            following = _run(batches[0].decode_step, [(batch, []) for batch in batches])
+            for index, batch, step in zip(order, batches, following, strict=True):
+                step.tokens = pending[index].wait_for_argmax()
+                batch._next_step = step
         return [pending[index].for_rows(batch.rows) for index, (batch, _) in enumerate(steps)]
 
     def advance(self) -> None:
         """Count a step: the next one writes to the next slot."""
         self.used += 1
-        self._next_step = None
 
     def select(self, rows: list[int]) -> None:
         """Keep only ``rows``, ascending."""
         self.lengths, self.pads, self.rows = (
             [items[row] for row in rows] for items in (self.lengths, self.pads, self.rows)
         )
+
+    @property
+    def decode_step(self) -> DecodeStep:
+        """The decode step that ran this batch's rows last."""
+        assert self._decode_step is not None
+        return self._decode_step
+
+    @property
+    def prefix_id(self) -> int:
+        """Equal for batches on the same buffers of a prefix."""
+        return id(self._stores[0])
 
     @property
     def _members(self) -> Hashable:
@@ -221,39 +244,30 @@ class TritonRows:
         return _run(self._decode_step, [(self, [])])[0]
 
 
-class _Addresses:
-    """The addresses of a batch's keys and values, from which its part of the kernels' address table is made."""
-
-    def __init__(self, stores: Sequence[LayerStore], own: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.prefix = torch.tensor([table_row(store.keys, store.values, [], []) for store in stores])
-        self._own = torch.tensor([[item.data_ptr() for item in pair] for pair in own])
-        self._row_bytes = torch.tensor([[item[0].nbytes for item in pair] for pair in own])
-
-    def own(self, kind: int, rows: Sequence[int]) -> Tensor:
-        """The addresses of rows' own keys (``kind`` 0) or values (``kind`` 1), (layers, rows)."""
-        return self._own[:, kind, None] + self._row_bytes[:, kind, None] * torch.tensor(rows)
-
-
-def _table(addresses: Sequence[_Addresses], rows: Sequence[Sequence[int]], size: int) -> Tensor:
-    """The address table for rows of batches on one prefix, filled up with absent rows to ``size``; on the host."""
-    absent = torch.zeros(len(addresses[0].prefix), size - sum(map(len, rows)), dtype=torch.int64)
-    own = [
-        [*(each.own(kind, some) for each, some in zip(addresses, rows, strict=True)), absent]
-        for kind in (0, 1)
-    ]
-    return torch.cat([addresses[0].prefix, *own[0], *own[1]], 1)
+def _can_run_ahead_together(batches: Sequence[TritonRows]) -> bool:
+    """Whether one decode step is still loaded for just these batches, and their rows have room for another token."""
+    step = batches[0]._decode_step
+    same = step is not None and all(batch._decode_step is step for batch in batches)
+    loaded = same and batches[0].decode_step.loaded_for == tuple(batch._members for batch in batches)
+    return loaded and all(batch.used + 1 < batch.room for batch in batches)
 
 
 def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
-    """Launch a step of batches on one prefix, all their rows in one pass."""
+    """Launch a step of batches, all their rows in one pass; batches on one prefix are next to each other."""
     batches = [batch for batch, _ in steps]
-    first, count = batches[0], sum(len(batch.rows) for batch in batches)
-    decode_step = first.passes.decode_step(count, first.layers, first._dtype)
-    absent = decode_step.rows - count
+    first, blocks = batches[0], _blocks(batches)
+    size = StepSize.of([rows for _, rows in blocks])
+    decode_step = first.passes.decode_step(size, first.layers, first._dtype)
+    absent = size.rows - sum(len(batch.rows) for batch in batches)
+    several = (
+        [*(batch for batch, _ in blocks), *[0] * (size.prefixes - len(blocks))] if len(blocks) > 1 else []
+    )
+    ends = itertools.accumulate((rows for _, rows in blocks), initial=0)
+    bounds = [number for start, (_, rows) in zip(ends, blocks, strict=False) for number in (start, rows)]
 
     def table() -> Tensor:
         rows = [batch.rows for batch in batches]
-        return _table([batch._addresses for batch in batches], rows, decode_step.rows)
+        return address_table([batch._addresses for batch in batches], rows, size.rows, several)
 
     state = pack_state(
         0,
@@ -261,11 +275,22 @@ def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
         [*(pad for batch in batches for pad in batch.pads), *[ABSENT] * absent],
         [*(batch.used for batch in batches for _ in batch.rows), *[0] * absent],
     )
-    tokens = [token for _, new in steps for token in new]
-    decode_step.load(tuple(batch._members for batch in batches), table, [*state, *tokens, *[0] * absent])
+    tokens = [*(token for _, new in steps for token in new), *[0] * absent]
+    padding = [0] * (2 * len(several) - len(bounds))
+    numbers = [*state, *tokens, *(bounds if several else ()), *padding]
+    decode_step.load(tuple(batch._members for batch in batches), table, numbers)
     for batch in batches:
         batch._decode_step = decode_step
     return _run(decode_step, steps)
+
+
+def _blocks(batches: Sequence[TritonRows]) -> list[tuple[int, int]]:
+    """For each prefix, the first of its batches and the number of rows on it."""
+    groups = itertools.groupby(range(len(batches)), lambda index: batches[index].prefix_id)
+    return [
+        (members[0], sum(len(batches[index].rows) for index in members))
+        for members in (list(group) for _, group in groups)
+    ]
 
 
 def _run(decode_step: DecodeStep, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
