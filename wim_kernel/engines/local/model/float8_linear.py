@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wim_kernel.engines.local.attention.triton_launch import available
 from wim_kernel.engines.local.model.float8_ops import FLOAT8, LARGEST, SMALLEST, quantise_rows, scale_results
 from wim_kernel.engines.local.model.quantised_linear import Group, QuantisedLinear
 
@@ -45,10 +44,12 @@ class Float8Group(Group):
     def _all(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
         weight, scale = self._weights()
-        numbers, row_scale = quantise_rows(flat) if available(flat.device) else _quantised_rows(flat)
         if not multiplies_float8(flat.device):
+            numbers, row_scale = _quantised_rows(flat)
             result = (numbers.float() @ weight.float().t() * row_scale * scale).to(rows.dtype)
-        elif len(flat) > FEW_ROWS and rows.dtype == torch.bfloat16:
+            return result.view(*rows.shape[:-1], -1)
+        numbers, row_scale = quantise_rows(flat)
+        if len(flat) > FEW_ROWS and rows.dtype == torch.bfloat16:
             result = torch._scaled_mm(
                 numbers,
                 weight.t(),
