@@ -97,7 +97,7 @@ class Int8Linear(nn.Module):
         parts = dict(state_dict)
         if given is not None and given.dtype != torch.int8:
             parts[prefix + "weight"], parts[prefix + "scale"] = quantised(given)
-        super()._load_from_state_dict(parts, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(parts, prefix, *args, **kwargs)
 
 
 class Group:
@@ -215,7 +215,9 @@ def quantise(model: PreTrainedModel) -> None:
     Raises:
         ValueError: if the model is not on a CPU, or has no plain linear layers.
     """
-    found = {id(layer): layer for layer in model.modules() if _is_plain(layer)}
+    found = {
+        id(layer): layer for layer in model.modules() if isinstance(layer, nn.Linear) and _is_plain(layer)
+    }
     devices = {layer.weight.device.type for layer in found.values()}
     if devices - {"cpu"}:
         raise ValueError(
@@ -243,7 +245,7 @@ def quantise(model: PreTrainedModel) -> None:
                     layer.group = group
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Linear) -> bool:
     return type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.is_floating_point()
 
 
