@@ -71,7 +71,7 @@ class KeptCheck:
 
     def find(self) -> Found | None:
         """The result for the model; None if there is none, or anything may have changed."""
-        kept = read_json(self.path).get(self.key) if self.key is not None else None
+        kept: Any = None if self.key is None else read_json(self.path).get(self.key)
         with suppress(KeyError, TypeError, ValueError):
             heads = tuple((int(layer), int(head)) for layer, head in kept["heads"])
             sizes = int(kept["bytes_per_token"]), int(kept["bytes_per_boundary"])
@@ -115,7 +115,8 @@ def _code_of(model: PreTrainedModel) -> list[ModuleType]:
 def _is_as_installed(model: PreTrainedModel) -> bool:
     """Whether all of the model's code is that of the packages: no hooks, no functions that others have put there."""
     hooked = any("forward" in vars(module) or _has_hooks(module) for module in model.modules())
-    if hooked or torch.nn.modules.module._has_any_global_hook():
+    everywhere = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    if hooked or everywhere:
         return False
     attention = ALL_ATTENTION_FUNCTIONS.get(model.config._attn_implementation)
     functions = [function for code in _code_of(model) for function in _functions(code)]
