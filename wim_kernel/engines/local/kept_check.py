@@ -26,7 +26,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import wim_kernel
 from wim_kernel.common.file_identity import identity_of
 from wim_kernel.common.kept_json import read_json, write_json
 from wim_kernel.engines.base import Head
@@ -92,7 +91,7 @@ def _key(model: PreTrainedModel, options: Mapping[str, Any]) -> str | None:
     on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
     if not on_cpu or not folder.is_dir() or not _is_as_installed(model):
         return None
-    own = Path(inspect.getfile(wim_kernel)).parent
+    own = Path(__file__).parents[2]  # this package's folder
     files = [*(file for file in folder.iterdir() if file.is_file()), *own.rglob("*.py")]
     identity = identity_of([*files, *(Path(inspect.getfile(code)) for code in _code_of(model))])
     if identity is None:
