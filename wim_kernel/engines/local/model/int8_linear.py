@@ -7,8 +7,8 @@ on that row alone, whatever the batch, and inputs lose hardly anything: what is 
 8 bits would cost half the products and several times the error, and rounding steps as coarse as that turn the smallest
 differences between two ways to compute attention into other words.
 
-On processors without VNNI, on other devices, and where gradients are wanted, the same numbers are multiplied in
-float32, which is slower than a model that is not quantised.
+On processors without VNNI and on other devices the same numbers are multiplied in float32, and where gradients are
+wanted the inputs themselves, which is slower than a model that is not quantised.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ class Group:
         else:
             weight, scale = (torch.cat(parts) for parts in zip(*map(_parts, self.layers), strict=True))
             result = nn.functional.linear(numbers, weight.float()).mul_(scale)
-        return result.mul_(largest.div_(MOST_INPUT)).to(rows.dtype).view(*rows.shape[:-1], -1)
+        result = result.mul_(largest.div_(MOST_INPUT)).to(rows.dtype)
+        return result.view(*rows.shape[:-1], result.shape[1])
 
     def _weights(self) -> LaidOut:
         """The weights of all layers, laid out anew when they have changed."""
