@@ -26,7 +26,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import wim_kernel
 from wim_kernel.common.file_identity import identity_of
 from wim_kernel.common.kept_json import read_json, write_json
 from wim_kernel.engines.base import Head
@@ -71,7 +70,7 @@ class KeptCheck:
 
     def find(self) -> Found | None:
         """The result for the model; None if there is none, or anything may have changed."""
-        kept = read_json(self.path).get(self.key) if self.key is not None else None
+        kept: Any = None if self.key is None else read_json(self.path).get(self.key)
         with suppress(KeyError, TypeError, ValueError):
             heads = tuple((int(layer), int(head)) for layer, head in kept["heads"])
             sizes = int(kept["bytes_per_token"]), int(kept["bytes_per_boundary"])
@@ -92,7 +91,7 @@ def _key(model: PreTrainedModel, options: Mapping[str, Any]) -> str | None:
     on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
     if not on_cpu or not folder.is_dir() or not _is_as_installed(model):
         return None
-    own = Path(inspect.getfile(wim_kernel)).parent
+    own = Path(__file__).parents[2]  # this package's folder
     files = [*(file for file in folder.iterdir() if file.is_file()), *own.rglob("*.py")]
     identity = identity_of([*files, *(Path(inspect.getfile(code)) for code in _code_of(model))])
     if identity is None:
@@ -115,7 +114,8 @@ def _code_of(model: PreTrainedModel) -> list[ModuleType]:
 def _is_as_installed(model: PreTrainedModel) -> bool:
     """Whether all of the model's code is that of the packages: no hooks, no functions that others have put there."""
     hooked = any("forward" in vars(module) or _has_hooks(module) for module in model.modules())
-    if hooked or torch.nn.modules.module._has_any_global_hook():
+    everywhere = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    if hooked or everywhere:
         return False
     attention = ALL_ATTENTION_FUNCTIONS.get(model.config._attn_implementation)
     functions = [function for code in _code_of(model) for function in _functions(code)]

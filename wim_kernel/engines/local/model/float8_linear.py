@@ -47,7 +47,7 @@ class Float8Group(Group):
         if not multiplies_float8(flat.device):
             numbers, row_scale = _quantised_rows(flat)
             result = (numbers.float() @ weight.float().t() * row_scale * scale).to(rows.dtype)
-            return result.view(*rows.shape[:-1], -1)
+            return result.view(*rows.shape[:-1], len(scale))
         numbers, row_scale = quantise_rows(flat)
         if len(flat) > FEW_ROWS and rows.dtype == torch.bfloat16:
             result = torch._scaled_mm(
@@ -64,7 +64,7 @@ class Float8Group(Group):
                 numbers, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
             )
             result = scale_results(sums, row_scale, scale, rows.dtype)
-        return result.view(*rows.shape[:-1], -1)
+        return result.view(*rows.shape[:-1], len(scale))
 
     def _made(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         parts = torch.split(weight, [layer.out_features for layer in self.layers])

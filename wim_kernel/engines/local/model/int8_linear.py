@@ -14,7 +14,6 @@ float32, which is slower than a model that is not quantised.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,15 +51,16 @@ class Int8Group(Group):
 
     def _all(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1]).float()
-        row_scale = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST).div_(MOST_INPUT)
-        numbers = torch.round(flat / row_scale)
+        largest = flat.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST)
+        numbers = (flat * (MOST_INPUT / largest)).round_()
         if rows.device.type == "cpu" and multiplies_bytes():
             sums = self._weights().product(_bytes(numbers))
             result = torch.add(sums[len(flat) :], sums[: len(flat)], alpha=256)
         else:
             weight, scale = self._joined()
             result = nn.functional.linear(numbers, weight.float()).mul_(scale)
-        return result.mul_(row_scale).to(rows.dtype).view(*rows.shape[:-1], -1)
+        result = result.mul_(largest.div_(MOST_INPUT)).to(rows.dtype)
+        return result.view(*rows.shape[:-1], result.shape[1])
 
     def _made(self, weight: Tensor, scale: Tensor) -> LaidOut:
         return LaidOut(weight, scale)
@@ -94,9 +94,9 @@ def _bytes(numbers: Tensor) -> Tensor:
 
     A number is 256 times its upper byte, plus its lower one; both are signed.
     """
-    low, high = (0, 1) if sys.byteorder == "little" else (3, 2)
-    shifted = (numbers + (128 * 256 + 128)).to(torch.int32).view(torch.uint8)
-    return torch.cat((shifted[:, high::4], shifted[:, low::4]))
+    shifted = (numbers + 128).to(torch.int16)
+    upper = (shifted >> 8).add_(128)
+    return torch.cat((upper.to(torch.uint8), shifted.to(torch.uint8)))  # a cast keeps the lower byte
 
 
 @functools.cache

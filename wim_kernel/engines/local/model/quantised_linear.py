@@ -86,7 +86,7 @@ class QuantisedLinear(nn.Module, ABC):
         parts = dict(state_dict)
         if given is not None and given.dtype != self.weight.dtype:
             parts[prefix + "weight"], parts[prefix + "scale"] = self.quantised(given)
-        super()._load_from_state_dict(parts, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(parts, prefix, *args, **kwargs)
 
 
 class Group(ABC):

@@ -36,7 +36,9 @@ def quantise(model: PreTrainedModel, weights: Weights | None) -> None:
         return
     if weights not in get_args(Weights):
         raise ValueError(f"weights is {' or '.join(map(repr, get_args(Weights)))} or None, not {weights!r}.")
-    found = {id(layer): layer for layer in model.modules() if _is_plain(layer)}
+    found = {
+        id(layer): layer for layer in model.modules() if isinstance(layer, nn.Linear) and _is_plain(layer)
+    }
     if weights == "fp8":
         output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         found = {
@@ -84,5 +86,5 @@ def _replace(model: PreTrainedModel, found: dict[int, nn.Linear], kind: type[Qua
                     layer.group = group
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Linear) -> bool:
     return type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.is_floating_point()
