@@ -457,6 +457,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--weights", choices=["fp8"], help="quantise the model, which the rivals run, too")
     parser.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
@@ -515,7 +516,7 @@ def main() -> int:
         return 0
     checks = run_checks() if args.checks else {}
     gc.collect()
-    kernel = make_kernel(build(32, torch.bfloat16), attention=args.attention)
+    kernel = make_kernel(build(32, torch.bfloat16), attention=args.attention, weights=args.weights)
     found: dict[int, dict[str, Measured]] = {}
     more: dict[str, float] = {}
     args.out.mkdir(parents=True, exist_ok=True)

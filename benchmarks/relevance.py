@@ -21,11 +21,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.report import ROOT, machine, table, write_json
 from wim_kernel import Chunk, WimKernel
+from wim_kernel.engines.loading_options import Weights
 from wim_kernel.run.relevance import BY_NAME, Evidence, Relevance
 
 DEFAULT_DATA = ROOT.parent / "shared" / "data" / "squad_4k.jsonl"
@@ -239,6 +241,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("files", nargs="*", type=Path, help=f"JSONL files; default: {DEFAULT_DATA.name}")
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--weights", choices=get_args(Weights), help="quantise the weights")
     parser.add_argument("--relevance", default="combined", choices=sorted(BY_NAME))
     parser.add_argument("--n", type=int, help="questions of each file; default: all")
     parser.add_argument("--chunk-tokens", type=int, default=512)
@@ -259,7 +262,7 @@ def main() -> int:
     args = options()
     torch.set_num_threads(args.threads)
     about = machine()
-    kernel = WimKernel.from_pretrained(args.model)
+    kernel = WimKernel.from_pretrained(args.model, weights=args.weights)
     reports: dict[str, Report] = {}
     lines: list[str] = []
     for path in args.files:

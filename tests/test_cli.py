@@ -32,7 +32,7 @@ def kernel(real_kernel: WimKernel) -> WimKernel:
 @pytest.fixture
 def wim(kernel: WimKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run `wim ask` in this process with the model loaded already."""
-    monkeypatch.setattr(models, "load", lambda model, gguf_file: kernel)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file, weights: kernel)
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
         result = CliRunner().invoke(cli.main, ["ask", "--no-cache", *arguments], input=stdin)
@@ -205,7 +205,7 @@ def test_a_document_longer_than_the_window_is_read_in_volumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = WimKernel(tiny_model("llama"), kernel.tokenizer, window=1024)
-    monkeypatch.setattr(models, "load", lambda model, gguf_file: small)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file, weights: small)
     path = tmp_path / "long.txt"
     path.write_text(LONG_WAY)
     *_, answered = events_in(wim(QUESTION, str(path), "--json", "--max-answer-tokens", "8").stdout)

@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wim(kernel: WimKernel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     """Run `wim ask` in this process on a tiny model that is loaded already, with nothing read."""
-    monkeypatch.setattr(models, "load", lambda model, gguf_file: kernel)
+    monkeypatch.setattr(models, "load", lambda model, gguf_file, weights: kernel)
     budget = kernel.cache.budget
 
     def run(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -102,6 +102,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams are closed this w
         ("wim ask '' FILE --task summarise --margin-style verbatim", 2, "need a question"),
         ("wim ask q FILE --tokenizer x", 2, "belongs to --server"),
         ("wim ask q FILE --cache-dir x --no-cache", 2, "not both"),
+        ("wim ask q FILE --weights int3", 2, "'int3' is not"),
+        ("wim ask q FILE --weights int8 --server http://x/v1", 2, "for a model in this process"),
         ("wim ask q FILE --chat-model openai:m --server http://x/v1", 2, "--chat-model or --server"),
         ("wim ask q FILE --chat-model openai:m --model m", 2, "--chat-model or --model"),
         ("wim ask q FILE --chat-model openai:m --gguf-file m", 2, "--chat-model or --gguf-file"),

@@ -52,17 +52,17 @@ def test_the_trial_decides_and_is_made_once_for_a_machine(
 def test_a_damaged_memory_is_made_anew_beside_other_machines(
     trial: list[float], tmp_path: Path, kept: str
 ) -> None:
-    (tmp_path / FILE).write_text(kept.replace("SELF", cpu_dtype._machine()))
+    (tmp_path / FILE).write_text(kept.replace("SELF", cpu_dtype.machine_key()))
     trial.append(0.5)
     assert faster_dtype(tmp_path) == torch.bfloat16
-    assert json.loads((tmp_path / FILE).read_text())[cpu_dtype._machine()] == 0.5
+    assert json.loads((tmp_path / FILE).read_text())[cpu_dtype.machine_key()] == 0.5
 
 
 def test_results_of_other_machines_stay(trial: list[float], tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"another": 0.3}')
     trial.append(0.95)
     assert faster_dtype(tmp_path) == torch.float32
-    assert json.loads((tmp_path / FILE).read_text()) == {"another": 0.3, cpu_dtype._machine(): 0.95}
+    assert json.loads((tmp_path / FILE).read_text()) == {"another": 0.3, cpu_dtype.machine_key(): 0.95}
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 

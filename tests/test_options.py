@@ -299,4 +299,4 @@ def test_the_engines_options_are_those_that_are_declared() -> None:
     from wim_kernel.engines.local.engine import LocalEngine
 
     taken = inspect.signature(LocalEngine).parameters
-    assert set(taken) - {"model", "tokenizer"} == set(EngineOptions.__annotations__)
+    assert set(taken) - {"model", "tokenizer", "kept"} == set(EngineOptions.__annotations__)

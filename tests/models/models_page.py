@@ -50,6 +50,15 @@ where a short trial finds the processor much faster in it ([figures](performance
 `dtype="float32"` gives exact results, and the environment variable `WIM_CPU_DTYPE` (`float32`, `bfloat16`) decides in
 place of the trial.
 
+`weights="int8"` quantises the linear layers to 8 bits, on a CPU (`wim ask --weights int8`): steps are faster and take
+less memory, results differ a little ([figures](performance.md#weights-in-8-bits-on-a-cpu-and-llamacpp)), and margins
+and answers still equal `generate` on the same weights, which `kernel.model` has.
+
+A model in a folder or a GGUF file is compared with plain forward passes when it is first loaded. On a CPU the result is
+kept in the cache folder, and the comparison is left out while nothing changes that it depends on: the files' sizes,
+times and inodes, the config, the options, the processor, the versions of PyTorch, transformers and this package, and
+the model's code, which must be that of the packages. A model object that you hand over is always compared.
+
 | kind | path | tokens | by `generate` | why |
 |---|---|--:|--:|---|
 {rows}

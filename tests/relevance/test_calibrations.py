@@ -14,6 +14,7 @@ from helpers import FREE, SHORT, TinyModel
 from wim_kernel import (
     WimKernel,
 )
+from wim_kernel.engines.local.selfcheck import reads_text
 from wim_kernel.run.relevance import calibration
 from wim_kernel.run.relevance.calibration import Calibration
 from wim_kernel.run.relevance.examples import Example, packaged_examples
@@ -153,7 +154,7 @@ def test_a_tokenizer_that_has_no_word_of_a_probe_leaves_the_model_uncalibrated(
 ) -> None:
     known = WimKernel(tiny_model("llama"), smollm2[1])
     monkeypatch.setattr(known.engine.codec, "encode", lambda text: [])
-    assert not known.engine._reads_text()
+    assert not reads_text(known.model, known.engine.codec, torch.device("cpu"))
 
 
 def test_a_calibration_found_on_two_examples_is_used(real_kernel: WimKernel, cache) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from wim_integrations.evaluation.errors import EvaluationError
 from wim_kernel.common.errors import WimError
+from wim_kernel.engines.loading_options import Weights
 
 EXIT_INTERRUPTED = 130
 _METHODS = "plain,wim,rag"
@@ -23,6 +24,7 @@ _METHODS = "plain,wim,rag"
 )
 @click.option("--gguf-file", metavar="NAME", help="The GGUF file within the model's repository or folder.")
 @click.option("--dtype", metavar="TYPE", help="Load the weights as bfloat16, float16 or float32.")
+@click.option("--weights", type=click.Choice(get_args(Weights)), help="Quantise the weights.")
 @click.option("--device", metavar="NAME", help="Where the model runs, such as cuda or cpu.")
 @click.option(
     "--data", metavar="DATA", multiple=True, help="A file of questions, or a generated task; more may follow."
@@ -101,6 +103,7 @@ def _answer_all(
     model: str,
     gguf_file: str | None,
     dtype: str | None,
+    weights: Weights | None,
     device: str | None,
     methods: str,
     answer_tokens: int,
@@ -115,18 +118,19 @@ def _answer_all(
     from wim_integrations.evaluation.run import Plan, parse_shard, run
     from wim_integrations.evaluation.specs import parse_methods
 
+    chosen = () if weights is None else (("weights", weights),)  # else as in records of former versions
     plan = Plan(
         data=data,
         methods=tuple(parse_methods(methods)),
         out=out,
         limits=Limits(answer_tokens, margin_tokens),
         shard=parse_shard(shard),
-        model=(("model", model), ("gguf_file", gguf_file), ("dtype", dtype), ("device", device)),
+        model=(("model", model), ("gguf_file", gguf_file), ("dtype", dtype), ("device", device), *chosen),
         **sizes,
     )
     plan.check()
     click.echo(f"Loading the model {model}", err=True)
-    failed = run(plan, load_kernel(model, gguf_file, dtype, device))
+    failed = run(plan, load_kernel(model, gguf_file, dtype, device, weights))
     if failed:
         click.echo(f"Answers that failed: {failed}. The same command tries them again.", err=True)
 

@@ -11,7 +11,11 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def load_kernel(
-    model: str, gguf_file: str | None = None, dtype: str | None = None, device: str | None = None
+    model: str,
+    gguf_file: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    weights: str | None = None,
 ) -> WimKernel:
     """Load a model.
 
@@ -20,10 +24,12 @@ def load_kernel(
         gguf_file: the GGUF file within the model's repository or folder.
         dtype: one of `DTYPES`; None for one that suits the device.
         device: the device; None for the best available one.
+        weights: see `wim_kernel.engines.loading_options.EngineOptions`.
 
     Raises:
         EvaluationError: for an unknown dtype.
         ModelNotFoundError: if there is no such model.
+        ValueError: if its weights cannot be quantised so.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -35,6 +41,7 @@ def load_kernel(
         "gguf_file": gguf_file,
         "dtype": getattr(torch, dtype) if dtype else None,
         "device": device,
+        "weights": weights,
     }
     return WimKernel.from_pretrained(
         model, **{name: value for name, value in given.items() if value is not None}

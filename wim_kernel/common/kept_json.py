@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_json(path: Path, data: object) -> None:
@@ -18,3 +19,12 @@ def write_json(path: Path, data: object) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         json.dump(data, file)
     os.replace(file.name, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is no file, or something else in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

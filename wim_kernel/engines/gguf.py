@@ -1,7 +1,8 @@
 """GGUF files as plain models, and the converted copies kept of them.
 
 Converting a GGUF file to plain weights takes half a minute even for a small model, so the converted copy is kept in the
-user's cache folder, checked against its digests whenever it is read, and made again if it is damaged.
+user's cache folder, checked against its digests when it is read, and made again if it is damaged. Files that were
+checked before are not read for it again as long as their sizes, times of change and inodes stay.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ from transformers import (
 )
 
 from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.common.file_identity import identity_of
+from wim_kernel.common.kept_json import read_json, write_json
 from wim_kernel.engines.hub import first_line
 
 _MANIFEST = "manifest.json"
+_CHECKED = "checked-files.json"
+_MOST_CHECKED = 64  # entries kept; the oldest are dropped
 _FLOAT32 = "mostly float32"  # an entry of the manifest
 _FORMAT = 1  # version of the copies' content
 _SHARD_SIZE = "256MB"  # several files, so that several cores check them at once
@@ -72,8 +77,8 @@ def copies_folder(cache_dir: Path | None) -> Path:
 def kept_copy(gguf: Path, dtype: torch.dtype, cache: Path) -> Path | None:
     """The folder of a GGUF file's converted copy, which is made if necessary; None if it cannot be written."""
     dtype_name = str(dtype).removeprefix("torch.")
-    copy = cache / f"{gguf.stem}-{_digest(gguf)[:16]}-{dtype_name}-v{_FORMAT}"
-    if _damage(copy) is None:
+    copy = cache / f"{gguf.stem}-{_known_digest(gguf, cache)[:16]}-{dtype_name}-v{_FORMAT}"
+    if _known_damage(copy, cache) is None:
         return copy
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -133,6 +138,35 @@ def _make_copy(gguf: Path, dtype: torch.dtype, copy: Path) -> None:
         unfinished.replace(copy)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _known_damage(copy: Path, cache: Path) -> str | None:
+    """As `_damage`, without reading the files of a copy that was whole and has not changed since."""
+    identity = identity_of(copy.iterdir()) if copy.is_dir() else None
+    if identity is not None and read_json(cache / _CHECKED).get(identity) is True:
+        return None
+    damage = _damage(copy)
+    if damage is None and identity is not None and identity == identity_of(copy.iterdir()):
+        _remember(cache, identity, True)
+    return damage
+
+
+def _known_digest(gguf: Path, cache: Path) -> str:
+    """The SHA-256 of a file, which is not read if it has not changed since its digest was found."""
+    identity = identity_of([gguf])
+    known = None if identity is None else read_json(cache / _CHECKED).get(identity)
+    if isinstance(known, str):
+        return known
+    digest = _digest(gguf)
+    if identity is not None and identity == identity_of([gguf]):
+        _remember(cache, identity, digest)
+    return digest
+
+
+def _remember(cache: Path, identity: str, found: str | bool) -> None:
+    others = list(read_json(cache / _CHECKED).items())[1 - _MOST_CHECKED :]
+    with suppress(OSError):
+        write_json(cache / _CHECKED, {**dict(others), identity: found})
 
 
 def _damage(copy: Path) -> str | None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 Attention = Literal["auto", "parts", "kernels", "cudnn"]
+Weights = Literal["int8", "fp8"]
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -62,12 +63,17 @@ class EngineOptions(TypedDict, total=False):
             time), or None for ``"shared"`` unless the model fails its check.
         attention: backend that computes attention over a shared prefix, for debugging; see
             `wim_kernel.engines.local.backends.choose.choose_backend`.
+        weights: quantises the model's linear layers in place. ``"int8"``, for a CPU: less memory, faster steps, and
+            small errors (`wim_kernel.engines.local.model.int8_linear`). ``"fp8"``, for GPUs of compute capability 8.9
+            or higher: half the memory, faster reading and steps, and larger errors, since inputs are rounded, too
+            (`wim_kernel.engines.local.model.float8_linear`). None leaves them as they are.
         path: the former name of ``cache_mode``.
     """
 
     window: int | None
     cache_mode: str | None
     attention: Attention
+    weights: Weights | None
     path: str | None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wim_kernel.common.kept_json import write_json
+from wim_kernel.common.kept_json import read_json, write_json
 from wim_kernel.engines.local.attention.parts import AttentionParams, attend
 from wim_kernel.engines.local.model.onednn import has_onednn, product
 
@@ -151,7 +150,7 @@ def _multiplies_bfloat16() -> bool:
     return known is not None and bool(known())
 
 
-def _machine() -> str:
+def machine_key() -> str:
     """What the trial's result depends on: the processor and PyTorch."""
     found = [platform.machine(), platform.processor()]
     with suppress(OSError):
@@ -164,18 +163,11 @@ def _machine() -> str:
 
 def _known(path: Path) -> float | None:
     """The result for this machine; None if there is none that can be read."""
-    try:
-        share = json.loads(path.read_text())[_machine()]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    share = read_json(path).get(machine_key())
     return float(share) if isinstance(share, int | float) and 0 < share < math.inf else None
 
 
 def _keep(path: Path, share: float) -> None:
     """Keep the result beside those of other machines, or do without."""
-    found: dict[str, object] = {}
-    with suppress(OSError, ValueError):
-        read = json.loads(path.read_text())
-        found = read if isinstance(read, dict) else {}
     with suppress(OSError):
-        write_json(path, {**found, _machine(): round(share, 4)})
+        write_json(path, {**read_json(path), machine_key(): round(share, 4)})

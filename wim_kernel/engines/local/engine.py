@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,7 +11,6 @@ from pathlib import PurePath
 from typing import Any
 
 import psutil
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
@@ -23,10 +20,12 @@ from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
+from wim_kernel.engines.gguf import copies_folder
 from wim_kernel.engines.loading import load_model
-from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions
+from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions, Weights
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import choose_backend
+from wim_kernel.engines.local.backends.torch_backend import TorchBackend
 from wim_kernel.engines.local.capacity import budget_of, memory_for, window_of
 from wim_kernel.engines.local.cpu_dtype import faster_dtype
 from wim_kernel.engines.local.decode.decoder import PromptLimits, Row, decode
@@ -35,10 +34,13 @@ from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import StepBatcher
+from wim_kernel.engines.local.identity import calibration_digest, weights_digest
+from wim_kernel.engines.local.kept_check import Found, KeptCheck
+from wim_kernel.engines.local.model.quantising import quantise
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
-from wim_kernel.engines.local.selfcheck import choose_cache
+from wim_kernel.engines.local.selfcheck import choose_cache, reads_text
 from wim_kernel.engines.packed import Packed
 from wim_kernel.text.run_text import Text
 
@@ -56,10 +58,13 @@ class LocalEngine(Shared):
         window: see `EngineOptions`.
         cache_mode: see `EngineOptions`.
         attention: see `EngineOptions`.
+        weights: see `EngineOptions`.
         path: see `EngineOptions`.
+        kept: results of former checks of this very model.
 
     Raises:
         UnsupportedModelError: if branches do not give the same results as the model's plain forward pass.
+        ValueError: if the weights cannot be quantised as ``weights`` says.
     """
 
     measures_likelihood = True
@@ -81,13 +86,18 @@ class LocalEngine(Shared):
         window: int | None = None,
         cache_mode: str | None = None,
         attention: Attention = "auto",
+        weights: Weights | None = None,
         path: str | None = None,
+        kept: KeptCheck | None = None,
     ) -> None:
         if path is not None:
             warnings.warn("The option path is called cache_mode.", DeprecationWarning, stacklevel=4)
             cache_mode = cache_mode or path
         self.model = model
         model.train(False)
+        self._unquantised_key = calibration_digest(model) if weights is not None else None
+        if weights != "fp8":
+            quantise(model, weights)
         self.tokenizer = tokenizer
         self.codec = ChatCodec(tokenizer)
         self.lock = FairLock()
@@ -106,15 +116,32 @@ class LocalEngine(Shared):
         self.logit_bytes = 2**27 if self.on_cpu else 2**29
         self.budget_bytes = budget_of(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
-        checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=attention == "auto")
-        self.cache_mode, self.backend = checked.mode, checked.backend
-        self.heads = checked.heads
-        self._bytes_per_token, self._bytes_per_boundary = checked.bytes_per_token, checked.bytes_per_boundary
+        self._check(cache_mode, kept, may_fall_back=attention == "auto")
+        if (
+            weights == "fp8"
+        ):  # after the check: inputs are rounded so coarsely that it could not tell rounding from a fault
+            self.runner.uninstall()
+            quantise(model, weights)
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
-        self.reads_text = self._reads_text()
         self.batcher = StepBatcher(self.lock, max_rows=64)
         forks.register(self)
+
+    def _check(self, cache_mode: str | None, kept: KeptCheck | None, *, may_fall_back: bool) -> None:
+        """Find out how the model's cache can be used, unless it is known of this very model that it shares a prefix."""
+        kept = kept if isinstance(self.backend, TorchBackend) else None
+        found = kept.find() if kept is not None else None
+        if found is not None:
+            self.cache_mode, self.reads_text = "shared", found.reads_text
+        else:
+            checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=may_fall_back)
+            self.cache_mode, self.backend = checked.mode, checked.backend
+            self.reads_text = reads_text(self.model, self.codec, self.runner.device)
+            found = Found(checked.bytes_per_token, checked.bytes_per_boundary, checked.heads, self.reads_text)
+            if kept is not None and self.cache_mode == "shared":
+                kept.keep(found)
+        self.heads = found.heads
+        self._bytes_per_token, self._bytes_per_boundary = found.bytes_per_token, found.bytes_per_boundary
 
     def renew_after_fork(self) -> None:
         """Mark the engine as lost if the model is on an accelerator, whose memory stays with the parent process."""
@@ -127,7 +154,10 @@ class LocalEngine(Shared):
         """Load a model by name; see `wim_kernel.engines.loading.load_model`."""
         given: dict[str, Any] = dict(options)
         own = {key: given.pop(key) for key in EngineOptions.__annotations__ if key in given}
-        return cls(*load_model(name, cpu_dtype=faster_dtype, **given), **own)
+        model, tokenizer = load_model(name, cpu_dtype=faster_dtype, **given)
+        folder = copies_folder(given.get("cache_dir")).parent
+        kept = None if given.get("trust_remote_code") else KeptCheck(model, own, folder)
+        return cls(model, tokenizer, **own, kept=kept)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -207,42 +237,17 @@ class LocalEngine(Shared):
         return self._identity[1]
 
     def _identify(self) -> dict[str, str]:
-        samples, digest = [], hashlib.blake2b(digest_size=16)
-        for name, weight in self.model.named_parameters():
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            flat = weight.detach().flatten()
-            samples.append(flat[:: max(1, len(flat) // 64)][:64].float().cpu())
-        digest.update(torch.cat(samples).numpy().tobytes())
         return {
             "model": type(self.model).__name__,
             "revision": str(getattr(self.model.config, "_commit_hash", None)),
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.model),
             "dtype": str(self.model.dtype),
             "path": self.cache_mode,
         }
 
     def calibration_key(self) -> str | None:
-        """A digest of the weights that is the same for every dtype; None without heads."""
-        if not self.heads:
-            return None
-        digest = hashlib.blake2b(digest_size=12)
-        digest.update(type(self.model).__name__.encode())
-        samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]
-        rounded = torch.cat([sample.float().to("cpu", torch.bfloat16) for sample in samples])
-        digest.update(rounded.float().numpy().tobytes())
-        return digest.hexdigest()
-
-    @torch.inference_mode()
-    def _reads_text(self) -> bool:
-        """Whether the model predicts English better than chance. Heads of random weights are not worth probing."""
-        ids = self.codec.encode(
-            Text("The ship left the harbour in the morning, and nobody on the quay saw it go.")
-        )
-        if len(ids) < 2:
-            return False
-        logits = self.model(torch.tensor([ids], device=self.runner.device), use_cache=False).logits[0].float()
-        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
-        return bool(loss < 0.7 * math.log(logits.shape[-1]))
+        """A digest of the weights that is the same for every dtype, and before quantising; None without heads."""
+        return self._unquantised_key or calibration_digest(self.model) if self.heads else None
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
         """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory."""

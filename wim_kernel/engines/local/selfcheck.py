@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.base import Head
+from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.torch_backend import TorchBackend
 from wim_kernel.engines.local.model.inspection import Inspection
@@ -17,6 +19,7 @@ from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.model.soundness import UnsoundModelError, plain_logits
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
+from wim_kernel.text.run_text import Text
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,15 @@ def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:
             raise UnsupportedModelError(
                 f"layer {index} attends within {expected} positions and does not pass this window on"
             )
+
+
+@torch.inference_mode()
+def reads_text(model: PreTrainedModel, codec: ChatCodec, device: torch.device) -> bool:
+    """Whether a model predicts English better than chance. Heads of random weights are not worth probing."""
+    text = "The ship left the harbour in the morning, and nobody on the quay saw it go."
+    ids = codec.encode(Text(text))
+    if len(ids) < 2:
+        return False
+    logits = model(torch.tensor([ids], device=device), use_cache=False).logits[0].float()
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
+    return bool(loss < 0.7 * math.log(logits.shape[-1]))

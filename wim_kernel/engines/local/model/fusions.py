@@ -7,6 +7,7 @@ code on random numbers, and left alone if the results differ.
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import threading
@@ -21,6 +22,7 @@ from wim_kernel.common import forks
 from wim_kernel.engines.local.attention.triton_launch import DTYPES, available, interpreted
 from wim_kernel.engines.local.model.fused_ops import gated, rms_norm, rotate
 from wim_kernel.engines.local.model.patching import ForwardPatch
+from wim_kernel.engines.local.model.quantised_linear import QuantisedLinear
 
 ROTARY = "apply_rotary_pos_emb"
 
@@ -138,13 +140,15 @@ class Fusions(ForwardPatch):
 
     def _patch_all(self) -> None:
         replacements: dict[type, Replacement | None] = {}
+        dtype = next(self.model.get_input_embeddings().parameters()).dtype  # that of inputs and results
         for module in self.model.modules():
             weight = next(module.parameters(), None)
             if weight is None or "forward" in vars(module) or not available(weight.device):
                 continue
             if type(module) not in replacements:
-                replacements[type(module)] = _match_rms_norm(module) or _match_gated_mlp(module)
-                self._patch_rotary(module, weight)
+                like = torch.empty(0, dtype=dtype, device=weight.device)
+                replacements[type(module)] = _match_rms_norm(module) or _match_gated_mlp(module, like)
+                self._patch_rotary(module, like)
             replacement = replacements[type(module)]
             if replacement is not None:
                 self._patch(module, replacement)
@@ -170,7 +174,7 @@ class Fusions(ForwardPatch):
             return type(module).forward(module, *args, **kwargs)
         return replacement(module, args[0])
 
-    def _patch_rotary(self, module: nn.Module, weight: Tensor) -> None:
+    def _patch_rotary(self, module: nn.Module, like: Tensor) -> None:
         """Patch the rotation function in the code of an attention layer, which all models of that code share."""
         file = sys.modules[type(module).__module__]
         if file.__name__ in self._rotaries or not hasattr(module, "layer_idx"):
@@ -178,7 +182,7 @@ class Fusions(ForwardPatch):
         with _rotaries_lock:
             rotary = getattr(file, ROTARY, None)
             if rotary is None or (
-                not isinstance(rotary, _RotaryPatch) and not _rotates_the_same(rotary, weight)
+                not isinstance(rotary, _RotaryPatch) and not _rotates_the_same(rotary, like)
             ):
                 return
             if not isinstance(rotary, _RotaryPatch):
@@ -258,16 +262,27 @@ def _eps(module: nn.Module) -> Any:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-def _match_gated_mlp(module: nn.Module) -> Replacement | None:
+def _match_gated_mlp(module: nn.Module, like: Tensor) -> Replacement | None:
     """The replacement for a module that is a gated MLP with SiLU; None for any other module."""
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    linear = [part for part in parts if isinstance(part, nn.Linear)]
+    names = ("gate_proj", "up_proj", "down_proj")
+    linear = [part for part in (getattr(module, name, None) for name in names) if _is_linear(part)]
     if len(linear) < 3:
         return None
+    if any(isinstance(part, QuantisedLinear) for part in linear):
+        # rounding would hide whether the form is the same
+        module = copy.copy(module)
+        module._modules = {**module._modules, **{name: _plain_linear(like) for name in names}}
+        linear = [module.gate_proj]
+    width = linear[0].in_features
+    return _gated_mlp if _gives_the_same(module, _gated_mlp, width, like) else None
 
-    return (
-        _gated_mlp if _gives_the_same(module, _gated_mlp, linear[0].in_features, linear[0].weight) else None
-    )
+
+def _is_linear(part: Any) -> bool:
+    return isinstance(part, (nn.Linear, QuantisedLinear))
+
+
+def _plain_linear(like: Tensor) -> nn.Linear:
+    return nn.Linear(64, 64, bias=False, device=like.device, dtype=like.dtype)
 
 
 def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
@@ -275,19 +290,19 @@ def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-def _gives_the_same(module: nn.Module, replacement: Replacement, width: int, weight: Tensor) -> bool:
+def _gives_the_same(module: nn.Module, replacement: Replacement, width: int, like: Tensor) -> bool:
     """Whether the replacement gives the same as the module, on random numbers of several magnitudes."""
     try:
-        hidden = torch.randn(2, 3, width, device=weight.device, dtype=weight.dtype)
-        sizes = torch.tensor([1.0, 1e-3, 30.0], device=weight.device, dtype=weight.dtype)[:, None]
+        hidden = torch.randn(2, 3, width, device=like.device, dtype=like.dtype)
+        sizes = torch.tensor([1.0, 1e-3, 30.0], device=like.device, dtype=like.dtype)[:, None]
         return _close(replacement(module, hidden * sizes), type(module).forward(module, hidden * sizes))
     except Exception:  # a module of another form may raise anything
         return False
 
 
-def _rotates_the_same(original: Callable[..., tuple[Tensor, Tensor]], weight: Tensor) -> bool:
+def _rotates_the_same(original: Callable[..., tuple[Tensor, Tensor]], like: Tensor) -> bool:
     try:
-        make = functools.partial(torch.randn, device=weight.device, dtype=weight.dtype)
+        make = functools.partial(torch.randn, device=like.device, dtype=like.dtype)
         query, key, cos, sin = make(2, 3, 5, 16), make(2, 1, 5, 16), make(2, 5, 16), make(2, 5, 16)
         return all(map(_close, rotate(query, key, cos, sin), original(query, key, cos, sin)))
     except Exception:  # the function takes other arguments, or there are no random numbers of this dtype
