@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 Attention = Literal["auto", "parts", "kernels", "cudnn"]
+KeptDtype = Literal["int8"]
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -62,12 +63,16 @@ class EngineOptions(TypedDict, total=False):
             time), or None for ``"shared"`` unless the model fails its check.
         attention: backend that computes attention over a shared prefix, for debugging; see
             `wim_kernel.engines.local.backends.choose.choose_backend`.
+        kept_dtype: ``"int8"`` keeps readings outside the model's memory, evicted to the host's or saved to files, in 8
+            bits: a half to a quarter of the size, and no longer exact once they are back. By default they are kept as
+            they are.
         path: the former name of ``cache_mode``.
     """
 
     window: int | None
     cache_mode: str | None
     attention: Attention
+    kept_dtype: KeptDtype | None
     path: str | None
 
 
