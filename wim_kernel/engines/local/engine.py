@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import math
@@ -14,17 +13,19 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
+from wim_kernel.common.errors import OptionError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.loading import load_model
-from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions
+from wim_kernel.engines.loading_options import Attention, EngineOptions, KeptDtype, LocalOptions
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.capacity import budget_of, memory_for, window_of
@@ -35,7 +36,10 @@ from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import StepBatcher
+from wim_kernel.engines.local.model.calling import forward_of
+from wim_kernel.engines.local.model.identity import Version, rounded_digest, version_of, weights_digest
 from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.model.wrapping import unwrapped
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
 from wim_kernel.engines.local.selfcheck import choose_cache
@@ -51,11 +55,12 @@ class LocalEngine(Shared):
     """Runs a model in this process.
 
     Args:
-        model: a causal LM; put in eval mode, otherwise left as it is.
+        model: a causal LM, also with adapters around it or compiled; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
         window: see `EngineOptions`.
         cache_mode: see `EngineOptions`.
         attention: see `EngineOptions`.
+        kept_dtype: see `EngineOptions`.
         path: see `EngineOptions`.
 
     Raises:
@@ -75,30 +80,31 @@ class LocalEngine(Shared):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
         window: int | None = None,
         cache_mode: str | None = None,
         attention: Attention = "auto",
+        kept_dtype: KeptDtype | None = None,
         path: str | None = None,
     ) -> None:
         if path is not None:
             warnings.warn("The option path is called cache_mode.", DeprecationWarning, stacklevel=4)
             cache_mode = cache_mode or path
-        self.model = model
-        model.train(False)
+        self.model: PreTrainedModel = unwrapped(model)
+        self.model.train(False)
         self.tokenizer = tokenizer
         self.codec = ChatCodec(tokenizer)
         self.lock = FairLock()
-        self.runner = ModelRunner(model)
+        self.runner = ModelRunner(self.model)
         forks.check_device(self.runner.device)
         self.backend: AttentionBackend = choose_backend(attention, self.runner)
-        self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
+        self._identity: tuple[Version, dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self._kept_markers: dict[frozenset[int], MarkerGrammars] = {}
-        self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
-        self.window = window or window_of(model.config.get_text_config())
+        self.model_name = PurePath(self.model.name_or_path or "").name or type(self.model).__name__
+        self.window = window or window_of(self.model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
@@ -109,6 +115,7 @@ class LocalEngine(Shared):
         checked = choose_cache(self.runner, self.backend, cache_mode, may_fall_back=attention == "auto")
         self.cache_mode, self.backend = checked.mode, checked.backend
         self.heads = checked.heads
+        self.kept_dtype = _checked_kept(kept_dtype, self.cache_mode)
         self._bytes_per_token, self._bytes_per_boundary = checked.bytes_per_token, checked.bytes_per_boundary
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
@@ -198,39 +205,24 @@ class LocalEngine(Shared):
 
     def identity(self) -> dict[str, str]:
         """See `Engine.identity`. The weights are identified by samples of each tensor."""
-        state = [
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-            for weight in self.model.parameters()
-        ]
-        if self._identity is None or self._identity[0] != state:
-            self._identity = state, self._identify()
+        version = version_of(self.model)
+        if self._identity is None or self._identity[0] != version:
+            self._identity = version, self._identify()
         return self._identity[1]
 
     def _identify(self) -> dict[str, str]:
-        samples, digest = [], hashlib.blake2b(digest_size=16)
-        for name, weight in self.model.named_parameters():
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            flat = weight.detach().flatten()
-            samples.append(flat[:: max(1, len(flat) // 64)][:64].float().cpu())
-        digest.update(torch.cat(samples).numpy().tobytes())
         return {
             "model": type(self.model).__name__,
             "revision": str(getattr(self.model.config, "_commit_hash", None)),
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.model),
             "dtype": str(self.model.dtype),
             "path": self.cache_mode,
+            **({} if self.kept_dtype is None else {"kept_dtype": self.kept_dtype}),
         }
 
     def calibration_key(self) -> str | None:
         """A digest of the weights that is the same for every dtype; None without heads."""
-        if not self.heads:
-            return None
-        digest = hashlib.blake2b(digest_size=12)
-        digest.update(type(self.model).__name__.encode())
-        samples = [weight.detach().flatten()[:8] for _, weight in sorted(self.model.named_parameters())]
-        rounded = torch.cat([sample.float().to("cpu", torch.bfloat16) for sample in samples])
-        digest.update(rounded.float().numpy().tobytes())
-        return digest.hexdigest()
+        return rounded_digest(self.model) if self.heads else None
 
     @torch.inference_mode()
     def _reads_text(self) -> bool:
@@ -240,13 +232,14 @@ class LocalEngine(Shared):
         )
         if len(ids) < 2:
             return False
-        logits = self.model(torch.tensor([ids], device=self.runner.device), use_cache=False).logits[0].float()
+        tensor = torch.tensor([ids], device=self.runner.device)
+        logits = forward_of(self.model)(tensor, use_cache=False).logits[0].float()
         loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
         return bool(loss < 0.7 * math.log(logits.shape[-1]))
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
-        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory."""
-        return prefix.pack(tokens)
+        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory; see ``kept_dtype``."""
+        return prefix.pack(tokens, self.kept_dtype)
 
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
         """See `Engine.unpack`."""
@@ -341,3 +334,18 @@ class LocalEngine(Shared):
         runs = self.codec.suffix(branch.prompt, branch.cue)
         scored = self.codec.scored(runs, branch.scored)
         return Row(index, branch, runs, scored, choices, sampler, self.codec.stream())
+
+
+def _checked_kept(kept_dtype: KeptDtype | None, cache_mode: str) -> KeptDtype | None:
+    """The dtype of kept readings.
+
+    Raises:
+        OptionError: if there is no such dtype, or the model's own cache is used, whose form is the model's.
+    """
+    if kept_dtype not in (None, "int8"):
+        raise OptionError(f"kept_dtype is 'int8' or None, not {kept_dtype!r}.")
+    if kept_dtype is not None and cache_mode != "shared":
+        raise OptionError(
+            "kept_dtype needs a model whose branches share a prefix; this model's own cache is used."
+        )
+    return kept_dtype
