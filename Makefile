@@ -33,7 +33,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 -include examples/data/demo.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-models models-page test-pythons setup-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
+.PHONY: help setup browser page-pictures demo demo-picture docs test test-fast test-models weights models-page test-pythons setup-pythons test-gpu test-vllm test-llamacpp test-sglang lint types examples bench bench-gpu bench-readings \
 	bench-volumes bench-relevance bench-chat bench-server clean
 
 help: ## list the targets
@@ -86,8 +86,11 @@ test-fast: $(READY) ## run the quick tests, by two processes (a minute)
 test-models: $(READY) ## run the tests of every kind of model (ten minutes)
 	$(BIN)/python -m pytest -m "every_model or not every_model" tests/models $(ARGS)
 
+weights: $(READY) ## install the packages for quantised weights and adapters, whose tests are skipped without them
+	$(PIP) -c constraints.txt -e '.[weights]'
+
 models-page: $(READY) ## run every kind of model, and write docs/models.md
-	PYTHONPATH=. $(BIN)/python tests/models/models_page.py
+	PYTHONPATH=. $(BIN)/python tests/models/models_page.py $(ARGS)
 
 # Files that run without torch. The adapters' tests run there on a small server of words in place of a model, and those
 # that are marked `in_process` or ask for a model are left out. Whatever else needs torch fails.

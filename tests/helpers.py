@@ -63,7 +63,8 @@ def generated(reading: Reading, of: Margin | WimResult, generation: GenerationCo
     import torch
 
     model = reading.kernel.model
-    ids = torch.tensor([reading.prompt_ids(of)], device=model.device)
+    device = "cpu" if model.device.type == "meta" else model.device  # offloaded weights
+    ids = torch.tensor([reading.prompt_ids(of)], device=device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
     end = model.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}

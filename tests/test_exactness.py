@@ -301,11 +301,23 @@ def test_relevance_in_bfloat16_is_close_to_float32(smollm2):
         assert one.likelihood == pytest.approx(other.likelihood, abs=0.1)
 
 
-def test_unsupported_model_is_refused_by_name(tiny_model, smollm2):
+def test_unsupported_model_is_refused_by_name(smollm2):
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
     from wim_kernel import UnsupportedModelError
 
-    with pytest.raises(UnsupportedModelError, match="Mamba"):
-        WimKernel(tiny_model("mamba"), smollm2[1])
+    config = RecurrentGemmaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        lru_width=32,
+        attention_window_size=16,
+    )
+    with pytest.raises(UnsupportedModelError, match=r"RecurrentGemma.* keeps states in its modules"):
+        WimKernel(RecurrentGemmaForCausalLM(config).eval(), smollm2[1])
 
 
 def test_penalties_equal_generate_and_sampling_follows_the_seed(kernels):

@@ -32,6 +32,7 @@ from wim_kernel.text.prompts import Frame
 from wim_kernel.text.run_text import Text
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wim_kernel.engines.local.engine import LocalEngine
@@ -43,7 +44,8 @@ class WimKernel(Shared):
     """A model with a prefix cache.
 
     Args:
-        model: a transformers causal LM. Other code may use it between calls and, from other threads, during them.
+        model: a transformers causal LM, also with adapters around it, or compiled. Other code may use it between calls
+            and, from other threads, during them.
         tokenizer: the model's tokenizer.
         engine: the engine that runs the model; by default one in this process.
         options: see `KernelOptions`; without ``engine`` also those of `LocalEngine`, see `EngineOptions`.
@@ -58,7 +60,7 @@ class WimKernel(Shared):
 
     def __init__(
         self,
-        model: PreTrainedModel | None = None,
+        model: PreTrainedModel | Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         engine: AnyEngine | None = None,
@@ -187,7 +189,7 @@ class WimKernel(Shared):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The loaded model."""
+        """The loaded model, without what was around it."""
         return cast("PreTrainedModel", _loaded(self.engine, "model"))
 
     @property
@@ -285,7 +287,7 @@ def _budget(engine: AnyEngine, options: KernelOptions) -> Budget:
 
 
 def _local_engine(
-    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None, options: dict[str, Any]
+    model: PreTrainedModel | Module | None, tokenizer: PreTrainedTokenizerBase | None, options: dict[str, Any]
 ) -> LocalEngine:
     if model is None or tokenizer is None:
         raise TypeError("WimKernel needs a model and its tokenizer, or an engine.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ class Outcome:
         path: ``"shared"``, ``"shared with states"``, ``"own cache"`` or ``"refused"``.
         reason: why the prefix is not shared, or why the model is refused; empty if it is shared.
         faults: what differs from the model's own generate, or was run twice; empty if nothing.
+        gap: the largest difference of the logits of two tokens of which generate writes the other.
         tokens: number of tokens that the kernel ran for all questions.
         plain_tokens: number of tokens that generate ran for the same texts.
     """
@@ -48,6 +50,7 @@ class Outcome:
     path: str
     reason: str = ""
     faults: tuple[str, ...] = ()
+    gap: float = 0.0
     tokens: int = 0
     plain_tokens: int = 0
 
@@ -57,12 +60,13 @@ def outcome_of(kind: str, tokenizer: PreTrainedTokenizerBase) -> Outcome:
     return outcome_of_model(build_model(kind), tokenizer)
 
 
-def outcome_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Outcome:
+def outcome_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tie: float = TIE) -> Outcome:
     """Ask a model two questions about a document, the first again at the end, and compare with generate.
 
     Args:
         model: a causal language model.
         tokenizer: without a chat template, so that the document begins at the first positions.
+        tie: the largest difference of two tokens' logits for which either may be written.
     """
     with warnings.catch_warnings(record=True) as said, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
@@ -74,7 +78,8 @@ def outcome_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     slower = [str(item.message) for item in said if "one branch at a time" in str(item.message)]
     reading = kernel.read(_chunks(kernel), separator="")
     faults: list[str] = []
-    with spying(model) as run:
+    gaps: list[float] = []
+    with spying(kernel.model) as run:
         first, second = (reading.ask(question, **OPTIONS) for question in QUESTIONS)
     tokens = run.tokens
     if second.usage.prefill_tokens or first.usage.prefill_tokens != reading.tokens:
@@ -82,30 +87,31 @@ def outcome_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     again = reading.margins(QUESTIONS[0], **OPTIONS)
     if [margin.token_ids for margin in again] != [margin.token_ids for margin in first.margins]:
         faults.append("a branch changed the reading")
-    with spying(model) as plain:
+    with spying(kernel.model) as plain:
         for question, result in zip(("first", "second"), (first, second), strict=True):
-            for margin in result.margins:
-                if _differs(reading, margin):
-                    faults.append(f"margin {margin.index} of the {question} question")
-            if _differs(reading, result):
-                faults.append(f"the answer to the {question} question")
-    return Outcome(_path(kernel), slower[0] if slower else "", tuple(faults), tokens, plain.tokens)
+            for of in (*result.margins, result):
+                gaps.append(_gap(reading, of))
+                if gaps[-1] > tie:
+                    what = f"margin {of.index}" if isinstance(of, Margin) else "the answer"
+                    faults.append(f"{what} to the {question} question")
+    why = slower[0] if slower else ""
+    return Outcome(_path(kernel), why, tuple(faults), max(gaps), tokens, plain.tokens)
 
 
-def _differs(reading: Reading, of: Margin | WimResult) -> bool:
-    """Whether generate writes something else, two tokens of the same logit within rounding aside."""
+def _gap(reading: Reading, of: Margin | WimResult) -> float:
+    """The difference of the logits of the first two tokens where generate writes another; 0 if it writes the same."""
     wanted = generated(reading, of, OPTIONS["margin_config" if isinstance(of, Margin) else "answer_config"])
     pairs = list(itertools.zip_longest(of.token_ids, wanted))
     at = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
     if at is None:
-        return False
+        return 0.0
     if None in pairs[at]:
-        return True
+        return math.inf
     with torch.inference_mode():
         logits = reading.kernel.model(
             input_ids=torch.tensor([[*reading.prompt_ids(of), *wanted[:at]]])
         ).logits[0, -1]
-    return bool((logits[pairs[at][0]] - logits[pairs[at][1]]).abs() > TIE)
+    return float((logits[pairs[at][0]] - logits[pairs[at][1]]).abs())
 
 
 _codec = functools.cache(ChatCodec)  # made once a tokenizer, since that takes most of the time

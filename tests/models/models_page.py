@@ -1,4 +1,7 @@
-"""Writes docs/models.md from a run of every kind of model: ``make models-page``."""
+"""Writes docs/models.md from a run of every kind of model: ``make models-page``.
+
+``make models-page ARGS="llama mamba"`` renews the lines of some kinds, and ``ARGS=weights`` the table of weights.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import transformers
 from tiny_configs import KINDS, UNTRIED
+from transformers import PreTrainedTokenizerBase
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' helpers
 
-from checking import BOUNDARIES, QUESTIONS, Outcome, outcome_of
+from checking import BOUNDARIES, QUESTIONS, TIE, Outcome, outcome_of, outcome_of_model
+from weights import WEIGHTS, Weights, save_base
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -59,10 +65,56 @@ kept in the cache folder, and the comparison is left out while nothing changes t
 times and inodes, the config, the options, the processor, the versions of PyTorch, transformers and this package, and
 the model's code, which must be that of the packages. A model object that you hand over is always compared.
 
+## Weights
+
+What people do with weights, tried on a tiny model as above, on a CPU (`make weights models-page ARGS=weights`).
+Whatever is loaded, margins and answers are compared with `generate` of the same loaded model. Where a package rounds
+activations to 8 bits, computing the same in another order moves some numbers by a whole step: there, results equal
+those of `generate` up to that rounding, as they do in half precision.
+
+| weights | path | equals `generate` | how to load them | |
+|---|---|---|---|---|
+{weights}
+
+Names and folders are given to `WimKernel.from_pretrained`, and so are `quantization_config`, `device_map` and
+`offload_folder`. The packages come with the extra `weights`. Adapters inside the layers work (LoRA and its relatives);
+those that put virtual tokens in front of the text are refused. Readings on disk belong to the weights and to the
+adapters that were active. GPTQ and AWQ checkpoints need the package that transformers names in the error (`optimum` and
+`gptqmodel`); they have not been tried.
+
+## Kinds
+
 | kind | path | tokens | by `generate` | why |
 |---|---|--:|--:|---|
 {rows}
 """
+
+
+ROUNDED_TIE = 0.2
+"""Logits of two tokens may differ so much where activations are rounded: the model's logits spread by 1.7."""
+
+
+def rounds_activations(weights: Weights) -> bool:
+    """Whether products round their inputs to 8 bits."""
+    return "rounds activations" in weights.note
+
+
+def weights_row(weights: Weights, outcome: Outcome) -> str:
+    """A line of the table of weights."""
+    equals = "yes" if outcome.gap <= TIE else "up to rounding" if outcome.gap <= ROUNDED_TIE else "no"
+    return f"| {weights.name} | {outcome.path} | {equals} | {weights.how} | {weights.note} |".replace(
+        "|  |", "| |"
+    )
+
+
+def weights_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The table of weights, from a run of each kind. All packages have to be installed."""
+    base, lines = save_base(folder, tokenizer), {}
+    for weights in WEIGHTS:
+        found = outcome_of_model(weights.make(base), tokenizer, ROUNDED_TIE)
+        lines[weights.name] = weights_row(weights, found)
+        print(lines[weights.name], flush=True)
+    return lines
 
 
 def row(kind: str, outcome: Outcome | None) -> str:
@@ -77,46 +129,60 @@ def row(kind: str, outcome: Outcome | None) -> str:
 
 def _short(reason: str) -> str:
     """A reason without the model's name, measured errors and what the page says of all."""
-    found = re.search(r"\((?:shared: )?(.*)\)(?:\.|; its own|: see)", reason, re.DOTALL)
-    text = " ".join((found.group(1) if found else reason).split())
-    text = re.sub(r" by [\d.]+e[+-]\d+| by nan", "", text).replace("|", "\\|")
-    text = text.replace("snapshot:", "own cache:")
-    return text if len(text) <= 200 else text[:197] + "..."
+    text = re.split(r" between branches: | plain forward pass: ", reason, maxsplit=1)[-1]
+    text = " ".join(text.split(". Its own cache is used")[0].split()).rstrip(".")
+    text = re.sub(r" by [\d.]+e[+-]\d+| by nan", "", text)
+    text = re.sub(r" \(\w+: .*?\)(?=;|$)", "", text).replace("|", "\\|")  # what Python said
+    return text[:1].upper() + text[1:] + "." if text else ""
 
 
-def page(outcomes: Mapping[str, Outcome | None]) -> str:
-    """The whole page."""
-    paths = Counter(outcome.path for outcome in outcomes.values() if outcome is not None)
+def lines_of(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The lines of a page's tables by their first column: of weights, and of kinds."""
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    kinds = {name[1:-1]: line for name, line in lines.items() if name.startswith("`")}
+    return {item.name: lines[item.name] for item in WEIGHTS if item.name in lines}, kinds
+
+
+def page(weights: Mapping[str, str], kinds: Mapping[str, str]) -> str:
+    """The whole page, of the lines of its tables."""
+    paths = Counter(line.split("|")[2].strip() for line in kinds.values())
+    built = paths.total() - paths["not tried"]
     return _TEXT.format(
         questions={2: "two"}[len(QUESTIONS)],
         tokens=BOUNDARIES[-1],
         chunks={4: "four"}[len(BOUNDARIES)],
         version=transformers.__version__,
-        built=paths.total(),
-        kinds=len(outcomes),
+        built=built,
+        kinds=len(kinds),
         shared=paths["shared"] + paths["shared with states"],
         states=paths["shared with states"],
         own=paths["own cache"],
         refused=paths["refused"],
-        rows="\n".join(row(kind, outcomes[kind]) for kind in sorted(outcomes)),
+        weights="\n".join(weights.values()),
+        rows="\n".join(kinds[kind] for kind in sorted(kinds)),
     )
 
 
 def main() -> None:
-    """Run every kind, and write the page."""
+    """Run every kind, or those that are named, and write the page."""
     from wim_kernel.engines.loading import load_model
 
+    named = sys.argv[1:]
     _, tokenizer = load_model("embedded", device="cpu")
     tokenizer.chat_template = None
     transformers.utils.logging.set_verbosity_error()
-    outcomes: dict[str, Outcome | None] = {}
-    for kind in KINDS:
-        outcomes[kind] = None if kind in UNTRIED else outcome_of(kind, tokenizer)
-        print(row(kind, outcomes[kind]), flush=True)
-        found = outcomes[kind]
+    weights, kinds = lines_of(PAGE.read_text())
+    if not named or "weights" in named:
+        with TemporaryDirectory() as folder:
+            weights = weights_rows(Path(folder), tokenizer)
+    for kind in [kind for kind in KINDS if not named or kind in named]:
+        found = None if kind in UNTRIED else outcome_of(kind, tokenizer)
+        kinds[kind] = row(kind, found)
+        print(kinds[kind], flush=True)
         if found is not None and found.faults:
             raise SystemExit(f"{kind} is taken, and wrong: {', '.join(found.faults)}.")
-    PAGE.write_text(page(outcomes))
+        PAGE.write_text(page(weights, kinds))  # at once: a run that is cut short loses nothing
+    PAGE.write_text(page(weights, {kind: kinds[kind] for kind in KINDS}))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_attention_without_secrets_shares():
 def test_scale_softcap_alibi_and_window_that_are_not_passed_on(secret, spread):
     mode, said = path(secretive(spread, **secret))
     assert mode == "snapshot"
-    assert "Secretive attends in another way" in said or "logits differ" in said
+    assert "Secretive attends in another way" in said or "its logits differ" in said
 
 
 def test_attention_that_says_only_by_a_keyword_that_it_reads_both_ways(monkeypatch):
@@ -274,7 +274,7 @@ def test_a_state_from_the_wrong_boundary(monkeypatch):
     monkeypatch.setattr(shared, "joined", lambda parts: joined([parts[0]] * len(parts)))
     mode, said = path(lfm2())
     assert mode == "snapshot"
-    assert "logits differ" in said
+    assert "its logits differ" in said
 
 
 def test_a_state_that_is_lost_between_chunks(monkeypatch):

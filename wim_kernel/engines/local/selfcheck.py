@@ -14,9 +14,15 @@ from wim_kernel.engines.base import Head
 from wim_kernel.engines.codec import ChatCodec
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.backends.torch_backend import TorchBackend
+from wim_kernel.engines.local.model.calling import forward_of
+from wim_kernel.engines.local.model.identity import is_full_precision
 from wim_kernel.engines.local.model.inspection import Inspection
 from wim_kernel.engines.local.model.runner import ModelRunner
-from wim_kernel.engines.local.model.soundness import UnsoundModelError, plain_logits
+from wim_kernel.engines.local.model.soundness import (
+    UnsoundModelError,
+    explain_difference,
+    plain_logits,
+)
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
 from wim_kernel.engines.local.prefix.snapshot import SnapshotPrefix
 from wim_kernel.text.run_text import Text
@@ -66,22 +72,40 @@ def choose_cache(
         except UnsoundModelError:
             raise
         except Exception as error:  # a model's code may raise anything
-            unforeseen = (
-                "" if isinstance(error, UnsupportedModelError) else "the model's code does not run so: "
-            )
-            reasons.append(f"{mode}: {unforeseen}{error}")
+            reasons.append(_reason(error, mode))
             runner.uninstall()
             continue
         if reasons:
             warnings.warn(
-                f"{name} cannot share a prefix between branches ({reasons[0]}); its own cache is used, one branch at a "
+                f"{name} cannot share a prefix between branches: {reasons[0]}. Its own cache is used, one branch at a "
                 "time, which is exact and slower.",
                 stacklevel=4,
             )
         return checked
     raise UnsupportedModelError(
-        f"{name} gives other results on branches than in a plain forward pass ({'; '.join(reasons)})."
+        f"{name} gives other results on branches than in a plain forward pass: {_cause(runner) or '; '.join(reasons)}."
     )
+
+
+def _cause(runner: ModelRunner) -> str:
+    """What about the model's own code makes the difference, if that can be seen."""
+    try:
+        with torch.inference_mode():
+            return explain_difference(runner.model, range(3, 13), runner.device)
+    except Exception:  # a model's code may raise anything
+        return ""
+
+
+def _reason(error: Exception, mode: str) -> str:
+    """Why a mode fails: our own words, or which part of the model's code has failed."""
+    if isinstance(error, UnsupportedModelError):
+        return str(error).rstrip(".")
+    what = (
+        "the model's own code needs a mask or a cache that a shared prefix does not have"
+        if mode == "shared"
+        else "the model's own code does not continue from transformers' usual cache"
+    )
+    return f"{what} ({type(error).__name__}: {str(error).rstrip('.')})"
 
 
 def _checked(runner: ModelRunner, backend: AttentionBackend, mode: str, may_fall_back: bool) -> Checked:
@@ -122,6 +146,7 @@ def _compare(runner: ModelRunner, backend: AttentionBackend, mode: str) -> Check
     ]
     plain = plain_logits(model, texts, runner.device)
     if mode == "shared":
+        _check_layers(model.config)
         runner.forward(torch.tensor([document]), torch.arange(len(document))[None], Inspection(), 1)
     prefix = SharedPrefix(runner, backend) if mode == "shared" else SnapshotPrefix(model)
     prefix.reserve(len(document))
@@ -137,13 +162,31 @@ def _compare(runner: ModelRunner, backend: AttentionBackend, mode: str) -> Check
     batch = prefix.branch(lengths, room=6)
     prompts = batch.prompt(suffixes, 5, torch.tensor([4]))[:, -1]
     steps = batch.step([following] * 3).logits
-    tolerance = 1e-3 if plain[0].dtype == torch.float32 else 0.1
-    for row, wanted in enumerate(plain):
-        found = torch.stack([prompts[row], steps[row]]).float()
-        error = float((found - wanted.float()).norm() / wanted.float().norm())
+    errors = [
+        float((torch.stack([prompts[row], steps[row]]) - wanted).float().norm() / wanted.float().norm())
+        for row, wanted in enumerate(plain)
+    ]
+    tolerance = 1e-3 if is_full_precision(model) else 0.1
+    for error in errors:
         if not error < tolerance:  # also when not a number
-            raise UnsupportedModelError(f"logits differ by {error:.1e}")
+            where = "behind a shared prefix" if mode == "shared" else "behind the model's own cache"
+            raise UnsupportedModelError(
+                f"{where}, its logits differ by {error:.1e} from those of a plain forward pass"
+            )
     return Checked(mode, backend, max(1, prefix.bytes_per_token), prefix.bytes_per_boundary, heads)
+
+
+def _check_layers(config: PretrainedConfig) -> None:
+    """Check that no layer keeps more about each token than keys and values.
+
+    Raises:
+        UnsupportedModelError: if a layer does.
+    """
+    for index, layer in enumerate(DynamicCache(config=config).layers):
+        if hasattr(layer, "update_indexer"):
+            raise UnsupportedModelError(
+                f"layer {index} attends to a selection of tokens, for which it keeps further keys of all tokens"
+            )
 
 
 def _check_windows(prefix: SharedPrefix, config: PretrainedConfig) -> None:
@@ -167,6 +210,6 @@ def reads_text(model: PreTrainedModel, codec: ChatCodec, device: torch.device) -
     ids = codec.encode(Text(text))
     if len(ids) < 2:
         return False
-    logits = model(torch.tensor([ids], device=device), use_cache=False).logits[0].float()
+    logits = forward_of(model)(torch.tensor([ids], device=device), use_cache=False).logits[0].float()
     loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
     return bool(loss < 0.7 * math.log(logits.shape[-1]))

@@ -19,6 +19,7 @@ from wim_kernel.common.plain_data import is_finite, shown
 from wim_kernel.engines.generation import Generation, Greedy
 from wim_kernel.engines.local.decode.json_grammar import Grammars
 from wim_kernel.engines.local.decode.marker_grammar import MarkerGrammars
+from wim_kernel.engines.local.model.calling import input_device
 
 _UNSUPPORTED = ("penalty_alpha", "dola_layers", "token_healing", "constraints", "force_words_ids")
 _ONLY_DELAY_EOS = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
@@ -50,7 +51,7 @@ class Policy:
         if ready.max_new_tokens is None:
             raise ValueError("A generation config needs max_new_tokens.")
         self.model = generating
-        self.device: torch.device = next(model.get_input_embeddings().parameters()).device
+        self.device: torch.device = input_device(model)
         generating._prepare_special_tokens(ready, kwargs_has_attention_mask=True, device=self.device)
         self.config = ready
         self.max_new_tokens: int = ready.max_new_tokens

@@ -69,7 +69,9 @@ class Inspection:
         """
         name = type(module).__name__
         if key.shape[2] != query.shape[2]:
-            raise UnsupportedModelError(f"{name} attends to {key.shape[2]} keys for {query.shape[2]} tokens")
+            raise UnsupportedModelError(
+                f"{name} attends to {key.shape[2]} keys, of which this pass has computed {query.shape[2]}"
+            )
         if isinstance(mask, Tensor):
             self._check_mask(name, mask, params)
             large = _enlarged(query, key, params)

@@ -77,7 +77,8 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _fits(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    plain = type(tensor) in (Tensor, nn.Parameter)  # quantised weights are of types of their own
+    return plain and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def has_onednn() -> bool:

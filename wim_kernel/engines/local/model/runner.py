@@ -24,10 +24,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.local.attention.parts import AttentionParams
+from wim_kernel.engines.local.model.calling import forward_of, input_device
 from wim_kernel.engines.local.model.fusions import Fusions
 from wim_kernel.engines.local.model.inspection import Inspection
 from wim_kernel.engines.local.model.onednn import OneDNNLinears
-from wim_kernel.engines.local.model.states import StateCache, StateLayout
+from wim_kernel.engines.local.model.scans import Scans
+from wim_kernel.engines.local.model.states import StateCache, StateLayout, current_states, passing
 
 PREFIX = "wim_"
 _META = torch.device("meta")  # of weights that accelerate has offloaded
@@ -111,6 +113,9 @@ def _attention(
         own = _implementation(original, module)
         return context.attend(own, module, query, key, value, attention_mask, params, arguments), None
     layer: int = module.layer_idx  # type: ignore[assignment]
+    states = current_states()
+    if states is not None:
+        layer = states.attending_layer(layer)
     attended = context.attend(layer, query, key, value, params)
     return attended.contiguous(), None  # some models view it in another shape
 
@@ -141,11 +146,12 @@ class ModelRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.device: torch.device = next(model.get_input_embeddings().parameters()).device
+        self.device: torch.device = input_device(model)
         self.spread = any(weight.device not in (self.device, _META) for weight in model.parameters())
         self.onednn = OneDNNLinears(model, enabled=_in_forward)
         self.fusions: Fusions | None = None
         self.state_layout = StateLayout.of(model.config.get_text_config())
+        self.scans = Scans(model)
         self._accepted = inspect.signature(model.forward).parameters
 
     def device_of(self, layer: int) -> torch.device:
@@ -169,6 +175,8 @@ class ModelRunner:
     def install(self) -> None:
         """Patch the model with the kernel's attention and linear layers; does nothing if it is patched."""
         self.onednn.install()
+        if self.state_layout is not None:
+            self.scans.install()
         if self.fusions is not None:
             self.fusions.install()
         current = self.model.config._attn_implementation
@@ -186,6 +194,7 @@ class ModelRunner:
     def uninstall(self) -> None:
         """Restore the model."""
         self.onednn.uninstall()
+        self.scans.uninstall()
         if self.fusions is not None:
             self.fusions.uninstall()
         current = self.model.config._attn_implementation
@@ -224,8 +233,8 @@ class ModelRunner:
             arguments["cache_params" if "cache_params" in self._accepted else "past_key_values"] = states
         if "position_ids" in self._accepted:  # purely recurrent models have no use for them
             arguments["position_ids"] = to_device(positions, device)
-        with forward_context(context, fusing=self.fusions is not None):
-            logits: Tensor = self.model(
+        with forward_context(context, fusing=self.fusions is not None), passing(states):
+            logits: Tensor = forward_of(self.model)(
                 input_ids=to_device(ids, device), logits_to_keep=kept, **arguments
             ).logits
         return logits[:, keep - keep.min()] if self.spread and isinstance(keep, Tensor) else logits

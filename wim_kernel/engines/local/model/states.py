@@ -7,7 +7,9 @@ in any other model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -66,9 +68,38 @@ class StateCache(Cache):
 
     def __init__(self, layout: StateLayout, tokens: int, states: States) -> None:
         super().__init__(layers=layout.layers(tokens))
+        self._fetched: list[Tensor] = []
+        self._updated: int | None = None
         for name, state in states.items():
             layer, kind, number = parsed(name)
             self._put(self.layers[layer], kind, number, state)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new keys and values alone; remembers the layer."""
+        self._updated = layer_idx
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found
+
+    def attending_layer(self, usual: int) -> int:
+        """The index of the layer that attends now, which a module that serves several layers gives to its cache alone.
+
+        Args:
+            usual: the index that the module has, for a layer that stores no keys.
+        """
+        layer, self._updated = self._updated, None
+        return usual if layer is None else layer
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """The recurrent state of a layer, (rows, width, size) or (rows, heads, width, size); None before any token."""
+        state: Tensor | None = super().get_recurrent_state(layer_idx, state_idx)
+        self._fetched = [] if state is None else [state] if state.ndim == 3 else list(state.unbind(1))
+        return state
+
+    def next_scanned(self) -> Tensor | None:
+        """The state (rows, width, size) from which the layer scans next: the one fetched last, or its next head's."""
+        return self._fetched.pop(0) if self._fetched else None
 
     @property
     def states(self) -> States:
@@ -90,6 +121,24 @@ class StateCache(Cache):
         if kind == "conv":
             layer.conv_kernel_size[number] = state.shape[-1]
             layer.dtype, layer.device = state.dtype, state.device
+
+
+_current: ContextVar[StateCache | None] = ContextVar("wim_states", default=None)
+
+
+@contextmanager
+def passing(states: StateCache | None) -> Iterator[None]:
+    """Let a forward pass of this thread use ``states``."""
+    token = _current.set(states)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_states() -> StateCache | None:
+    """The states of this thread's forward pass; None outside one, and for models without states."""
+    return _current.get()
 
 
 class StateLayout:

@@ -8,16 +8,19 @@ keep states in place of keys and values, a branch can start from every chunk bou
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wim_kernel.common.errors import UnsupportedModelError
+from wim_kernel.engines.loading_options import KeptDtype
 from wim_kernel.engines.local.attention.parts import AttentionParams
 from wim_kernel.engines.local.backends.base import AttentionBackend
 from wim_kernel.engines.local.decode.fair_lock import Account
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.model.states import StateCache, States, copied, joined, nbytes, parsed
+from wim_kernel.engines.local.prefix.quantised import parts_of, quantised, restored
 from wim_kernel.engines.local.prefix.store import LayerStore
 from wim_kernel.engines.local.prefix.transfer import copy_pairs, to_host
 from wim_kernel.engines.local.rows.base import BranchRows
@@ -98,24 +101,42 @@ class SharedPrefix:
         self.ids.extend(ids)  # last, so that a forward pass that fails leaves the prefix as it was
 
     @torch.inference_mode()
-    def pack(self, tokens: int) -> Packed:
-        """Copy the first ``tokens`` tokens to host memory, each layer as in `LayerStore.stored`."""
-        stored = {}
+    def pack(self, tokens: int, kept: KeptDtype | None = None) -> Packed:
+        """Copy the first ``tokens`` tokens to host memory, each layer as in `LayerStore.stored`, or in 8 bits."""
+        state: dict[str, Any] = {
+            "windows": {str(layer): window for layer, window in self.windows.items()},
+            "by_token": self.backend.by_token,
+        }
+        stored: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for index, layer in self.layers.items():
-            stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
+            if kept is None:
+                stored[f"{index}.keys"], stored[f"{index}.values"] = layer.stored(tokens)
+            else:  # layer by layer, since the device may be short of memory
+                parts = quantised(layer.keys[:, :tokens], layer.values[:, :tokens], str(index))
+                tensors |= zip(parts, to_host(list(parts.values())), strict=True)
+        if kept is not None:
+            state["dtypes"] = {str(index): layer.dtypes for index, layer in self.layers.items()}
         for end, states in self.boundaries.items():
             if end <= tokens:
-                stored |= {f"states.{end}.{name}": state for name, state in states.items()}
-        tensors = dict(zip(stored, to_host(list(stored.values())), strict=True))
-        windows = {str(layer): window for layer, window in self.windows.items()}
-        return Packed(tensors, {"windows": windows, "by_token": self.backend.by_token}, tokens)
+                stored |= {f"states.{end}.{name}": item for name, item in states.items()}
+        tensors |= zip(stored, to_host(list(stored.values())), strict=True)
+        return Packed(tensors, state, tokens)
 
     @torch.inference_mode()
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
         """Fill this empty prefix with the first tokens, ``ids``, of packed data."""
-        count, by_token = len(ids), packed.state["by_token"]
         self.windows = {int(layer): window for layer, window in packed.state["windows"].items()}
-        self.capacity = max(room, count)
+        self.capacity = max(room, len(ids))
+        if "dtypes" in packed.state:
+            self._unpack_quantised(packed, len(ids))
+        else:
+            self._unpack_exact(packed, len(ids))
+        self.ids = list(ids)
+        self._unpack_states(packed)
+
+    def _unpack_exact(self, packed: Packed, count: int) -> None:
+        by_token = packed.state["by_token"]
         pairs: list[tuple[Tensor, Tensor]] = []
         for index in self.windows:
             kept = [packed.tensors[f"{index}.{name}"] for name in ("keys", "values")]
@@ -126,8 +147,18 @@ class SharedPrefix:
             cut = [item[:count] if store.by_token else item[:, :count] for item in kept]
             pairs += zip(cut, store.stored(count), strict=True)
         copy_pairs(pairs)
-        self.ids = list(ids)
-        self._unpack_states(packed)
+
+    def _unpack_quantised(self, packed: Packed, count: int) -> None:
+        """Restore each layer on its device."""
+        for index in self.windows:
+            device, dtypes = self.runner.device_of(index), packed.state["dtypes"][str(index)]
+            parts = parts_of(packed.tensors, str(index))
+            moved = {name: torch.empty_like(part, device=device) for name, part in parts.items()}
+            copy_pairs([(part, moved[name]) for name, part in parts.items()])
+            keys, values = (item[:, :count] for item in restored(moved, str(index), dtypes))
+            store = LayerStore(keys, values, self.capacity, by_token=self.backend.by_token)
+            store.write(keys, values, 0)
+            self.layers[index] = store
 
     def _unpack_states(self, packed: Packed) -> None:
         for name, state in packed.tensors.items():

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from wim_kernel.engines.loading_options import KeptDtype
 from wim_kernel.engines.local.decode.fair_lock import Account
+from wim_kernel.engines.local.model.calling import forward_of, input_device
 from wim_kernel.engines.local.prefix.packing import flatten_state, restore_state
 from wim_kernel.engines.local.rows.base import StepOutput
 from wim_kernel.engines.packed import Packed
@@ -92,8 +94,11 @@ class SnapshotPrefix:
             ]
         return cache
 
-    def pack(self, tokens: int) -> Packed:
-        """Copy the first ``tokens`` tokens, which end at a boundary, and the snapshots among them to host memory."""
+    def pack(self, tokens: int, kept: KeptDtype | None = None) -> Packed:
+        """Copy the first ``tokens`` tokens, which end at a boundary, and the snapshots among them to host memory.
+
+        ``kept`` is None: what a layer of the model's own cache holds is not known.
+        """
         tensors: dict[str, Tensor] = {}
         snapshots = {str(end): kept for end, kept in self.snapshots.items() if end <= tokens}
         plain = {
@@ -107,7 +112,7 @@ class SnapshotPrefix:
 
     def unpack(self, packed: Packed, ids: Sequence[int], room: int) -> None:
         """Fill this empty prefix with the first tokens, ``ids``, of packed data; they end at a boundary."""
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         layers: dict[str, list[Any]] = {
             name: [
                 None if plain is None else _filled(layer, restore_state(plain, packed.tensors, device))
@@ -183,7 +188,7 @@ class SnapshotRows:
 @torch.inference_mode()
 def forward_cached(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache, keep: int) -> Tensor:
     """The model's plain forward pass on its own cache; returns logits (1, keep, vocabulary) of the last tokens."""
-    device = next(model.get_input_embeddings().parameters()).device
+    device = input_device(model)
     accepted = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {"use_cache": True}
     arguments["cache_params" if "cache_params" in accepted else "past_key_values"] = cache
@@ -191,7 +196,7 @@ def forward_cached(model: PreTrainedModel, ids: Tensor, start: int, cache: Dynam
         arguments["position_ids"] = torch.arange(start, start + ids.shape[1], device=device)[None]
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
-    logits: Tensor = model(input_ids=ids.to(device), **arguments).logits
+    logits: Tensor = forward_of(model)(input_ids=ids.to(device), **arguments).logits
     return logits[:, -keep:]
 
 

@@ -52,6 +52,12 @@ class LayerStore:
         """Bytes of both buffers."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def dtypes(self) -> tuple[str, str]:
+        """The names of the dtypes of keys and values, such as ``"float32"``."""
+        keys, values = (str(item.dtype).removeprefix("torch.") for item in (self.keys, self.values))
+        return keys, values
+
     def own_buffers(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
         """Allocate buffers for rows' own keys and values, (rows, room or a little more, heads, head size) each."""
         room = -(-room // ALIGNED) * ALIGNED

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wim_kernel.engines.local.model.identity import plain_parts
 from wim_kernel.engines.local.model.patching import ForwardPatch
 from wim_kernel.engines.local.model.runner import ModelRunner, stream_of
 from wim_kernel.engines.local.rows.decode_step import DecodeStep, StepSize
@@ -45,7 +46,8 @@ class CapturedPasses:
             Whether it has not changed. To find out takes some milliseconds of the host.
         """
         model = self.runner.model
-        self._tensors = [*model.parameters(), *model.buffers()]
+        tensors = [*model.parameters(), *model.buffers()]
+        self._tensors = [part for tensor in tensors for _, part in plain_parts("", tensor)]
         self._addresses = [item.data_ptr() for item in self._tensors]
         now = hash((tuple(self._addresses), *map(_module_state, model.modules())))
         if now == self._fingerprint:
