@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -302,3 +303,16 @@ def test_a_short_question_is_answered_while_a_long_document_is_read(kernel):
         kernel.engine.block_tokens = before
     blocks = sum(batch.shape[1] == 64 for batch in passes)
     assert blocks < len(passes) / 2
+
+
+def test_a_waiter_wakes_when_a_grace_period_ends_while_it_decides(monkeypatch):
+    """The caller who is expected back never comes; the period ends between two looks of the one who waits for it."""
+    lock, expected, waiting = FairLock(), Account(), Account(1.0)
+    lock.acquire(expected)
+    lock.release(will_return=True)
+    left = itertools.chain([1e-3], itertools.repeat(None))
+    monkeypatch.setattr(lock, "_grace_left", lambda: next(left))
+    thread = threading.Thread(target=lock.acquire, args=(waiting,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -86,11 +86,11 @@ def _share(of: list[str], text: str) -> float:
 
 
 # The chunks of a document are looked up for every question. To prepare a long one takes longer than to look it up.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _locator(text: str) -> Locator:
     return Locator(text)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _vocabulary(text: str) -> frozenset[str]:
     return frozenset(words(text))

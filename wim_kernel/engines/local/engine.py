@@ -38,7 +38,8 @@ from wim_kernel.engines.local.decode.sampling import Policy, Sampler
 from wim_kernel.engines.local.decode.step_batcher import StepBatcher
 from wim_kernel.engines.local.kept_check import Found, KeptCheck
 from wim_kernel.engines.local.model.identity import Version, rounded_digest, version_of, weights_digest
-from wim_kernel.engines.local.model.quantising import quantise
+from wim_kernel.engines.local.model.quantising import check as check_weights
+from wim_kernel.engines.local.model.quantising import quantise, quantise_checked
 from wim_kernel.engines.local.model.runner import ModelRunner
 from wim_kernel.engines.local.model.wrapping import unwrapped
 from wim_kernel.engines.local.prefix.shared import SharedPrefix
@@ -101,6 +102,7 @@ class LocalEngine(Shared):
         self.model: PreTrainedModel = unwrapped(model)
         self.model.train(False)
         self._unquantised_key = rounded_digest(self.model) if weights is not None else None
+        check_weights(self.model, weights)
         if weights != "fp8":
             quantise(self.model, weights)
         self.tokenizer = tokenizer
@@ -123,10 +125,11 @@ class LocalEngine(Shared):
         self.host_budget_bytes = 0 if self.on_cpu else int(0.5 * psutil.virtual_memory().available)
         self._check(cache_mode, kept, may_fall_back=attention == "auto")
         self.kept_dtype = _checked_kept(kept_dtype, self.cache_mode)
-        if weights == "fp8":
-            # after the check, which could not tell a fault from the rounding of the inputs
+        if weights == "fp8":  # after the check, which could not tell a fault from the rounding of the inputs
+            self.backend.forget()
             self.runner.uninstall()
-            quantise(self.model, weights)
+            quantise_checked(self.model, weights, self.runner.device)
+            self.budget_bytes = budget_of(self.runner.device)
         if self.cache_mode == "snapshot":
             self.max_branches = 4  # each copies the prefix
         self.batcher = StepBatcher(self.lock, max_rows=64)

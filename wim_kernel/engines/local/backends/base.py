@@ -52,6 +52,9 @@ class AttentionBackend(Protocol):
             (1, M, H, Dv).
         """
 
+    def forget(self) -> None:
+        """Release what is kept of the model's weights, which are about to be replaced."""
+
     def rows(
         self,
         layers: Mapping[int, LayerStore],

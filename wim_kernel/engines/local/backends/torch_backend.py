@@ -45,6 +45,9 @@ class TorchBackend:
         end = start + key.shape[2]
         return extend_attention(query, store.keys[:, :end], store.values[:, :end], start, params)
 
+    def forget(self) -> None:
+        """See `AttentionBackend.forget`: nothing is kept."""
+
     def rows(
         self,
         layers: Mapping[int, LayerStore],

@@ -69,6 +69,10 @@ class TritonBackend:
             partials=partials,
         )
 
+    def forget(self) -> None:
+        """See `AttentionBackend.forget`."""
+        self.passes.drop()
+
     def rows(
         self,
         layers: Mapping[int, LayerStore],

@@ -114,10 +114,11 @@ class FairLock:
                 self._waiting.append(waiter)
                 self.asked.notify_all()
                 while not unless():
-                    if self._is_next(waiter):
+                    grace = self._grace_left()  # once: it must not end between the two decisions
+                    if self._is_next(waiter, grace):
                         self._holder, self._expected = (waiter, time.perf_counter()), None
                         return True
-                    self.changed.wait(self._grace_left())
+                    self.changed.wait(grace)
                 return False
             except BaseException:  # such as KeyboardInterrupt
                 if self._holder is not None and self._holder[0] is waiter:
@@ -175,11 +176,11 @@ class FairLock:
     ) -> None:
         self.release()
 
-    def _is_next(self, waiter: _Waiter) -> bool:
+    def _is_next(self, waiter: _Waiter, grace: float | None) -> bool:
         """Whether the lock is free, this waiter is first, and no account with less time is still expected back."""
         if self._holder is not None or waiter is not min(self._waiting, key=lambda other: other.rank):
             return False
-        if self._expected is None or self._grace_left() is None:
+        if self._expected is None or grace is None:
             return True
         expected, _ = self._expected
         return expected is waiter.account or waiter.virtual_time <= (expected.virtual_time or 0.0)

@@ -139,7 +139,6 @@ class StepBatcher:
                 if session in self._sessions:  # not after a fork
                     self._sessions.remove(session)
                 self.lock.wont_return(session.account)
-                self.lock.changed.notify_all()
                 self.lock.asked.notify_all()
 
     def pending_steps(self, leader: DecodeSession) -> list[tuple[DecodeSession, list[int]]]:

@@ -1,12 +1,13 @@
 """Linear layers whose weights and inputs are multiplied in float8, for GPUs with matrix units for it (Hopper, Ada).
 
 A weight is a number of 8 bits (e4m3: largest 448, steps of an eighth to a sixteenth) times a scale of its output, and
-an input one times a scale of its row. So a row's result depends on that row alone, whatever the batch. Elsewhere the
-same numbers are multiplied in float32.
+an input one times a scale of its row. So how a row is rounded depends on that row alone, whatever the batch. Elsewhere
+the same numbers are multiplied in float32.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +47,8 @@ class Float8Group(Group):
         weight, scale = self._weights()
         if not multiplies_float8(flat.device):
             numbers, row_scale = _quantised_rows(flat)
-            result = (numbers.float() @ weight.float().t() * row_scale * scale).to(rows.dtype)
-            return result.view(*rows.shape[:-1], len(scale))
+            exact: Tensor = numbers.float() @ weight.float().t() * row_scale * scale
+            return exact.to(rows.dtype).view(*rows.shape[:-1], len(scale))
         numbers, row_scale = quantise_rows(flat)
         if len(flat) > FEW_ROWS and rows.dtype == torch.bfloat16:
             result = torch._scaled_mm(
@@ -59,7 +60,7 @@ class Float8Group(Group):
                 use_fast_accum=True,
             )
         else:
-            one = torch.ones((), device=rows.device)
+            one = _one(rows.device)
             sums = torch._scaled_mm(
                 numbers, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
             )
@@ -68,9 +69,16 @@ class Float8Group(Group):
 
     def _made(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         parts = torch.split(weight, [layer.out_features for layer in self.layers])
-        for layer, part in zip(self.layers, parts, strict=True):
-            layer.weight.data = part
+        scales = torch.split(scale, [layer.out_features for layer in self.layers])
+        for layer, part, factors in zip(self.layers, parts, scales, strict=True):
+            layer.weight.data, layer.scale.data = part, factors
         return weight, scale
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), device=device)
 
 
 def fits(layer: nn.Linear) -> bool:

@@ -265,24 +265,19 @@ def _eps(module: nn.Module) -> Any:
 def _match_gated_mlp(module: nn.Module, like: Tensor) -> Replacement | None:
     """The replacement for a module that is a gated MLP with SiLU; None for any other module."""
     names = ("gate_proj", "up_proj", "down_proj")
-    linear = [part for part in (getattr(module, name, None) for name in names) if _is_linear(part)]
-    if len(linear) < 3:
+    parts: list[Any] = [getattr(module, name, None) for name in names]
+    if not all(isinstance(part, (nn.Linear, QuantisedLinear)) for part in parts):
         return None
-    if any(isinstance(part, QuantisedLinear) for part in linear):
+    width: int = parts[0].in_features
+    if any(isinstance(part, QuantisedLinear) for part in parts):
         # rounding would hide whether the form is the same
-        module = copy.copy(module)
-        module._modules = {**module._modules, **{name: _plain_linear(like) for name in names}}
-        linear = [module.gate_proj]
-    width = linear[0].in_features
+        module, width = copy.copy(module), 64
+        module._modules = {**module._modules, **{name: _plain_linear(width, like) for name in names}}
     return _gated_mlp if _gives_the_same(module, _gated_mlp, width, like) else None
 
 
-def _is_linear(part: Any) -> bool:
-    return isinstance(part, (nn.Linear, QuantisedLinear))
-
-
-def _plain_linear(like: Tensor) -> nn.Linear:
-    return nn.Linear(64, 64, bias=False, device=like.device, dtype=like.dtype)
+def _plain_linear(width: int, like: Tensor) -> nn.Linear:
+    return nn.Linear(width, width, bias=False, device=like.device, dtype=like.dtype)
 
 
 def _gated_mlp(module: Any, hidden: Tensor) -> Tensor:

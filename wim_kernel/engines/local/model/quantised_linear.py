@@ -67,6 +67,7 @@ class QuantisedLinear(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantisedLinear:
         weight, scale = self.weight.data, self.scale.data
+        self.group.forget()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # another dtype is that of inputs and results
         for kept, before in ((self.weight, weight), (self.scale, scale)):
@@ -108,6 +109,10 @@ class Group(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self._kept, self._last = state["layers"], None, threading.local()
+
+    def forget(self) -> None:
+        """Release the weights as the product takes them; they are made anew when they are needed."""
+        self._kept = None
 
     def product(self, layer: QuantisedLinear, rows: Tensor) -> Tensor:
         """The output of one layer, without its bias. Outputs of the others are kept until they are asked for.

@@ -8,14 +8,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from wim_kernel.common.errors import UnsupportedModelError
 from wim_kernel.engines.loading_options import Weights
 from wim_kernel.engines.local.model import float8_linear
 from wim_kernel.engines.local.model.float8_linear import Float8Linear
 from wim_kernel.engines.local.model.int8_linear import Int8Linear
 from wim_kernel.engines.local.model.quantised_linear import QuantisedLinear
+from wim_kernel.engines.local.model.soundness import plain_logits
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that are given the same input, and are computed as one product."""
+
+MOST_ERROR = 0.8
+"""Most relative error of logits after quantising; a model that has become another one has more than 1."""
 
 
 def quantise(model: PreTrainedModel, weights: Weights | None) -> None:
@@ -29,6 +34,39 @@ def quantise(model: PreTrainedModel, weights: Weights | None) -> None:
         weights: see `wim_kernel.engines.loading_options.EngineOptions`.
 
     Raises:
+        ValueError: see `check`.
+    """
+    if weights is not None:
+        check(model, weights)
+        _replace(model, _plain_layers(model, weights), Int8Linear if weights == "int8" else Float8Linear)
+
+
+def quantise_checked(model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
+    """Quantise a model, and check that its results are similar: code may read the weights of a layer by itself.
+
+    Raises:
+        UnsupportedModelError: if they are.
+        ValueError: see `check`.
+    """
+    ids = [list(range(3, 35))]
+    with torch.inference_mode():
+        before = plain_logits(model, ids, device)[0].float()
+    quantise(model, weights)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with torch.inference_mode():
+        after = plain_logits(model, ids, device)[0].float()
+    error = float((after - before).norm() / before.norm())
+    if not error < MOST_ERROR:
+        raise UnsupportedModelError(
+            f"With weights={weights!r} the logits of {type(model).__name__} differ by {error:.0%}: load it without."
+        )
+
+
+def check(model: PreTrainedModel, weights: Weights | None) -> None:
+    """Check that a model's linear layers can be quantised.
+
+    Raises:
         ValueError: if there are no such weights, the model cannot have them where it is, or it has no plain linear
             layers.
     """
@@ -36,21 +74,23 @@ def quantise(model: PreTrainedModel, weights: Weights | None) -> None:
         return
     if weights not in get_args(Weights):
         raise ValueError(f"weights is {' or '.join(map(repr, get_args(Weights)))} or None, not {weights!r}.")
-    found = {
-        id(layer): layer for layer in model.modules() if isinstance(layer, nn.Linear) and _is_plain(layer)
-    }
-    if weights == "fp8":
-        output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        found = {
-            key: layer for key, layer in found.items() if layer is not output and float8_linear.fits(layer)
-        }
+    found = _plain_layers(model, weights)
     _check_devices({layer.weight.device for layer in found.values()}, weights)
-    if not found:
+    in_use = any("forward" in vars(layer) for layer in model.modules() if isinstance(layer, nn.Linear))
+    if not found or in_use:
         raise ValueError(
             f"{type(model).__name__} has no linear layers that weights={weights!r} could quantise: it is quantised "
             "already, offloaded, or in use by another kernel."
         )
-    _replace(model, found, Int8Linear if weights == "int8" else Float8Linear)
+
+
+def _plain_layers(model: PreTrainedModel, weights: Weights) -> dict[int, nn.Linear]:
+    """The layers to quantise, by their ids."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _is_plain(layer)]
+    if weights == "fp8":
+        output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        layers = [layer for layer in layers if layer is not output and float8_linear.fits(layer)]
+    return {id(layer): layer for layer in layers}
 
 
 def _check_devices(devices: set[torch.device], weights: Weights) -> None:
@@ -76,6 +116,7 @@ def _replace(model: PreTrainedModel, found: dict[int, nn.Linear], kind: type[Qua
             if id(child) in found:
                 if id(child) not in replaced:
                     replaced[id(child)] = kind(found[id(child)])
+                    found[id(child)].weight.data = torch.empty(0)  # its memory is free for the next one's
                 setattr(parent, name, replaced[id(child)])
         for names in SAME_INPUT:
             layers = [getattr(parent, name, None) for name in names]

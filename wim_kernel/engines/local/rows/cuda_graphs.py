@@ -17,6 +17,7 @@ from wim_kernel.engines.local.rows.decode_step import DecodeStep, StepSize
 from wim_kernel.engines.local.rows.prompt_pass import MOST_TOKENS, PromptPass, PromptSize
 
 MOST_PROMPTS = 16  # most captured passes over prompts
+MOST_STEPS = 32  # most captured decode steps
 WAIT = 64  # passes over prompts that run launch by launch after memory was short
 
 
@@ -29,7 +30,7 @@ class CapturedPasses:
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
-        self._steps: dict[Hashable, DecodeStep] = {}
+        self._steps: OrderedDict[Hashable, DecodeStep] = OrderedDict()  # the one used last at the end
         self._prompts: OrderedDict[Hashable, PromptPass] = OrderedDict()  # the one used last at the end
         self._launched: dict[Hashable, tuple[int, torch.dtype]] = {}
         self._logits: dict[int, Tensor] = {}
@@ -67,11 +68,26 @@ class CapturedPasses:
             dtype: dtype of keys and values.
         """
         key = self._key(size, layers, dtype)
-        if key not in self._steps:
+        if key in self._steps:
+            self._steps.move_to_end(key)
+        else:
+            if len(self._steps) == MOST_STEPS:
+                self._steps.popitem(last=False)
             if any(item.capture_failed for item in self._steps.values()):
                 self._pool = None  # do not try to capture this model again
             self._steps[key] = DecodeStep(self.runner, size, layers, dtype, self._pool)
         return self._steps[key]
+
+    def keeps(self, step: DecodeStep) -> bool:
+        """Whether a decode step has not been dropped: what is captured in it is the model as it is."""
+        return any(kept is step for kept in self._steps.values())
+
+    def drop(self) -> None:
+        """Drop all graphs, and what is known of the model's tensors: it is about to get others."""
+        self._steps.clear()
+        self.drop_prompts()
+        self._waits = 0
+        self._tensors, self._addresses, self._fingerprint, self._pool = [], [], None, None
 
     def launched(self, size: PromptSize, layers: Sequence[int], dtype: torch.dtype, logits: Tensor) -> None:
         """Note that a pass over prompts ran launch by launch, and what logits it gave; see `prompt` for the rest."""

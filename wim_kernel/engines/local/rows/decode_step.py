@@ -43,7 +43,7 @@ def _power(number: int) -> int:
 
 
 class DecodeStep(CapturedPass):
-    """One decode step for a number of rows, with inputs and outputs at fixed addresses, captured if possible.
+    """A decode step for a number of rows and prefixes; inputs and outputs at fixed addresses, captured if possible.
 
     Each run appends a token to every row, writes the argmax of the logits to its own input and advances to the next
     slot, so that the next run needs no input from the host.

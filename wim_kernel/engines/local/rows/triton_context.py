@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,7 +58,10 @@ class TritonContext:
             self.probe.observe(layer, query, key, self.keys[index], params)
         row = self.table[index]
         table, state = (item.to(query.device) for item in (row, self.state))
-        splits = prefix_splits(query, key, self.longest, self.row_blocks)
+        blocks = self.row_blocks
+        if blocks is not None:
+            blocks = replace(blocks, bounds=blocks.bounds.to(query.device))
+        splits = prefix_splits(query, key, self.longest, blocks)
         return branch_attention(
-            query, key, value, params, table, state, splits, past=self.past, row_blocks=self.row_blocks
+            query, key, value, params, table, state, splits, past=self.past, row_blocks=blocks
         )

@@ -36,6 +36,7 @@ class PendingStep:
         logits: (rows, vocabulary).
         argmax: token ids (rows,), in host memory; valid once ``ready`` has happened.
         ready: event after which ``argmax`` is valid; None if it is valid already.
+        slot: the slot of the rows' own buffers to which the tokens are written.
     """
 
     rows: list[int]
@@ -43,11 +44,13 @@ class PendingStep:
     logits: Tensor
     argmax: Tensor
     ready: torch.cuda.Event | None
+    slot: int
 
-    def matches(self, rows: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Whether the step appends ``tokens`` to ``rows``, which are among its rows."""
+    def matches(self, slot: int, rows: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether the step appends ``tokens`` at ``slot`` to ``rows``, which are among its rows."""
         appended = dict(zip(self.rows, self.tokens, strict=True))
-        return all(appended[row] == token for row, token in zip(rows, tokens, strict=True))
+        same = all(appended[row] == token for row, token in zip(rows, tokens, strict=True))
+        return slot == self.slot and same
 
     def wait_for_argmax(self) -> list[int]:
         """Wait for the device; returns the argmax token of each row."""
@@ -96,7 +99,7 @@ class TritonRows:
         self._dtype = self._stores[0].keys.dtype
         self._own = [store.own_buffers(len(lengths), room + WIDTH_STEP - 1) for store in self._stores]
         self._addresses = Addresses(self._stores, self._own)
-        self._stream = stream_of(self.runner.device)
+        self._batch_key = id(passes), tuple(self.layers), self._dtype, stream_of(runner.device)
         self._decode_step: DecodeStep | None = None
         self._key = object()  # identifies the batch in a decode step, without keeping it alive
         self._next_step: PendingStep | None = None
@@ -171,19 +174,18 @@ class TritonRows:
     def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
         """See `BranchRows.step`. With ``ahead``, launches the next step, on the argmax tokens, before it returns."""
         step, self._next_step = self._next_step, None
-        if step is None or not step.matches(self.rows, tokens):
+        if step is None or not step.matches(self.used, self.rows, tokens):
             (step,) = _launch([(self, tokens)])
-        self.used += 1
-        following = self._run_ahead() if ahead and self._can_run_ahead() else None
-        if following is not None:
+        for following in _run_ahead([self]) if ahead and _can_run_ahead([self]) else []:
             following.tokens = step.wait_for_argmax()
-        self._next_step = following
+            self._next_step = following
+        self.used += 1
         return step.for_rows(self.rows)
 
     @property
     def batch_key(self) -> Hashable:
         """Equal for batches of one model on the same stream of the device, whatever prefix each of them is on."""
-        return id(self.passes), tuple(self.layers), self._dtype, self._stream
+        return self._batch_key
 
     @torch.inference_mode()
     def step_together(
@@ -193,19 +195,18 @@ class TritonRows:
         pending: dict[int, PendingStep] = {}
         for index, (batch, tokens) in enumerate(steps):
             in_flight, batch._next_step = batch._next_step, None
-            if in_flight is not None and in_flight.matches(batch.rows, tokens):
+            if in_flight is not None and in_flight.matches(batch.used, batch.rows, tokens):
                 pending[index] = in_flight
-        # batches on one prefix next to each other
-        order = sorted(range(len(steps)), key=lambda index: steps[index][0].prefix_id)
+        # batches on one prefix next to each other, and in the same order in every step, whoever leads it
+        order = sorted(range(len(steps)), key=lambda index: steps[index][0].place)
         rest = [index for index in order if index not in pending]
         if rest:
             pending.update(zip(rest, _launch([steps[index] for index in rest]), strict=True))
         batches = [steps[index][0] for index in order]
-        if ahead and len(rest) in (0, len(steps)) and _can_run_ahead_together(batches):
-            following = _run(batches[0].decode_step, [(batch, []) for batch in batches])
-            for index, batch, step in zip(order, batches, following, strict=True):
+        if ahead and len(rest) in (0, len(steps)) and _can_run_ahead(batches):
+            for index, step in zip(order, _run_ahead(batches), strict=False):
                 step.tokens = pending[index].wait_for_argmax()
-                batch._next_step = step
+                steps[index][0]._next_step = step
         return [pending[index].for_rows(batch.rows) for index, (batch, _) in enumerate(steps)]
 
     def advance(self) -> None:
@@ -219,37 +220,42 @@ class TritonRows:
         )
 
     @property
-    def decode_step(self) -> DecodeStep:
-        """The decode step that ran this batch's rows last."""
-        assert self._decode_step is not None
-        return self._decode_step
-
-    @property
     def prefix_id(self) -> int:
         """Equal for batches on the same buffers of a prefix."""
         return id(self._stores[0])
 
     @property
+    def place(self) -> tuple[int, int]:
+        """The order of batches in a joint step."""
+        return self.prefix_id, id(self._key)
+
+    @property
     def _members(self) -> Hashable:
         return self._key, tuple(self.rows)
 
-    def _can_run_ahead(self) -> bool:
-        """Whether the decode step is still loaded for just this batch's rows, and they have room for a token."""
-        step = self._decode_step
-        return step is not None and step.loaded_for == (self._members,) and self.used < self.room
 
-    def _run_ahead(self) -> PendingStep:
-        """Launch the next step on the argmax tokens of the last one, which are in device memory only as yet."""
-        assert self._decode_step is not None
-        return _run(self._decode_step, [(self, [])])[0]
-
-
-def _can_run_ahead_together(batches: Sequence[TritonRows]) -> bool:
+def _can_run_ahead(batches: Sequence[TritonRows]) -> bool:
     """Whether one decode step is still loaded for just these batches, and their rows have room for another token."""
     step = batches[0]._decode_step
-    same = step is not None and all(batch._decode_step is step for batch in batches)
-    loaded = same and batches[0].decode_step.loaded_for == tuple(batch._members for batch in batches)
+    if step is None or not all(batch._decode_step is step for batch in batches):
+        return False
+    loaded = step.loaded_for == tuple(batch._members for batch in batches) and batches[0].passes.keeps(step)
     return loaded and all(batch.used + 1 < batch.room for batch in batches)
+
+
+def _run_ahead(batches: Sequence[TritonRows]) -> list[PendingStep]:
+    """Launch the next step on the argmax tokens of the last one, which are in device memory only as yet.
+
+    Returns:
+        A pending step for each batch, or nothing if memory is short.
+    """
+    step = batches[0]._decode_step
+    assert step is not None
+    try:
+        return _run(step, [(batch, []) for batch in batches], ahead=1)
+    except torch.OutOfMemoryError:
+        step.loaded_for = None
+        return []
 
 
 def _launch(steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
@@ -293,8 +299,14 @@ def _blocks(batches: Sequence[TritonRows]) -> list[tuple[int, int]]:
     ]
 
 
-def _run(decode_step: DecodeStep, steps: Sequence[tuple[TritonRows, list[int]]]) -> list[PendingStep]:
-    """Launch the next run of a loaded decode step; returns a pending step for each of the batches it is loaded for."""
+def _run(
+    decode_step: DecodeStep, steps: Sequence[tuple[TritonRows, list[int]]], ahead: int = 0
+) -> list[PendingStep]:
+    """Launch the next run of a loaded decode step, so many steps ahead of what its batches have counted.
+
+    Returns:
+        A pending step for each of the batches that it is loaded for.
+    """
     counts = [len(batch.rows) for batch, _ in steps]
     logits = decode_step.run()[: sum(counts)].clone()
     found, ready = decode_step.tokens[: sum(counts)], None
@@ -304,4 +316,7 @@ def _run(decode_step: DecodeStep, steps: Sequence[tuple[TritonRows, list[int]]])
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(torch.cuda.current_stream(found.device))
     parts = zip(steps, torch.split(logits, counts), torch.split(argmax, counts), strict=True)
-    return [PendingStep(list(batch.rows), tokens, some, ids, ready) for (batch, tokens), some, ids in parts]
+    return [
+        PendingStep(list(batch.rows), tokens, some, ids, ready, batch.used + ahead)
+        for (batch, tokens), some, ids in parts
+    ]
