@@ -43,6 +43,13 @@ class Spy:
         return sum(batch.numel() for batch in self.batches)
 
 
+def fresh_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model, without what kernels have put on its modules."""
+    copied = type(model)(model.config)
+    copied.load_state_dict(model.state_dict())
+    return copied.eval()
+
+
 @contextmanager
 def spying(model: PreTrainedModel) -> Iterator[Spy]:
     """Watch a model's inputs."""

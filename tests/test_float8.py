@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import Loaded, TinyModel
+from helpers import Loaded, TinyModel, fresh_copy
 from torch import nn
 
 from wim_kernel import WimKernel
@@ -62,7 +62,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_sizes_that_matrix_units_do_not_take_stay_as_they_are(
     tiny_model: TinyModel, everywhere: None
 ) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh_copy(tiny_model("llama"))
     odd = model.model.layers[0].mlp.down_proj = nn.Linear(
         model.config.intermediate_size, model.config.hidden_size + 8
     )
@@ -76,7 +76,7 @@ def test_sizes_that_matrix_units_do_not_take_stay_as_they_are(
 def test_weights_of_one_input_are_one_tensor_and_survive_copies_and_dtypes(
     tiny_model: TinyModel, everywhere: None
 ) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh_copy(tiny_model("llama"))
     quantise(model, "fp8")
     ids = torch.arange(12)[None]
     wanted = model(ids).logits
@@ -94,16 +94,16 @@ def test_weights_of_one_input_are_one_tensor_and_survive_copies_and_dtypes(
 
 
 def test_saved_weights_are_plain(tiny_model: TinyModel, everywhere: None) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh_copy(tiny_model("llama"))
     quantise(model, "fp8")
-    plain = copy.deepcopy(tiny_model("llama"))
+    plain = fresh_copy(tiny_model("llama"))
     plain.load_state_dict(model.state_dict())
     found = plain.model.layers[0].mlp.up_proj.weight
     torch.testing.assert_close(found, model.model.layers[0].mlp.up_proj.dequantised())
 
 
 def test_a_kernel_on_weights_in_float8(tiny_model: TinyModel, smollm2: Loaded, everywhere: None) -> None:
-    kernel = WimKernel(copy.deepcopy(tiny_model("llama")), smollm2[1], weights="fp8")
+    kernel = WimKernel(fresh_copy(tiny_model("llama")), smollm2[1], weights="fp8")
     assert kernel.engine.cache_mode == "shared"
     reading = kernel.read(["zebra harbour ledger", "sail, brass. lamp"])
     result = reading.ask("Who?", threshold=0, margin_style="free")
@@ -114,12 +114,12 @@ def test_a_kernel_on_weights_in_float8(tiny_model: TinyModel, smollm2: Loaded, e
 
 def test_a_model_on_a_cpu_is_refused_with_the_reason(tiny_model: TinyModel, smollm2: Loaded) -> None:
     with pytest.raises(ValueError, match=r"weights='fp8' is for models on GPUs .* this one is on cpu"):
-        WimKernel(copy.deepcopy(tiny_model("llama")), smollm2[1], weights="fp8")
+        WimKernel(fresh_copy(tiny_model("llama")), smollm2[1], weights="fp8")
 
 
 @pytest.mark.skipif(not interpreted(), reason="Triton is not installed, or compiles for a GPU")
 def test_small_operations_are_fused_around_weights_in_float8(tiny_model: TinyModel, everywhere: None) -> None:
-    model = copy.deepcopy(tiny_model("llama"))
+    model = fresh_copy(tiny_model("llama"))
     quantise(model, "fp8")
     fusions = Fusions(model, enabled=lambda: True)
     fusions.install()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FREE, Loaded, TinyModel, generated
+from helpers import FREE, Loaded, TinyModel, fresh_copy, generated
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -27,7 +27,7 @@ def layer(inputs: int = 96, outputs: int = 70, *, bias: bool = False) -> nn.Line
 
 
 def small(tiny_model: TinyModel, kind: str = "llama") -> PreTrainedModel:
-    model = copy.deepcopy(tiny_model(kind))
+    model = fresh_copy(tiny_model(kind))
     quantise(model, "int8")
     return model
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_quantised_is_refused_with_the_reason(tiny_model: TinyMod
     with pytest.raises(ValueError, match="for models on a CPU, and this one is on meta"):
         quantise(elsewhere, "int8")
     with pytest.raises(ValueError, match=r"weights is 'int8'.* or None, not 'int3'"):
-        WimKernel(copy.deepcopy(tiny_model("llama")), smollm2[1], weights="int3")
+        WimKernel(fresh_copy(tiny_model("llama")), smollm2[1], weights="int3")
 
 
 # A kernel
@@ -258,7 +258,7 @@ def test_what_cannot_be_quantised_is_refused_with_the_reason(tiny_model: TinyMod
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "lfm2"])
 def test_margins_and_answer_equal_generate(tiny_model: TinyModel, smollm2: Loaded, kind: str) -> None:
-    kernel = WimKernel(copy.deepcopy(tiny_model(kind)), smollm2[1], weights="int8")
+    kernel = WimKernel(fresh_copy(tiny_model(kind)), smollm2[1], weights="int8")
     assert kernel.engine.cache_mode == "shared"
     reading = kernel.read(CHUNKS)
     result = reading.ask(QUESTION, **FREE, threshold=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import get_args
 
 import torch
@@ -38,7 +39,8 @@ def quantise(model: PreTrainedModel, weights: Weights | None) -> None:
     """
     if weights is not None:
         check(model, weights)
-        _replace(model, _plain_layers(model, weights), Int8Linear if weights == "int8" else Float8Linear)
+        kind = Int8Linear if weights == "int8" else Float8Linear
+        _replace(model, set(_plain_layers(model, weights)), kind)
 
 
 def quantise_checked(model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
@@ -108,16 +110,17 @@ def _check_devices(devices: set[torch.device], weights: Weights) -> None:
         )
 
 
-def _replace(model: PreTrainedModel, found: dict[int, nn.Linear], kind: type[QuantisedLinear]) -> None:
-    """Put quantised layers in place of those found, by their ids."""
+def _replace(model: PreTrainedModel, ids: Set[int], kind: type[QuantisedLinear]) -> None:
+    """Put quantised layers in place of plain ones, by their ids; each plain one is freed before the next is made."""
     replaced: dict[int, QuantisedLinear] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) in found:
+    for parent in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, child in parent.named_children() if id(child) in ids]:
+            child = getattr(parent, name)
+            if isinstance(child, nn.Linear):
                 if id(child) not in replaced:
-                    replaced[id(child)] = kind(found[id(child)])
-                    found[id(child)].weight.data = torch.empty(0)  # its memory is free for the next one's
+                    replaced[id(child)] = kind(child)
                 setattr(parent, name, replaced[id(child)])
+            del child
         for names in SAME_INPUT:
             layers = [getattr(parent, name, None) for name in names]
             same = [layer for layer in layers if isinstance(layer, kind)]
