@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from conftest import MakeKernel
 from torch import nn
 from word_tokenizer import tokenizer, words
 
@@ -54,7 +55,7 @@ def test_products_are_those_of_the_rounded_numbers(rows: int, dtype: torch.dtype
     assert float(error) < 5e-3
 
 
-def test_a_kernel_on_weights_in_float8_captures_its_steps(make_kernel: MakeKernel) -> None:
+def test_a_kernel_on_weights_in_float8_captures_its_steps(make_kernel: Any) -> None:
     model = make_kernel.model("llama", torch.bfloat16)
     kernel = WimKernel(model, tokenizer(), weights="fp8")
     assert kernel.engine.cache_mode == "shared"
