@@ -68,7 +68,7 @@ def test_steps_are_captured_once_and_serve_every_reading(make_kernel):
         reading = kernel.read([words(200 + 31 * seed, seed), words(90, 10 + seed)])
         assert equals_generate(reading, reading.ask(words(7, seed), **OPTIONS))
         decode_steps.update(captured(kernel))
-    assert sorted(graph.rows for graph in decode_steps - tried) == [1, 2]
+    assert sorted(graph.size.rows for graph in decode_steps - tried) == [1, 2]
 
 
 def test_hooks_are_run_and_a_changed_model_is_captured_anew(make_kernel):
