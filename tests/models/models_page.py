@@ -58,7 +58,10 @@ place of the trial.
 
 `weights="int8"` quantises the linear layers to 8 bits, on a CPU (`wim ask --weights int8`): steps are faster and take
 less memory, results differ a little ([figures](performance.md#weights-in-8-bits-on-a-cpu-and-llamacpp)), and margins
-and answers still equal `generate` on the same weights, which `kernel.model` has.
+and answers still equal `generate` on the same weights, which `kernel.model` has. `weights="fp8"` is for GPUs of compute
+capability 8.9 or higher (Hopper, Ada): reading and steps are a quarter faster, weights take half the memory, and inputs
+are rounded, too, so that margins are close to those of `generate` and not always equal
+([figures](performance.md#weights-in-float8)).
 
 A model in a folder or a GGUF file is compared with plain forward passes when it is first loaded. On a CPU the result is
 kept in the cache folder, and the comparison is left out while nothing changes that it depends on: the files' sizes,
@@ -81,6 +84,12 @@ Names and folders are given to `WimKernel.from_pretrained`, and so are `quantiza
 those that put virtual tokens in front of the text are refused. Readings on disk belong to the weights and to the
 adapters that were active. GPTQ and AWQ checkpoints need the package that transformers names in the error (`optimum` and
 `gptqmodel`); they have not been tried.
+
+On a GPU (H200, a Llama of 1.2 billion random parameters): torchao FP8 (weights only), bitsandbytes nf4 and LoRA around
+a model share the prefix, with steps captured as graphs. bitsandbytes int8 shares it in plain PyTorch, since its products
+depend on what runs together. torchao's dynamic FP8 rounds inputs so coarsely that the check on loading falls back to the
+model's own cache: `weights="fp8"` is the fast path. Checkpoints in transformers' fine-grained FP8 need the package
+`kernels`, which the error names; none was available to try.
 
 ## Kinds
 
