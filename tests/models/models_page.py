@@ -86,10 +86,10 @@ adapters that were active. GPTQ and AWQ checkpoints need the package that transf
 `gptqmodel`); they have not been tried.
 
 On a GPU (H200, a Llama of 1.2 billion random parameters): torchao FP8 (weights only), bitsandbytes nf4 and LoRA around
-a model share the prefix, with steps captured as graphs. bitsandbytes int8 shares it in plain PyTorch, since its products
-depend on what runs together. torchao's dynamic FP8 rounds inputs so coarsely that the check on loading falls back to the
-model's own cache: `weights="fp8"` is the fast path. Checkpoints in transformers' fine-grained FP8 need the package
-`kernels`, which the error names; none was available to try.
+a model share the prefix, with steps captured as graphs. bitsandbytes int8 shares it in plain PyTorch, since its
+products depend on what runs together. torchao's dynamic FP8 rounds inputs so coarsely that the check on loading falls
+back to the model's own cache: `weights="fp8"` is the fast path. Checkpoints in transformers' fine-grained FP8 need the
+package `kernels`, which the error names; none was available to try.
 
 ## Kinds
 
