@@ -90,7 +90,7 @@ def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A tensor as plain ones: itself, or what a quantised tensor consists of."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
-        yield name, tensor.detach()
+        yield name, tensor
         return
     for part in flatten()[0]:
         yield from plain_parts(f"{name}.{part}", getattr(tensor, part))
@@ -98,6 +98,7 @@ def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _numbers(tensor: Tensor) -> Tensor:
     """A tensor of a dtype that converts to float32: types that only name bits are read as bytes."""
+    tensor = tensor.detach()
     try:
         tensor.flatten()[:1].float()
     except (RuntimeError, NotImplementedError):
