@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from llama_index.core import Settings
 from llama_index.core.schema import NodeWithScore
 from pieces import piece
 
@@ -16,3 +17,10 @@ def nodes() -> list[NodeWithScore]:
         piece("log", 82, 100),
     ]
     return [NodeWithScore(node=node, score=0.1 * place) for place, node in enumerate(pieces)]
+
+
+@pytest.fixture
+def no_model_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who has set nothing up."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(Settings, "_llm", None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
+QUESTION = "Who owned the ship?"
+FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 5}
 LOG = "The gull sat on the mast. It rained all night. Elsa Brandt owned the ship Aurora. The fog was thick."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import spying
-from llama_index.core import DocumentSummaryIndex, Settings, SummaryIndex
+from llama_index.core import DocumentSummaryIndex, SummaryIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
@@ -31,22 +31,12 @@ from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuesti
 from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool, ToolMetadata
-from pieces import LOG
+from pieces import FEW, LOG, QUESTION
 
 from wim_integrations.llama_index import WimSynthesizer
 from wim_kernel import WimKernel
 
-pytestmark = pytest.mark.slow
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 5}
-
-
-@pytest.fixture(autouse=True)
-def _no_model_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user who has set nothing up."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(Settings, "_llm", None)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_model_anywhere")]
 
 
 @pytest.fixture

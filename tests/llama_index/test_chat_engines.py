@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llama_index.core import Settings, SummaryIndex
+from llama_index.core import SummaryIndex
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.schema import NodeWithScore
@@ -33,10 +33,7 @@ HEARD: list[list[tuple[str, str]]] = []
 
 
 @pytest.fixture(autouse=True)
-def _no_model_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user who has set nothing up."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(Settings, "_llm", None)
+def _nothing_heard(no_model_anywhere: None) -> None:
     HEARD.clear()
 
 

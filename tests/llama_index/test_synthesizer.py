@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import spying
-from llama_index.core import Settings, SummaryIndex
+from llama_index.core import SummaryIndex
 from llama_index.core.base.response.schema import (
     PydanticResponse,
 )
@@ -19,23 +19,14 @@ from llama_index.core.query_engine import (
 )
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore, TextNode
+from pieces import FEW, QUESTION
 from pydantic import BaseModel
 from transformers import GenerationConfig
 
 from wim_integrations.llama_index import WimSynthesizer
 from wim_kernel import PROMPTS, WimKernel
 
-pytestmark = pytest.mark.slow
-
-QUESTION = "Who owned the ship?"
-FEW: dict[str, Any] = {"threshold": 0, "margin_tokens": 3, "answer_tokens": 5}
-
-
-@pytest.fixture(autouse=True)
-def _no_model_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user who has set nothing up."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(Settings, "_llm", None)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_model_anywhere")]
 
 
 class Owner(BaseModel):
