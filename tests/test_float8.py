@@ -56,7 +56,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     small, given = Float8Linear(layer()), torch.randn(7, 96)
     alone = torch.cat([small(row[None]) for row in given])
     torch.testing.assert_close(small(given * 1), alone, rtol=1e-5, atol=1e-6)
-    assert torch.equal(Float8Linear(layer())(torch.zeros(2, 96)), torch.zeros(2, 64))
+    assert torch.equal(small(torch.zeros(2, 96)), torch.zeros(2, 64))
+    assert small(torch.zeros(0, 96)).shape == (0, 64)
 
 
 def test_sizes_that_matrix_units_do_not_take_stay_as_they_are(

@@ -45,7 +45,7 @@ class Float8Group(Group):
     def _all(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
         weight, scale = self._weights()
-        if not multiplies_float8(flat.device):
+        if not len(flat) or not multiplies_float8(flat.device):
             numbers, row_scale = _quantised_rows(flat)
             exact: Tensor = numbers.float() @ weight.float().t() * row_scale * scale
             return exact.to(rows.dtype).view(*rows.shape[:-1], len(scale))
