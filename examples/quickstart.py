@@ -4,7 +4,8 @@ from pathlib import Path
 
 from wim_kernel import AnswerToken, MarginWritten, WimKernel
 
-document = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()
+text = (Path(__file__).parent / "data" / "alice-chapters-3-4.txt").read_text()
+document = text[text.index("CHAPTER IV") :]
 
 kernel = WimKernel.from_pretrained("embedded")
 reading = kernel.read(document)

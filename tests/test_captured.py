@@ -180,16 +180,9 @@ def test_joint_steps_equal_single_steps(kernels):
     kernel = kernels("narrow")
     prefix = prefix_of(kernel)
 
-    def begun(lengths: list[int], prompts: list[list[int]], steps: int):
-        batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
-        found = [StepOutput.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
-        for _ in range(steps):
-            found.append(batch.step(found[-1].argmax))
-        return batch, found
-
     asked = ([prefix.tokens, 5], [[17, 18, 19], [20]], 2), ([9], [[23, 24]], 0)
-    alone = [begun(lengths, prompts, steps + 4)[1] for lengths, prompts, steps in asked]
-    batches, found = zip(*(begun(*each) for each in asked), strict=True)
+    alone = [begun(prefix, lengths, prompts, steps + 4)[1] for lengths, prompts, steps in asked]
+    batches, found = zip(*(begun(prefix, *each) for each in asked), strict=True)
     assert batches[0].batch_key == batches[1].batch_key
     for turn in range(4):
         wanted = [steps[-1].argmax for steps in found]
@@ -208,30 +201,54 @@ def test_joint_steps_equal_single_steps(kernels):
             torch.testing.assert_close(mine.logits, other.logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.invariant(3)
-@pytest.mark.parametrize("kind", ["narrow", "gemma3"])
-def test_joint_steps_on_several_prefixes_equal_single_steps(kernels, kind, monkeypatch):
-    """Batches of one, two and three rows on prefixes of different lengths, two of them on one prefix."""
-    kernel = kernels(kind)
+def prefixes_of(kernel: WimKernel) -> list:
+    """Prefixes of three lengths."""
     prefixes = []
     for text in ("Fog lay on the harbour for nine nights.", "The lamp was lit at dusk. " * 4):
         kernel.read([text]).prefill()
         prefixes.append(kernel.cache._entries[-1].prefix)
-    prefixes.append(prefix_of(kernel))
+    return [*prefixes, prefix_of(kernel)]
+
+
+def begun(prefix, lengths: list[int], prompts: list[list[int]], steps: int):
+    """A batch that has run its prompts and so many steps, and what they gave."""
+    batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
+    found = [StepOutput.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
+    for _ in range(steps):
+        found.append(batch.step(found[-1].argmax))
+    return batch, found
+
+
+def assert_equal_outputs(found, alone) -> None:
+    for mine, wanted in zip(found, alone, strict=True):
+        wanted = wanted[: len(mine)]
+        assert [output.argmax for output in mine] == [output.argmax for output in wanted]
+        for one, other in zip(mine, wanted, strict=True):
+            torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.invariant(3)
+def test_a_joint_step_on_two_prefixes_with_windows_equals_single_steps(kernels):
+    prefixes = prefixes_of(kernels("gemma3"))
+    asked = [(prefixes[0], [3], [[17, 18]]), (prefixes[1], [5, prefixes[1].tokens], [[9], [8, 7]])]
+    alone = [begun(*each, 1)[1] for each in asked]
+    batches, found = zip(*(begun(*each, 0) for each in asked), strict=True)
+    steps = [(batch, outputs[-1].argmax) for batch, outputs in zip(batches, found, strict=True)]
+    for outputs, output in zip(found, batches[0].step_together(steps), strict=True):
+        outputs.append(output)
+    assert_equal_outputs(found, alone)
+
+
+@pytest.mark.invariant(3)
+def test_joint_steps_on_several_prefixes_equal_single_steps(kernels, monkeypatch):
+    """Batches of one, two and three rows on prefixes of different lengths, two of them on one prefix."""
+    prefixes = prefixes_of(kernels("narrow"))
     asked = [
         (prefixes[0], [3], [[17, 18]]),
         (prefixes[1], [5, 20, 4], [[9], [8, 7], [6, 5, 4]]),
         (prefixes[0], [prefixes[0].tokens, 2], [[21, 22, 23], [24]]),
         (prefixes[2], [6], [[30]]),
     ]
-
-    def begun(prefix, lengths: list[int], prompts: list[list[int]], steps: int):
-        batch, width = prefix.branch(lengths, 20), max(map(len, prompts))
-        found = [StepOutput.of(batch.prompt(prompts, width, torch.tensor([width - 1]))[:, -1])]
-        for _ in range(steps):
-            found.append(batch.step(found[-1].argmax))
-        return batch, found
-
     alone = [begun(*each, 5)[1] for each in asked]
     batches, found = zip(*(begun(*each, 0) for each in asked), strict=True)
     assert len({batch.batch_key for batch in batches}) == 1
@@ -248,11 +265,7 @@ def test_joint_steps_on_several_prefixes_equal_single_steps(kernels, kind, monke
     # loaded at the start, and after the step without another one behind it; the last step was under way
     assert watched.loaded == [8, 8]
     assert watched.run == 5
-    for mine, wanted in zip(found, alone, strict=True):
-        wanted = wanted[: len(mine)]
-        assert [output.argmax for output in mine] == [output.argmax for output in wanted]
-        for one, other in zip(mine, wanted, strict=True):
-            torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+    assert_equal_outputs(found, alone)
 
 
 @pytest.mark.invariant(3)
