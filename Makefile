@@ -191,8 +191,7 @@ types: $(READY) ## check types, those of the documented lines as well
 	$(BIN)/mypy --strict tests/langchain/typed_usage.py
 
 examples: $(READY) ## run every example, two at a time
-	@printf '%s\n' examples/*.py | OMP_NUM_THREADS=1 xargs -P 2 -I EXAMPLE sh -c \
-		'said=$$($(BIN)/python EXAMPLE 2>&1); failed=$$?; printf "== EXAMPLE\n%s\n" "$$said"; exit $$failed'
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/run_examples.py examples/*.py
 
 bench: $(READY) ## measure speed on the CPU against the rivals
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
