@@ -32,9 +32,7 @@ class StepSize:
     @classmethod
     def of(cls, rows: Sequence[int]) -> StepSize:
         """The size of a step that holds so many rows on each prefix."""
-        return cls(
-            _power(sum(rows)), _power(len(rows)), _power(max(rows)) if len(rows) > 1 else _power(sum(rows))
-        )
+        return cls(_power(sum(rows)), _power(len(rows)), _power(max(rows)))
 
 
 def _power(number: int) -> int:

@@ -173,14 +173,9 @@ class TritonRows:
     @torch.inference_mode()
     def step(self, tokens: list[int], *, ahead: bool = False) -> StepOutput:
         """See `BranchRows.step`. With ``ahead``, launches the next step, on the argmax tokens, before it returns."""
-        step, self._next_step = self._next_step, None
-        if step is None or not step.matches(self.used, self.rows, tokens):
-            (step,) = _launch([(self, tokens)])
-        for following in _run_ahead([self]) if ahead and _can_run_ahead([self]) else []:
-            following.tokens = step.wait_for_argmax()
-            self._next_step = following
-        self.used += 1
-        return step.for_rows(self.rows)
+        (output,) = self.step_together([(self, tokens)], ahead=ahead)
+        self.advance()
+        return output
 
     @property
     def batch_key(self) -> Hashable:
